@@ -1,0 +1,59 @@
+"""`firstlight VERB ...`: which verbs there are. Nothing heavy is imported before a verb is known."""
+
+import os
+import sys
+from importlib import import_module
+
+from firstlight import __version__
+from firstlight.errors import UsageError, did_you_mean
+
+__all__ = ["VERBS", "main"]
+
+VERBS = {
+    "run": ("fit, then test the best checkpoint", "firstlight.cli:run"),
+    "fit": ("train; with --run DIR, go on from its last checkpoint", "firstlight.cli:fit"),
+    "validate": ("score a checkpoint on the validation split", "firstlight.cli:validate"),
+    "test": ("score a checkpoint on the test split", "firstlight.cli:test"),
+    "predict": ("write a checkpoint's predictions for the test split", "firstlight.cli:predict"),
+}
+
+_VERB_LINES = "\n".join(f"  {verb:<10}{line}" for verb, (line, _) in VERBS.items())
+_HELP = f"""usage: firstlight VERB [options]
+
+{_VERB_LINES}
+
+  firstlight run --config configs/digits_mlp.yaml    a first run
+  firstlight VERB --help                             the options of a verb
+  firstlight --version"""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run a verb and return the exit code: 0, or 2 for wrong use, which is said in one line.
+
+    `FIRSTLIGHT_TRACEBACK=1` shows where wrong use was found. Any other exception is a bug and passes through.
+    """
+    verb, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
+    if verb in ("--help", "-h"):
+        print(_HELP)
+        return 0
+    if verb == "--version":
+        print(f"firstlight {__version__}")
+        return 0
+    # A console script does not look for the user's own modules where it is called, as `python -m` does.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        if verb not in VERBS:
+            raise UsageError(f"there is no verb {verb}: {', '.join(VERBS)}" + did_you_mean(verb, VERBS))
+        module, function = VERBS[verb][1].split(":")
+        getattr(import_module(module), function)(rest)
+    except UsageError as error:
+        if os.environ.get("FIRSTLIGHT_TRACEBACK") == "1":
+            raise
+        print(f"firstlight: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

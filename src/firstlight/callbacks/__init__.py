@@ -1,0 +1,20 @@
+"""Callbacks that work on any LightningModule, and `defaults`, the set that every run has."""
+
+from firstlight.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from firstlight.callbacks.defaults import defaults
+from firstlight.callbacks.early_stopping import EarlyStopping
+from firstlight.callbacks.gradient_norm import GradientNorm
+from firstlight.callbacks.hparams import HParams
+from firstlight.callbacks.learning_rate import LearningRate
+from firstlight.callbacks.progress import Progress
+
+__all__ = [
+    "BestCheckpoint",
+    "EarlyStopping",
+    "GradientNorm",
+    "HParams",
+    "LastCheckpoint",
+    "LearningRate",
+    "Progress",
+    "defaults",
+]

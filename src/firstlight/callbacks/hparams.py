@@ -1,0 +1,61 @@
+"""What a run was made of beside the best it reached, for TensorBoard's HParams page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from firstlight.callbacks.checkpoints import recorded
+
+__all__ = ["HParams", "flatten"]
+
+
+class HParams(Callback):
+    """Write the hyper-parameters of module and data and the `val/*` of the best checkpoint, when training ends.
+
+    The values are named `best/val/*`: TensorBoard would draw another point into the curve of a plain `val/*`.
+
+    Args:
+        best: The callback that keeps the best checkpoint.
+    """
+
+    def __init__(self, best: ModelCheckpoint) -> None:
+        self.best = best
+
+    @rank_zero_only
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write, where there is a TensorBoard logger and a best checkpoint."""
+        if not self.best.best_model_path:
+            return
+        score = (
+            {} if self.best.best_model_score is None else {str(self.best.monitor): float(self.best.best_model_score)}
+        )
+        values = {f"best/{name}": value for name, value in {**score, **recorded(self.best.best_model_path)}.items()}
+        data = getattr(trainer, "datamodule", None)
+        made_of = flatten({**pl_module.hparams, **({} if data is None else {"data": data.hparams})})
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(made_of, metrics=values, step=trainer.global_step)
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Return the leaves of a configuration by path, as TensorBoard shows them; what is none is left out.
+
+    >>> flatten({"network": {"class_path": "MLP", "init_args": {"hidden": [64], "norm": None}}, "_instantiator": "x"})
+    {'network': 'MLP', 'network/hidden': '[64]'}
+    """
+    flat: dict[str, str | int | float | bool] = {}
+    for name, value in nested.items():
+        path = f"{prefix}/{name}".lstrip("/")
+        if name.startswith("_") or value is None:
+            continue
+        if name == "class_path":
+            flat[prefix] = value
+        elif isinstance(value, Mapping):
+            flat |= flatten(value, prefix if name == "init_args" else path)
+        else:
+            flat[path] = value if isinstance(value, str | int | float) else str(value)
+    return flat

@@ -1,0 +1,130 @@
+"""A progress bar that costs nothing measurable, and plain lines where there is no terminal."""
+
+import math
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from tqdm import tqdm
+
+__all__ = ["Progress", "describe"]
+
+
+class Progress(ProgressBar):
+    """One bar for the whole fit, in batches, with the newest `val/*`; one bar for each evaluation.
+
+    Between two drawings a batch costs a comparison of two numbers. Where standard error is no terminal, a line after a
+    validation says the same, at most one each `line_every` seconds.
+
+    Args:
+        redraw_every: Seconds from one drawing to the next, in a terminal.
+        line_every: Seconds from one line to the next, elsewhere.
+    """
+
+    def __init__(self, redraw_every: float = 0.2, line_every: float = 10.0) -> None:
+        super().__init__()
+        self.redraw_every = redraw_every
+        self.line_every = line_every
+        self._enabled = True
+        self._bar: tqdm[Any] = tqdm(disable=True)
+        self._next_line = 0.0
+
+    def disable(self) -> None:
+        """Draw nothing: Lightning calls this on every process but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Draw again."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar where the run starts or goes on."""
+        micro_batches = trainer.accumulate_grad_batches
+        total = max(trainer.estimated_stepping_batches * micro_batches, 0)
+        self._open("fit", total, trainer.global_step * micro_batches)
+        self._next_line = time.monotonic() + self.line_every
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Count a training batch."""
+        self._bar.update()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open a bar, unless the validation is part of a fit."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._open("validate", sum(trainer.num_val_batches))
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Count a batch, unless the validation is part of a fit."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._bar.update()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the newest `val/*`, or close the bar."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._bar.close()
+            return
+        text = describe(trainer.current_epoch, trainer.callback_metrics)
+        self._bar.set_postfix_str(text, refresh=False)
+        if self._enabled and self._bar.disable and time.monotonic() >= self._next_line and not trainer.sanity_checking:
+            self._next_line = time.monotonic() + self.line_every
+            print(f"step {trainer.global_step}, {text}", file=sys.stderr, flush=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._bar.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that what follows has a line of its own."""
+        self._bar.close()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open a bar."""
+        self._open("test", sum(trainer.num_test_batches))
+
+    def on_test_batch_end(self, *args: Any) -> None:
+        """Count a test batch."""
+        self._bar.update()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._bar.close()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open a bar."""
+        self._open("predict", sum(trainer.num_predict_batches))
+
+    def on_predict_batch_end(self, *args: Any) -> None:
+        """Count a batch."""
+        self._bar.update()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._bar.close()
+
+    def _open(self, name: str, total: float, done: int = 0) -> None:
+        self._bar.close()
+        self._bar = tqdm(
+            desc=name,
+            total=total if math.isfinite(total) and total else None,
+            initial=done,
+            mininterval=self.redraw_every,
+            unit="batch",
+            leave=False,
+            dynamic_ncols=True,
+            disable=not (self._enabled and sys.stderr.isatty()),
+        )
+
+
+def describe(epoch: int, metrics: dict[str, Tensor]) -> str:
+    """Return the `val/*` among the metrics in one line.
+
+    >>> import torch
+    >>> describe(3, {"val/loss": torch.tensor(0.25), "train/loss": torch.tensor(0.5)})
+    'epoch 3, val/loss 0.25'
+    """
+    shown = [f"{name} {float(value):.4g}" for name, value in metrics.items() if name.startswith("val/")]
+    return ", ".join([f"epoch {epoch}", *shown])

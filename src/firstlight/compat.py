@@ -1,0 +1,18 @@
+"""Warnings of libraries that tell a user nothing, silenced by their exact text."""
+
+import warnings
+
+__all__ = ["silence_known_warnings"]
+
+_KNOWN = (
+    # Lightning 2.6.6 asks for worker processes whatever the data is; indexing a tensor in memory is faster without.
+    r"The '\w+_dataloader' does not have many workers",
+    # Lightning 2.6.6 calls what torch 2.13 deprecates; it can go when `lightning.pytorch.utilities._pytree` is mended.
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
+
+
+def silence_known_warnings() -> None:
+    """Ignore them from here on. Tasks and data modules call this, because they are what brings the warnings on."""
+    for message in _KNOWN:
+        warnings.filterwarnings("ignore", message)

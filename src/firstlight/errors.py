@@ -1,0 +1,24 @@
+"""Wrong use, said in one line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(Exception):
+    """The caller asked for something that cannot be right.
+
+    The message is one line: what was found, where, and what would be right. The command line prints it and exits
+    with code 2. It is no `ValueError`, so that libraries which collect those while they build objects let it pass.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean NAME?"` for the known name closest to `word`, or `""` when none is close.
+
+    >>> did_you_mean("val/los", ["val/loss", "val/accuracy"])
+    '; did you mean val/loss?'
+    >>> did_you_mean("x", ["val/loss"])
+    ''
+    """
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

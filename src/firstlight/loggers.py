@@ -1,0 +1,86 @@
+"""Where the numbers of a run go: TensorBoard, and `metrics.csv`, which is only ever appended to."""
+
+import csv
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+__all__ = ["MetricsCSV", "TensorBoard"]
+
+
+class TensorBoard(TensorBoardLogger):
+    """Lightning's TensorBoard logger, right in the folder, that writes every five seconds.
+
+    Lightning 2.6.6 waits for the disk at each logging, and writes an empty `hparams.yaml` beside the events.
+
+    Args:
+        folder: Where the events go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, name="", version="", default_hp_metric=False, flush_secs=5)
+
+    def save(self) -> None:
+        """Leave writing to TensorBoard's own thread, which `finalize` waits for."""
+
+
+class MetricsCSV(Logger):
+    """Append one line `step,name,value` for each logged number.
+
+    Lightning 2.6.6's `CSVLogger` deletes the file of an earlier logger in the same folder, so that a resumed run loses
+    its history, and rewrites all of it whenever a new name comes up. This class can go when it does neither.
+
+    Args:
+        path: The file; it is made with its folder when the first number comes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._file: TextIO | None = None
+
+    @property
+    def name(self) -> str:
+        """Nothing: the file lies where its path says."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Nothing: the file lies where its path says."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The folder of the file."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a line for each of `metrics`."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", newline="", encoding="utf-8")
+            if self._file.tell() == 0:
+                csv.writer(self._file).writerow(["step", "name", "value"])
+        csv.writer(self._file).writerows([step, name, value] for name, value in metrics.items())
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Write nothing: `config.yaml` holds them."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Hand what was appended to the operating system."""
+        if self._file is not None:
+            self._file.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the file; another number opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,5 @@
+"""Networks: plain `nn.Module`s from inputs to outputs. They know no loss, metric or optimiser."""
+
+from firstlight.networks.mlp import MLP, RegularizedNet, SimpleNet
+
+__all__ = ["MLP", "RegularizedNet", "SimpleNet"]

@@ -1,0 +1,154 @@
+"""The run directory: make it, find it, find its checkpoints.
+
+A run lives in `ROOT/EXPERIMENT/TIME/`; `ROOT/EXPERIMENT/latest` is a text file that holds the newest run's name.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+from firstlight.errors import UsageError, did_you_mean
+
+__all__ = ["checkpoint", "create", "find", "make_unique", "write_config", "write_predictions", "write_results"]
+
+
+def create(root: Path, experiment: str) -> Path:
+    """Make a new run directory and point `latest` at it.
+
+    Args:
+        root: The folder of all experiments; made when it is missing.
+        experiment: Name of the experiment, one folder below `root`.
+
+    Returns:
+        `root/experiment/TIME`, which did not exist before.
+
+    Raises:
+        UsageError: When it cannot be made or written.
+    """
+    if experiment != Path(experiment).name:
+        raise UsageError(f"experiment {experiment!r} is no name of a folder: leave out '/'")
+    folder = root / experiment
+    run = make_unique(folder, timestamp())
+    _replace(folder / "latest", run.name + "\n")
+    return run
+
+
+def make_unique(parent: Path, name: str) -> Path:
+    """Make the folder `parent/name`, or `name-1`, `name-2`, ... when others were made in the same instant.
+
+    Raises:
+        UsageError: When the folder cannot be made.
+    """
+    number = 0
+    while True:
+        folder = parent / (f"{name}-{number}" if number else name)
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
+def timestamp() -> str:
+    """Return the local time as a name that sorts: `2026-01-31_09-30-05`."""
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def find(run: Path) -> Path:
+    """Return the directory of a run that exists.
+
+    Args:
+        run: A run directory, or a path that ends in `latest`.
+
+    Raises:
+        UsageError: When it is not there; close names beside it are offered.
+    """
+    found = run.parent / run.read_text().strip() if run.name == "latest" and run.is_file() else run
+    if (found / "config.yaml").is_file():
+        return found
+    if found.is_dir():
+        raise UsageError(f"{found} is no run: it has no config.yaml")
+    near = found.parent
+    while not near.is_dir():
+        near = near.parent
+    missing = near / found.relative_to(near).parts[0]
+    known = [str(near / child.name) for child in near.iterdir()]
+    raise UsageError(f"there is no run {run}: {missing} does not exist{did_you_mean(str(missing), known)}")
+
+
+def checkpoint(run: Path, name: str) -> Path:
+    """Return the path of a checkpoint of a run.
+
+    Args:
+        run: The run directory.
+        name: `"best"` or `"last"`.
+
+    Raises:
+        UsageError: When the run has not written it.
+    """
+    path = run / "checkpoints" / f"{name}.ckpt"
+    if not path.is_file():
+        written = ", ".join(sorted(file.name for file in path.parent.glob("*.ckpt"))) or "none"
+        raise UsageError(f"{run} has no {name} checkpoint; its checkpoints: {written}")
+    return path
+
+
+def write_config(run: Path, text: str) -> None:
+    """Write `config.yaml` of a run."""
+    _keep_and_write(run / "config.yaml", text)
+
+
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write `results.json` with `results` and the versions of what made them."""
+    packages = ("firstlight", "torch", "lightning", "torchmetrics", "scikit-learn")
+    versions = {"python": python_version(), **{package: version(package) for package in packages}}
+    _keep_and_write(folder / "results.json", json.dumps({**results, "versions": versions}, indent=2) + "\n")
+
+
+def write_predictions(
+    folder: Path, columns: Mapping[str, Sequence[Any]], rows: Sequence[int], class_names: Sequence[str]
+) -> None:
+    """Write `predictions.csv`: a line a sample with its index, prediction, probabilities and target.
+
+    Args:
+        folder: Where to write.
+        columns: By name, a value a sample; a list of values becomes a column for each class.
+        rows: Index of each sample in the data.
+        class_names: Stand for class indices; empty where there are none.
+    """
+
+    def named(value: Any) -> Any:
+        return class_names[value] if class_names and isinstance(value, int) else value
+
+    header, series = ["index"], [rows]
+    for name, values in columns.items():
+        if isinstance(values[0], list):
+            header += [f"{name}/{named(index)}" for index in range(len(values[0]))]
+            series += zip(*values, strict=True)
+        else:
+            header.append(name)
+            series.append([named(value) for value in values])
+    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *zip(*series, strict=True)])
+
+
+def _keep_and_write(path: Path, text: str) -> None:
+    """Write a file; where a run that goes on has another one, that is kept under the time of the change."""
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        path.rename(path.with_name(f"{path.stem}-until-{timestamp()}{path.suffix}"))
+    _replace(path, text)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside the path and move into place, so that a reader never sees half a file."""
+    beside = path.with_name(f".{path.name}-{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)

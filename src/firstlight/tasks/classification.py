@@ -1,0 +1,67 @@
+"""Each sample belongs to one of several classes."""
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from firstlight.errors import UsageError
+from firstlight.schedules import Schedule
+from firstlight.tasks.base import Task
+
+__all__ = ["Classification"]
+
+
+class Classification(Task):
+    """Logits `(B, classes)` against class indices `(B,)` int64; metric: `accuracy` in [0, 1].
+
+    Args:
+        network: Maps inputs to logits.
+        loss: For example `torch.nn.CrossEntropyLoss`, which takes raw logits.
+        optimizer: See `Task`.
+        schedule: See `Task`.
+        classes: Number of classes, at least 2.
+        monitor: `val/loss` or `val/accuracy`.
+
+    Raises:
+        UsageError: When `classes` is below 2, and as `Task` does.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        optimizer: OptimizerCallable,
+        schedule: Schedule,
+        classes: int,
+        monitor: str = "val/loss",
+    ) -> None:
+        if classes < 2:
+            raise UsageError(f"Classification was given classes={classes}: there are at least 2")
+        metrics = {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False)}
+        super().__init__(network, loss, optimizer, schedule, metrics, monitor)
+        self.classes = classes
+
+    def check(self, inputs: Tensor, targets: Tensor) -> None:
+        """Refuse labels that are no class of this task, and a network without one logit a class."""
+        wrong = torch.nonzero((targets < 0) | (targets >= self.classes)).flatten()
+        if len(wrong):
+            raise UsageError(
+                f"{type(self).__name__} has classes={self.classes}, so labels are 0 to {self.classes - 1}, but "
+                f"{len(wrong)} of {len(targets)} are not: the first is {targets[wrong[0]]}"
+            )
+        training = self.training
+        with torch.no_grad():
+            shape = tuple(self.eval()(inputs[:2]).shape)
+        self.train(training)
+        if shape != (min(2, len(inputs)), self.classes):
+            raise UsageError(
+                f"{type(self).__name__} has classes={self.classes}, but {type(self.network).__name__} gives outputs of "
+                f"shape {shape} for {min(2, len(inputs))} samples: it must give one logit a class"
+            )
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return `prediction` `(B,)`, `probabilities` `(B, classes)` and `target` `(B,)`."""
+        inputs, targets = batch
+        probabilities = self(inputs).softmax(dim=1)
+        return {"prediction": probabilities.argmax(dim=1), "probabilities": probabilities, "target": targets}

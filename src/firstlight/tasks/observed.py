@@ -1,0 +1,69 @@
+"""What a task sees of one split, gathered at next to no cost and read when something is logged.
+
+Shapes: `B` batch; `...` whatever one output or target is shaped like.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+
+__all__ = ["Observed"]
+
+_MOST_ELEMENTS = 2**22
+"""Outputs kept before they are counted: 16 MiB of float32."""
+
+
+class Observed(nn.Module):
+    """Mean loss over the samples of a split, and its metrics, equal on every process once they are read.
+
+    `add` only keeps references; they are computed with many batches at once, and no device is waited for until `read`.
+
+    Args:
+        split: Prefix of the names, for example `"val"`.
+        metrics: Metrics of `(outputs, targets)`; they are cloned.
+    """
+
+    def __init__(self, split: str, metrics: MetricCollection) -> None:
+        super().__init__()
+        self.split = split
+        # "disable": the other strategies look at every value, which waits for the device.
+        self.loss = MeanMetric(nan_strategy="disable")
+        self.metrics = metrics.clone(prefix=f"{split}/")
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._kept_elements = 0
+        self._seen = False
+
+    def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Take a batch: its mean loss `()`, outputs `(B, ...)` and targets `(B, ...)`."""
+        self._kept.append((loss.detach(), outputs.detach(), targets))
+        self._kept_elements += outputs.numel()
+        if self._kept_elements > _MOST_ELEMENTS:
+            self._update()
+
+    def read(self) -> dict[str, Tensor]:
+        """Return what was seen since the last call, by name; nothing when nothing was seen."""
+        self._update()
+        if not self._seen:
+            return {}
+        values = {f"{self.split}/loss": self.loss.compute(), **self.metrics.compute()}
+        self.reset()
+        return values
+
+    def reset(self) -> None:
+        """Forget what was seen."""
+        self._kept.clear()
+        self._kept_elements = 0
+        self._seen = False
+        self.loss.reset()
+        self.metrics.reset()
+
+    def _update(self) -> None:
+        if not self._kept:
+            return
+        losses, outputs, targets = zip(*self._kept, strict=True)
+        sizes = torch.tensor([len(target) for target in targets], dtype=torch.float32)
+        self.loss.update(torch.stack(losses), weight=sizes.to(losses[0].device))
+        self.metrics.update(torch.cat(outputs), torch.cat(targets))
+        self._kept.clear()
+        self._kept_elements = 0
+        self._seen = True
