@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from importlib import import_module
 
 from firstlight import __version__
@@ -49,7 +50,7 @@ def main(args: list[str] | None = None) -> int:
         getattr(import_module(module), function)(rest)
     except UsageError as error:
         if os.environ.get("FIRSTLIGHT_TRACEBACK") == "1":
-            raise
+            traceback.print_exc()
         print(f"firstlight: {error}", file=sys.stderr)
         return 2
     return 0

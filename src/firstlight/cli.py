@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -24,7 +24,7 @@ from firstlight.callbacks.defaults import DEFAULTS, LINKED, refuse_collisions
 from firstlight.data import DataModule
 from firstlight.errors import UsageError
 from firstlight.explain import explain
-from firstlight.loggers import MetricsCSV, TensorBoard
+from firstlight.loggers import all_loggers
 from firstlight.tasks import Task
 
 __all__ = ["CLI", "fit", "predict", "run", "test", "validate"]
@@ -127,7 +127,11 @@ class CLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build model, data, and what trainers are made of."""
-        self.config_init = self.parser.instantiate_classes(self.config)
+        try:
+            self.config_init = self.parser.instantiate_classes(self.config)
+        except ValueError as error:
+            # jsonargparse 4.53 folds whatever a constructor raises into its own error.
+            raise _origin(error) from None
         self.model = self.config_init["model"]
         self.datamodule = self.config_init["data"]
         self.options: dict[str, Any] = {**self.config_init["trainer"]}
@@ -163,8 +167,8 @@ class CLI(LightningCLI):
         refuse_collisions(own, defaults)
         trainer = self._trainer(
             default_root_dir=self.run_dir,
-            logger=self._loggers(self.run_dir),
-            callbacks=[*own, *defaults, _Plan(self.datamodule)],
+            logger=all_loggers(self.run_dir, self.options["logger"]),
+            callbacks=[*own, *defaults, LambdaCallback(on_train_start=self._say_plan)],
         )
         if first:
             config = self.config.clone()
@@ -261,13 +265,18 @@ class CLI(LightningCLI):
         except (MisconfigurationException, ValueError) as error:
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
 
-    def _loggers(self, folder: Path) -> list[Any]:
-        """Return ours and the user's own; `logger: false` leaves only `metrics.csv`, from which reports are made."""
-        given = self.options["logger"]
-        if given is False:
-            return [MetricsCSV(folder / "metrics.csv")]
-        own = [logger for logger in _as_list(given) if logger is not True]
-        return [TensorBoard(folder), MetricsCSV(folder / "metrics.csv"), *own]
+    def _say_plan(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say before the first step what the run is going to do."""
+        if not trainer.is_global_zero:
+            return
+        if isinstance(self.datamodule, DataModule):
+            sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in self.datamodule.indices.items())
+            dropped = f", {self.datamodule.dropped:,} dropped" if self.datamodule.dropped else ""
+            print(f"data   {sizes} samples{dropped}")
+        total = self.model.total_steps
+        trainable = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        warmup = self.model.planned_schedule.warmup_length(total)
+        print(f"plan   {trainable:,} parameters, {total:,} optimiser steps, {warmup:,} of them warm-up", flush=True)
 
     def _results(self, trainer: Trainer) -> dict[str, Any]:
         assert self.run_dir is not None
@@ -287,23 +296,8 @@ class CLI(LightningCLI):
         return results
 
 
-class _Plan(Callback):
-    """Say before the first step what the run is going to do."""
-
-    def __init__(self, data: LightningDataModule) -> None:
-        self.data = data
-
-    @rank_zero_only
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Task)
-        if isinstance(self.data, DataModule):
-            sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in self.data.indices.items())
-            dropped = f", {self.data.dropped:,} dropped" if self.data.dropped else ""
-            print(f"data   {sizes} samples{dropped}")
-        total = pl_module.total_steps
-        trainable = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
-        warmup = pl_module.planned_schedule.warmup_length(total)
-        print(f"plan   {trainable:,} parameters, {total:,} optimiser steps, {warmup:,} of them warm-up", flush=True)
+def _origin(error: BaseException) -> BaseException:
+    return _origin(error.__cause__) if error.__cause__ else error
 
 
 def _listed(values: dict[str, float]) -> str:

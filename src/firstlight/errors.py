@@ -20,5 +20,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     >>> did_you_mean("x", ["val/loss"])
     ''
     """
-    close = difflib.get_close_matches(word, list(known), n=1)
+    names = list(known)
+    by_lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word, names, n=1)
+    close = close or [by_lower[name] for name in difflib.get_close_matches(word.lower(), by_lower, n=1)]
     return f"; did you mean {close[0]}?" if close else ""

@@ -19,8 +19,10 @@ _NOISE = (
     "Subtypes:",
     "Errors:",
     "Given value",
-    "- Expected a <class 'NoneType'>",
-    "- Expected a path but",
+    "Type typing.Callable",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+    "Expected a dot import path",
 )
 
 
@@ -51,8 +53,8 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
         return f"nothing says what {found[1].replace(', ', ' and ')} are: give a --config, or --run with a run's folder"
     if found := re.search(r"File does not exist: '([^']+)'", message):
         path = Path(found[1])
-        near = [str(file) for file in path.parent.glob("*")] if path.parent.is_dir() else []
-        return f"there is no file {path}" + did_you_mean(str(path), near)
+        near = [file.name for file in path.parent.glob("*.yaml")]
+        return f"there is no file {path}" + did_you_mean(path.name, near)
     return prefix + _innermost(message)
 
 
@@ -67,7 +69,9 @@ def _unknown(option: str, where: str, class_path: str, options: Iterable[str]) -
     if not class_path:
         return f"there is no option {full}" + did_you_mean(f"--{full}", options).replace("--", "")
     module, _, name = class_path.rpartition(".")
-    known = list(signature(getattr(import_module(module), name)).parameters)
+    kinds = [kind for kind in getattr(import_module(module), name).__mro__ if "__init__" in vars(kind)]
+    found = [each for kind in kinds[:-1] for each in list(signature(kind).parameters.values())]
+    known = list(dict.fromkeys(each.name for each in found if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)))
     return f"{full} is no option of {class_path}, which takes {', '.join(known)}" + did_you_mean(option, known)
 
 
@@ -83,12 +87,12 @@ def _broken(configs: Sequence[Path]) -> str:
 
 
 def _innermost(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines()]
-    kept = [line.removeprefix("- ") for line in lines if line and not line.startswith(_NOISE)]
-    given = re.search(r"^\s*Given value: (?!NestedArg|Namespace)(.+)$", message, re.MULTILINE)
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    kept = [line for line in lines if line and not line.startswith(_NOISE)]
     text = "; ".join(dict.fromkeys(kept)) or " ".join(message.split())
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
+    text = re.sub(r"Expected an? ", "expected ", text)
     text = re.sub(r"\. Got value: Namespace\(.*", "", text)
     text = re.sub(r"\. Got value: (.+?)(?=;|$)", r", got \1", text)
-    text = text.replace("Expected", "expected")
-    return f"{text}, got {given[1].strip()}" if given and "got " not in text else text
+    given = re.findall(r"^\s*Given value: (?!NestedArg|Namespace)(.+)$", message, re.MULTILINE)
+    return f"{text}, got {given[-1].split('. Got value')[0].strip()}" if given and "got " not in text else text

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-__all__ = ["MetricsCSV", "TensorBoard"]
+__all__ = ["MetricsCSV", "TensorBoard", "all_loggers"]
 
 
 class TensorBoard(TensorBoardLogger):
@@ -84,3 +84,14 @@ class MetricsCSV(Logger):
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def all_loggers(folder: Path, given: Any) -> list[Logger]:
+    """Return the loggers of a run: TensorBoard and `metrics.csv` in its folder, and those that `Trainer` was given.
+
+    `False` leaves only `metrics.csv`, from which reports are made.
+    """
+    if given is False:
+        return [MetricsCSV(folder / "metrics.csv")]
+    own = given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
+    return [TensorBoard(folder), MetricsCSV(folder / "metrics.csv"), *own]

@@ -51,12 +51,17 @@ class Classification(Task):
                 f"{len(wrong)} of {len(targets)} are not: the first is {targets[wrong[0]]}"
             )
         training = self.training
-        with torch.no_grad():
-            shape = tuple(self.eval()(inputs[:2]).shape)
-        self.train(training)
+        name = type(self.network).__name__
+        try:
+            with torch.no_grad():
+                shape = tuple(self.eval()(inputs[:2]).shape)
+        except RuntimeError as error:
+            raise UsageError(f"{name} cannot take samples of shape {tuple(inputs.shape[1:])}: {error}") from error
+        finally:
+            self.train(training)
         if shape != (min(2, len(inputs)), self.classes):
             raise UsageError(
-                f"{type(self).__name__} has classes={self.classes}, but {type(self.network).__name__} gives outputs of "
+                f"{type(self).__name__} has classes={self.classes}, but {name} gives outputs of "
                 f"shape {shape} for {min(2, len(inputs))} samples: it must give one logit a class"
             )
 

@@ -1,0 +1,224 @@
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from firstlight import callbacks
+from firstlight.callbacks.defaults import DEFAULTS
+from firstlight.data import Digits
+from firstlight.errors import UsageError
+from firstlight.loggers import MetricsCSV
+from firstlight.networks import MLP
+from firstlight.schedules import Constant
+from firstlight.tasks import Classification
+from tests.helpers import CONFIG, DDP, firstlight, logged, newest
+
+
+class Foreign(LightningModule):
+    """A module this package did not write: two parameter groups with their own rates, clipped gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 8)
+        self.head = nn.Linear(8, 1)
+
+    def training_step(self, batch, batch_idx):
+        inputs, targets = batch
+        return nn.functional.mse_loss(self.head(self.body(inputs).tanh()), targets)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(
+            [{"params": self.body.parameters(), "lr": 0.1}, {"params": self.head.parameters()}], 0.01
+        )
+
+
+def loader(batch_size):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(32, 4, generator=generator)
+    return DataLoader(TensorDataset(inputs, inputs.sum(1, keepdim=True)), batch_size)
+
+
+def fit(module, tmp_path, *, batch_size=8, data=None, **options):
+    options = {"max_epochs": 1, "log_every_n_steps": 1, **options}
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=MetricsCSV(tmp_path / "metrics.csv"),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"enable_checkpointing": False, **options},
+    )
+    trainer.fit(module, *([loader(batch_size)] if data is None else []), datamodule=data)
+    return trainer
+
+
+@pytest.mark.parametrize("clip", [None, 1e-3])
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_gradient_norm_is_that_of_the_whole_batch_before_clipping(accumulate, clip, tmp_path):
+    torch.manual_seed(0)
+    module = Foreign()
+    inputs, targets = next(iter(loader(8 * accumulate)))
+    nn.functional.mse_loss(module.head(module.body(inputs).tanh()), targets).backward()
+    expected = {
+        "body": torch.cat([p.grad.flatten() for p in module.body.parameters()]).norm().item(),
+        "head": torch.cat([p.grad.flatten() for p in module.head.parameters()]).norm().item(),
+        "total": torch.cat([p.grad.flatten() for p in module.parameters()]).norm().item(),
+    }
+    module.zero_grad()
+    fit(
+        module,
+        tmp_path,
+        callbacks=[callbacks.GradientNorm()],
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=clip,
+        max_steps=1,
+    )
+    for name, value in expected.items():
+        assert logged(tmp_path, f"grad_norm/{name}") == [(0, pytest.approx(value, rel=1e-5))]
+
+
+def test_gradient_norm_under_mixed_precision_is_close_to_that_in_full(tmp_path):
+    torch.manual_seed(0)
+    module = Foreign()
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    norms = []
+    for number, precision in enumerate(("32-true", "bf16-mixed")):
+        module.load_state_dict(state)
+        fit(
+            module,
+            tmp_path / str(number),
+            callbacks=[callbacks.GradientNorm(per_block=False)],
+            precision=precision,
+            max_steps=1,
+        )
+        norms += [value for _, value in logged(tmp_path / str(number), "grad_norm/total")]
+    assert norms[1] == pytest.approx(norms[0], rel=0.05)
+
+
+def test_gradient_norm_of_two_processes_is_that_of_one_with_their_batches(tmp_path):
+    options = ["--trainer.max_steps=1", "--trainer.max_epochs=-1", "--trainer.log_every_n_steps=1"]
+    options += ["--model.network.dropout=0", "--trainer.use_distributed_sampler=false", "--trainer.limit_val_batches=1"]
+    values = []
+    for overlay in ([], ["--config", DDP]):
+        # Without a distributed sampler both processes draw the same batch: the mean of the two is that batch's.
+        firstlight("fit", "--config", CONFIG, *overlay, *options, cwd=tmp_path)
+        values += [value for _, value in logged(newest(tmp_path), "grad_norm/total")]
+    assert values[1] == pytest.approx(values[0], rel=1e-6)
+
+
+def test_gradient_norm_is_read_as_often_as_is_logged(tmp_path, monkeypatch):
+    reads = []
+    original = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(self.shape) or original(self))
+    fit(Foreign(), tmp_path, batch_size=2, log_every_n_steps=4, callbacks=[callbacks.GradientNorm()])
+    assert [step for step, _ in logged(tmp_path, "grad_norm/total")] == [3, 7, 11, 15]
+    assert reads.count(torch.Size([2])) == 4
+
+
+def test_learning_rates_that_differ_have_a_curve_each_and_equal_ones_share_one(tmp_path):
+    fit(Foreign(), tmp_path, callbacks=[callbacks.LearningRate()], max_steps=1)
+    assert logged(tmp_path, "lr/0") == [(0, 0.1)]
+    assert logged(tmp_path, "lr/1") == [(0, 0.01)]
+
+
+def task():
+    return Classification(
+        MLP(64, [8], 10), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.1), Constant(), classes=10
+    )
+
+
+def test_defaults_follow_the_monitor_of_the_task(tmp_path):
+    module = task()
+    module.monitor, module.mode = "val/accuracy", "max"
+    made = {type(callback): callback for callback in callbacks.defaults(module)}
+    assert made.keys() == set(DEFAULTS.values())
+    assert (made[callbacks.EarlyStopping].monitor, made[callbacks.EarlyStopping].mode) == ("val/accuracy", "max")
+    assert (made[callbacks.BestCheckpoint].monitor, made[callbacks.BestCheckpoint].mode) == ("val/accuracy", "max")
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_each_default_can_be_left_out(name):
+    kinds = {type(callback) for callback in callbacks.defaults(task(), without=[name])}
+    gone = {DEFAULTS[name]} | ({callbacks.HParams} if name == "best" else set())
+    assert kinds == set(DEFAULTS.values()) - gone
+
+
+def test_a_default_that_is_not_there_is_refused_by_name():
+    with pytest.raises(UsageError, match="did you mean progress"):
+        callbacks.defaults(task(), without=["progres"])
+
+
+def test_a_second_checkpoint_callback_is_added_and_not_refused(tmp_path):
+    from firstlight.callbacks.defaults import refuse_collisions
+
+    refuse_collisions([ModelCheckpoint(every_n_epochs=2, save_top_k=-1), Callback()], callbacks.defaults(task()))
+
+
+def test_a_resumed_run_keeps_the_patience_it_is_given_now():
+    before, now = callbacks.EarlyStopping("val/loss", patience=2), callbacks.EarlyStopping("val/loss", patience=7)
+    before.wait_count = 1
+    now.load_state_dict(before.state_dict())
+    assert (now.patience, now.wait_count) == (7, 1)
+
+
+@pytest.mark.parametrize("kind", DEFAULTS.values(), ids=DEFAULTS)
+def test_state_of_each_default_survives_a_round_trip(kind):
+    def make():
+        return next(callback for callback in callbacks.defaults(task()) if type(callback) is kind)
+
+    state = make().state_dict()
+    other = make()
+    other.load_state_dict(state)
+    assert other.state_dict() == state
+
+
+def test_best_and_last_are_kept_of_a_fit_in_a_program(tmp_path):
+    module = task()
+    fit(
+        module,
+        tmp_path,
+        data=Digits(),
+        callbacks=callbacks.defaults(module, tmp_path, without=["progress"]),
+        max_epochs=2,
+        enable_checkpointing=True,
+    )
+    assert {path.name for path in tmp_path.glob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
+
+
+def test_progress_counts_every_batch_and_shows_the_newest_validation(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    bar = callbacks.Progress(redraw_every=0.0)
+    module = task()
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        limit_train_batches=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        callbacks=[bar],
+    )
+    trainer.fit(module, datamodule=Digits())
+    printed = capsys.readouterr().err
+    assert "6/6" in printed
+    assert "val/loss" in printed
+
+
+def test_progress_prints_lines_where_there_is_no_terminal(tmp_path, capsys):
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        limit_train_batches=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        callbacks=[callbacks.Progress(line_every=0.0)],
+    )
+    trainer.fit(task(), datamodule=Digits())
+    assert capsys.readouterr().err.startswith("step 3, epoch 0, val/loss ")

@@ -1,0 +1,144 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from firstlight.__main__ import main
+
+CONFIG = str(Path(__file__).parents[1] / "configs" / "digits_mlp.yaml")
+
+CASES = {
+    "an unknown key": (["--model.network.hiden=[3]"], r"model\.network\.hiden is no option of .*MLP.*mean hidden\?"),
+    "an unknown option": (
+        ["--trainer.max_epoch=3"],
+        r"no option --trainer\.max_epoch; did you mean --trainer.max_epochs",
+    ),
+    "an unknown key of the data": (
+        ["--data.batch_sizes=3"],
+        r"data\.batch_sizes is no option.*did you mean batch_size",
+    ),
+    "an unknown key of a callback": (["--early_stopping.patiense=3"], r"did you mean --early_stopping\.patience"),
+    "an unknown key of the optimiser": (
+        ["--model.optimizer.lrr=3"],
+        r"lrr is no option of torch\.optim\.AdamW.*mean lr\?",
+    ),
+    "a wrong type": (["--trainer.max_epochs=abc"], r"trainer\.max_epochs: expected int, got abc"),
+    "a wrong type in a list": (["--model.network.hidden=[x]"], r"model\.network\.hidden: expected int, got x"),
+    "a wrong type of the optimiser": (["--model.optimizer.lr=x"], r"model\.optimizer\.lr: expected float, got x$"),
+    "a wrong choice": (["--model.network.norm=bach"], r"norm: expected one of \['batch', 'layer'\], got bach"),
+    "a class that is not there": (
+        ["--model.network=firstlight.networks.MPL"],
+        r"model\.network: .*no MPL; did you mean MLP",
+    ),
+    "an activation that is not there": (["--model.network.activation=torch.nn.Relu"], r"no Relu; did you mean ReLU"),
+    "a module that is not there": (["--model.network=nix.Net"], r"model\.network: No module named 'nix'"),
+    "a class of another kind": (["--model.network=torch.optim.Adam"], r"torch\.optim\.Adam.*not.*subclass of Module"),
+    "a file that is not there": (["--config=digits_mpl.yaml"], r"there is no file .*digits_mpl\.yaml"),
+    "a monitor that no metric has": (["--model.monitor=val/acc"], r"monitor=val/acc is no metric.*mean val/accuracy"),
+    "labels outside the classes": (["--model.classes=5"], r"classes=5, so labels are 0 to 4, but 628 of 1257 are not"),
+    "a network with too few logits": (["--model.network.out_features=9"], r"classes=10, but MLP gives .*\(2, 9\)"),
+    "a network for other inputs": (
+        ["--model.network=firstlight.networks.SimpleNet"],
+        r"SimpleNet cannot take .*\(1, 8, 8\)",
+    ),
+    "an output folder that cannot be": (["--runs=file"], r"cannot make the folder file/.*: Not a directory"),
+    "a batch size of 0": (["--data.batch_size=0"], r"batch_size=0: a batch has at least 1 sample"),
+    "two lengths of the warm-up": (
+        ["--model.schedule.warmup=0.1", "--model.schedule.warmup_steps=3"],
+        r"warmup=0\.1 and warmup_steps=3: give one",
+    ),
+    "a warm-up longer than the run": (
+        ["--model.schedule.warmup_steps=9999"],
+        r"warmup_steps=9999, but the whole run is",
+    ),
+    "no end for a schedule that needs one": (["--trainer.max_epochs=-1"], r"WarmupCosine must know how many"),
+    "a strategy that is not there": (["--trainer.strategy=dpp"], r"trainer: .*strategy='dpp'"),
+    "a default callback that is not there": (["--without=[bests]"], r"no default callback bests: .*did you mean best"),
+    "a second early stopping": (
+        ["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor=val/loss"],
+        r"default callback early_stopping does already",
+    ),
+    "a second progress bar": (
+        ["--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar"],
+        r"default callback progress does already",
+    ),
+    "a second file last.ckpt": (
+        ["--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint", "--trainer.callbacks.save_last=true"],
+        r"default callback last does already",
+    ),
+    "an abbreviated option": (["--trainer.max_e=3"], r"there is no option --trainer\.max_e"),
+    "a checkpoint to fit from": (["--ckpt=best"], r"fit goes on from the last checkpoint of --run DIR"),
+    "a run that is not there": (["--run=runs/nope"], r"there is no run runs/nope: runs does not exist"),
+}
+
+FILES = {
+    "a broken file": ("model: {a: [1\nb: 3", r"given\.yaml, line 2, column 2: expected ',' or '\]'"),
+    "an unknown key in a file": ("modle: {a: 1}", r"there is no option modle\.a; did you mean model"),
+    "a list for a file": ("- a\n- b\n", r"Unexpected config"),
+}
+
+VERBS = {
+    "a verb that is not there": (["tset"], r"there is no verb tset: .*did you mean test"),
+    "nothing at all to fit": (["fit"], r"nothing says what data and model are"),
+    "a test of random weights": (["test", "--config", CONFIG], r"random weights are never scored"),
+    "a validation of random weights": (["validate", "--config", CONFIG], r"random weights are never scored"),
+    "predictions of random weights": (["predict", "--config", CONFIG], r"random weights are never scored"),
+    "the best of no run": (["test", "--config", CONFIG, "--ckpt", "best"], r"say which with --run DIR"),
+    "a checkpoint that is not there": (["test", "--config", CONFIG, "--ckpt", "x.ckpt"], r"no checkpoint x\.ckpt"),
+    "run without a best checkpoint": (
+        ["run", "--config", CONFIG, "--without=[best]"],
+        r"run tests the best checkpoint",
+    ),
+    "an option without its value": (["fit", "--run"], r"--run: expected one argument"),
+}
+
+
+def assert_one_line(capsys, pattern):
+    printed = capsys.readouterr().err
+    assert len(printed.splitlines()) == 1, printed
+    assert re.search(pattern, printed.strip()), printed
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+
+
+@pytest.mark.parametrize(("args", "pattern"), CASES.values(), ids=CASES)
+def test_wrong_options_end_with_one_line_and_code_2(args, pattern, capsys):
+    assert main(["fit", "--config", CONFIG, *args]) == 2
+    assert_one_line(capsys, pattern)
+
+
+@pytest.mark.parametrize(("text", "pattern"), FILES.values(), ids=FILES)
+def test_wrong_files_end_with_one_line_and_code_2(text, pattern, capsys):
+    Path("given.yaml").write_text(text)
+    assert main(["fit", "--config", CONFIG, "--config", "given.yaml"]) == 2
+    assert_one_line(capsys, pattern)
+
+
+@pytest.mark.parametrize(("args", "pattern"), VERBS.values(), ids=VERBS)
+def test_wrong_verbs_end_with_one_line_and_code_2(args, pattern, capsys):
+    assert main(args) == 2
+    assert_one_line(capsys, pattern)
+
+
+def test_wrong_use_leaves_no_run_behind():
+    main(["fit", "--config", CONFIG, "--model.classes=5"])
+    assert not Path("runs").exists()
+
+
+def test_wrong_use_shows_its_traceback_when_asked(capsys, monkeypatch):
+    monkeypatch.setenv("FIRSTLIGHT_TRACEBACK", "1")
+    assert main(["fit", "--config", CONFIG, "--data.batch_size=0"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_bug_in_a_part_of_the_users_keeps_its_own_exception(monkeypatch):
+    Path("buggy_part.py").write_text(
+        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        raise KeyError('a bug')\n"
+    )
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    with pytest.raises(KeyError, match="a bug"):
+        main(["fit", "--config", CONFIG, "--model.network=buggy_part.Net"])

@@ -1,0 +1,86 @@
+import csv
+
+from firstlight.loggers import MetricsCSV
+
+
+def read(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def test_each_number_becomes_a_line(tmp_path):
+    logger = MetricsCSV(tmp_path / "metrics.csv")
+    logger.log_metrics({"train/loss": 0.5, "epoch": 0}, step=9)
+    logger.log_metrics({"val/loss": 0.1 + 0.2}, step=10)
+    logger.save()
+    assert read(logger.path) == [
+        ["step", "name", "value"],
+        ["9", "train/loss", "0.5"],
+        ["9", "epoch", "0"],
+        ["10", "val/loss", repr(0.1 + 0.2)],
+    ]
+    logger.finalize("success")
+
+
+def test_the_file_only_grows_when_new_names_come_up(tmp_path):
+    logger = MetricsCSV(tmp_path / "metrics.csv")
+    before = b""
+    for step in range(5):
+        logger.log_metrics({f"name{step}": step}, step)
+        logger.save()
+        after = logger.path.read_bytes()
+        assert after.startswith(before)
+        assert len(after) > len(before)
+        before = after
+    logger.finalize("success")
+
+
+def test_a_second_logger_appends_to_the_file_of_the_first_with_one_header(tmp_path):
+    path = tmp_path / "metrics.csv"
+    first = MetricsCSV(path)
+    first.log_metrics({"loss": 1.0}, 0)
+    first.finalize("success")
+    before = path.read_bytes()
+    second = MetricsCSV(path)
+    assert path.read_bytes() == before
+    second.log_metrics({"loss": 0.5, "new": 2.0}, 1)
+    second.finalize("success")
+    assert path.read_bytes().startswith(before)
+    assert read(path) == [["step", "name", "value"], ["0", "loss", "1.0"], ["1", "loss", "0.5"], ["1", "new", "2.0"]]
+
+
+def test_a_second_logger_appends_to_a_first_that_was_saved_but_never_closed(tmp_path):
+    first, second = MetricsCSV(tmp_path / "metrics.csv"), MetricsCSV(tmp_path / "metrics.csv")
+    first.log_metrics({"loss": 1.0}, 0)
+    first.save()
+    second.log_metrics({"loss": 0.5}, 1)
+    second.save()
+    first.log_metrics({"loss": 0.25}, 2)
+    first.finalize("success")
+    second.finalize("success")
+    assert read(first.path) == [
+        ["step", "name", "value"],
+        ["0", "loss", "1.0"],
+        ["1", "loss", "0.5"],
+        ["2", "loss", "0.25"],
+    ]
+
+
+def test_a_closed_logger_opens_the_file_again_for_another_number(tmp_path):
+    logger = MetricsCSV(tmp_path / "metrics.csv")
+    for step in range(3):
+        logger.log_metrics({"loss": float(step)}, step)
+        logger.finalize("success")
+    assert read(logger.path) == [["step", "name", "value"], *[[str(step), "loss", f"{step}.0"] for step in range(3)]]
+
+
+def test_nothing_is_made_before_the_first_number(tmp_path):
+    logger = MetricsCSV(tmp_path / "new" / "metrics.csv")
+    logger.log_hyperparams({"lr": 0.1})
+    logger.save()
+    logger.finalize("success")
+    assert not (tmp_path / "new").exists()
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.finalize("success")
+    assert logger.path.is_file()
+    assert logger.save_dir == str(tmp_path / "new")

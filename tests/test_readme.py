@@ -1,0 +1,33 @@
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers import ROOT
+
+PAGE = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+COMMANDS = [
+    line.split("#")[0].split()[1:]
+    for line in "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)).splitlines()
+    if line.startswith("firstlight ")
+]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_every_snippet_of_the_readme_runs(snippet, tmp_path):
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+
+
+def test_every_command_of_the_readme_runs_in_order(tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    first = ["run", "--config", "configs/digits_mlp.yaml"]
+    assert " ".join(["firstlight", *first]) in PAGE
+    for args in [first, *COMMANDS]:
+        done = subprocess.run(
+            [sys.executable, "-m", "firstlight", *args], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, (args, done.stderr)

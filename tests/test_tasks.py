@@ -1,0 +1,122 @@
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from firstlight.data import Digits
+from firstlight.errors import UsageError
+from firstlight.networks import MLP
+from firstlight.schedules import Constant, Cosine
+from firstlight.tasks import Classification
+from firstlight.tasks.observed import Observed
+
+PARTS = {
+    "network": lambda: MLP(64, [8], 10),
+    "loss": nn.CrossEntropyLoss,
+    "optimizer": lambda: partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1),
+    "schedule": Constant,
+}
+
+
+def make(**changes):
+    return Classification(**{**{name: part() for name, part in PARTS.items()}, "classes": 10, **changes})
+
+
+def trainer(tmp_path, **options):
+    return Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        log_every_n_steps=1,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    task, run = make(), trainer(folder, max_steps=3)
+    run.fit(task, datamodule=Digits())
+    run.save_checkpoint(folder / "a.ckpt")
+    return task, folder / "a.ckpt"
+
+
+def test_a_checkpoint_of_a_program_loads_when_every_part_is_given_again(saved):
+    task, path = saved
+    loaded = Classification.load_from_checkpoint(path, weights_only=True, **{n: part() for n, part in PARTS.items()})
+    assert loaded.classes == 10
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in task.state_dict().items())
+
+
+@pytest.mark.parametrize("missing", PARTS)
+def test_a_checkpoint_of_a_program_is_refused_without_a_part_by_its_name(saved, missing):
+    given = {name: part() for name, part in PARTS.items() if name != missing}
+    with pytest.raises(UsageError, match=rf"gave {missing} as objects.*{missing}=\.\.\."):
+        Classification.load_from_checkpoint(saved[1], weights_only=True, **given)
+
+
+def test_a_loaded_task_that_is_fitted_anew_follows_its_own_horizon(saved, tmp_path):
+    parts = {name: part() for name, part in PARTS.items()} | {"schedule": Cosine()}
+    loaded = Classification.load_from_checkpoint(saved[1], weights_only=True, **parts)
+    run = trainer(tmp_path, max_steps=5)
+    run.fit(loaded, datamodule=Digits())
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * Cosine()(5, 5))
+
+
+def test_biases_and_norms_are_not_decayed(tmp_path):
+    task, run = make(network=MLP(64, [8], 10, norm="layer")), trainer(tmp_path, max_steps=1)
+    run.fit(task, datamodule=Digits())
+    decayed, spared = run.optimizers[0].param_groups
+    assert {p.ndim for p in decayed["params"]} == {2} and decayed["weight_decay"] == 0.1
+    assert {p.ndim for p in spared["params"]} == {1} and spared["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize(("monitor", "mode"), [("val/loss", "min"), ("val/accuracy", "max")])
+def test_mode_follows_from_the_metric(monitor, mode):
+    assert make(monitor=monitor).mode == mode
+
+
+def test_a_monitor_that_no_metric_has_is_refused_with_a_close_name():
+    with pytest.raises(UsageError, match="did you mean val/accuracy"):
+        make(monitor="val/acuracy")
+
+
+def test_validation_equals_the_means_over_all_samples(tmp_path):
+    task, data = make(), Digits(batch_size=64)
+    (found,) = trainer(tmp_path).validate(task, datamodule=data, verbose=False)
+    samples = data.dataset("val")
+    with torch.no_grad():
+        logits = task.eval()(samples.inputs)
+    expected = nn.functional.cross_entropy(logits.double(), samples.targets).item()
+    assert found["val/loss"] == pytest.approx(expected, rel=1e-5)
+    assert found["val/accuracy"] == pytest.approx((logits.argmax(1) == samples.targets).double().mean().item())
+
+
+def test_observed_gives_the_same_whether_it_counts_often_or_once(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    sizes = (7, 7, 3)
+    batches = [
+        (torch.rand((), generator=generator), torch.randn(n, 4, generator=generator), torch.arange(n) % 4)
+        for n in sizes
+    ]
+    read = []
+    for most in (0, 2**22):
+        monkeypatch.setattr("firstlight.tasks.observed._MOST_ELEMENTS", most)
+        observed = Observed("val", MetricCollection({"accuracy": MulticlassAccuracy(4, average="micro")}))
+        assert observed.read() == {}
+        for batch in batches:
+            observed.add(*batch)
+        read.append(observed.read())
+        assert observed.read() == {}
+    loss = sum(batch[0] * size for batch, size in zip(batches, sizes, strict=True)) / sum(sizes)
+    right = torch.cat([outputs.argmax(1) == targets for _, outputs, targets in batches]).float().mean()
+    for values in read:
+        assert values["val/loss"] == pytest.approx(loss.item())
+        assert values["val/accuracy"] == pytest.approx(right.item())
