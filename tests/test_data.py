@@ -202,6 +202,12 @@ def test_digits_smaller_than_they_come_are_refused():
         Digits(size=7)
 
 
+def test_each_column_of_a_table_has_mean_zero_and_deviation_one_over_the_training_rows():
+    inputs = ready(table()).dataset("train").inputs
+    torch.testing.assert_close(inputs.mean(0), torch.zeros(4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(inputs.square().mean(0), torch.ones(4), atol=1e-5, rtol=0)
+
+
 def test_a_constant_column_is_divided_by_one():
     inputs = np.random.default_rng(0).normal(size=(40, 3))
     inputs[:, 1] = 0.1
@@ -256,19 +262,19 @@ def test_many_bad_rows_are_counted_and_only_the_first_are_named():
 
 
 def test_text_that_reads_as_numbers_becomes_numbers():
-    inputs, _, dropped = clean(np.array([["1", "2.5"], ["-3", "4e2"]]), np.arange(2))
+    inputs, _, kept = clean(np.array([["1", "2.5"], ["-3", "4e2"]]), np.arange(2))
     assert inputs.tolist() == [[1, 2.5], [-3, 400]]
-    assert (inputs.dtype, dropped) == (np.float32, 0)
+    assert (inputs.dtype, kept.tolist()) == (np.float32, [0, 1])
 
 
 def test_dropping_leaves_out_bad_rows_with_their_targets_and_counts_them():
     inputs = np.arange(10.0).reshape(5, 2, 1)
     inputs[1, 0] = np.nan
     inputs[3, 1] = np.inf
-    kept, targets, dropped = clean(inputs, np.arange(5), "drop")
+    kept, targets, rows = clean(inputs, np.arange(5), "drop")
     assert kept.tolist() == [[[0], [1]], [[4], [5]], [[8], [9]]]
     assert targets.tolist() == [0, 2, 4]
-    assert dropped == 2
+    assert len(rows) == 3
 
 
 def test_a_data_module_drops_only_when_it_is_told_to():
@@ -344,3 +350,33 @@ def test_training_batches_are_shuffled_anew_and_others_keep_their_order():
     train, val = data.train_dataloader(), data.val_dataloader()
     assert not torch.equal(next(iter(train))[0], next(iter(train))[0])
     assert torch.equal(next(iter(val))[0], data.dataset("val").inputs)
+
+
+def test_a_number_too_large_for_float32_is_refused():
+    with pytest.raises(UsageError, match="row 1 column 0"):
+        clean(np.array([[1.0], [1e39]]), np.arange(2))
+
+
+def test_no_sample_at_all_is_refused():
+    with pytest.raises(UsageError, match="no sample at all"):
+        clean(np.zeros((0, 3)), np.zeros(0))
+
+
+def test_the_default_split_of_a_hundred_samples_is_70_15_15():
+    class Hundred(DataModule):
+        def load(self):
+            return Samples(np.random.default_rng(0).normal(size=(100, 2)), np.zeros(100))
+
+    data = Hundred()
+    data.setup()
+    assert {split: len(rows) for split, rows in data.indices.items()} == {"train": 70, "val": 15, "test": 15}
+
+
+def test_rows_are_those_of_the_data_as_it_was_loaded_when_some_are_dropped():
+    class Holes(DataModule):
+        def load(self):
+            return Samples(np.where(np.arange(100) < 10, np.nan, np.arange(100))[:, None], np.arange(100.0))
+
+    data = Holes(on_bad="drop")
+    data.setup()
+    assert data.rows("test").tolist() == data.dataset("test").targets.tolist()

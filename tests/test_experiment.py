@@ -102,7 +102,7 @@ def test_predictions_agree_with_the_test_accuracy(finished):
     folder, run, _ = finished
     firstlight("predict", "--run", str(run), cwd=folder)
     (written,) = run.glob("evaluations/predict-*/predictions.csv")
-    rows = list(csv.DictReader(written.open()))
+    rows = list(csv.DictReader(written.read_text().splitlines()))
     right = sum(row["prediction"] == row["target"] for row in rows) / len(rows)
     assert right == pytest.approx(results(run)["metrics"]["test/accuracy"])
     for row in rows:
@@ -140,7 +140,7 @@ def test_tensorboard_shows_scalars_and_the_best_beside_the_hyperparameters(finis
         curve = poll(f"http://127.0.0.1:{port}/data/plugin/scalars/scalars?run={run.name}&tag=val%2Floss", bool)
         assert [(step, pytest.approx(value)) for _, step, value in curve] == logged(run, "val/loss")
         request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/data/plugin/hparams/experiment", data=b"{}", method="POST"
+            f"http://127.0.0.1:{port}/data/plugin/hparams/experiment", b"{}", {"Content-Type": "application/json"}
         )
         experiment = json.loads(urllib.request.urlopen(request, timeout=30).read())
         shown = {info["name"] for info in experiment["hparamInfos"]}

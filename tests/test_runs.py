@@ -98,13 +98,13 @@ print(runs.create(Path({str(tmp_path)!r}), "digits"))
 def test_a_missing_run_is_refused_and_a_close_name_is_offered(tmp_path):
     run = finished(tmp_path)
     wrong = run.with_name(run.name[:-1] + "x")
-    with pytest.raises(UsageError, match=f"there is no run {wrong}: {wrong} does not exist; did you mean {run}"):
+    with pytest.raises(UsageError, match=f"there is no run {wrong}: {wrong} does not exist; did you mean {run.name}"):
         runs.find(wrong)
 
 
 def test_a_missing_experiment_is_refused_and_a_close_name_is_offered(tmp_path):
     finished(tmp_path, "digits")
-    with pytest.raises(UsageError, match=f"{tmp_path}/digit does not exist; did you mean {tmp_path}/digits"):
+    with pytest.raises(UsageError, match=f"{tmp_path}/digit does not exist; did you mean digits"):
         runs.find(tmp_path / "digit" / "latest")
 
 
@@ -191,3 +191,21 @@ def test_predictions_without_classes_are_numbers(tmp_path):
 def test_predictions_of_another_length_than_the_samples_are_refused(tmp_path):
     with pytest.raises(ValueError, match="shorter"):
         runs.write_predictions(tmp_path, {"prediction": [1.0]}, [0, 1], [])
+
+
+def test_every_earlier_result_is_kept_within_one_second(tmp_path):
+    for number in range(4):
+        runs.write_config(tmp_path, f"{number}\n")
+    assert sorted(path.read_text() for path in tmp_path.glob("config*.yaml")) == ["0\n", "1\n", "2\n", "3\n"]
+
+
+def test_a_link_to_nowhere_is_refused(tmp_path):
+    (tmp_path / "runs").symlink_to(tmp_path / "unmounted" / "disk")
+    with pytest.raises(UsageError, match="cannot make the folder"):
+        runs.create(tmp_path / "runs", "digits")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b"])
+def test_an_experiment_outside_its_folder_is_refused(name, tmp_path):
+    with pytest.raises(UsageError, match="is no name of a folder"):
+        runs.create(tmp_path, name)

@@ -144,3 +144,15 @@ def test_every_schedule_gives_a_factor_between_zero_and_one_and_remembers_nothin
     assert [schedule(step, total) for step in reversed(steps)] == factors[::-1]
     assert 0 <= schedule.warmup_length(total) < total
     assert [schedule.continued(total)(step, total) for step in steps] == factors
+
+
+def test_a_share_of_almost_everything_still_reaches_the_peak_and_the_end():
+    schedule = WarmupCosine(warmup=0.99)
+    assert schedule.warmup_length(10) == 9
+    assert (schedule(9, 10), schedule(10, 10)) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), WarmupCosine()])
+def test_a_run_without_steps_is_refused(schedule):
+    with pytest.raises(UsageError, match="no optimiser steps"):
+        schedule(0, 0)

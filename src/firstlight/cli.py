@@ -23,7 +23,7 @@ from firstlight.callbacks.checkpoints import recorded
 from firstlight.callbacks.defaults import DEFAULTS, LINKED, refuse_collisions
 from firstlight.data import DataModule
 from firstlight.errors import UsageError
-from firstlight.explain import explain
+from firstlight.explain import explain, origin
 from firstlight.loggers import all_loggers
 from firstlight.tasks import Task
 
@@ -66,15 +66,7 @@ def predict(args: list[str]) -> None:
 
 
 class CLI(LightningCLI):
-    """One parser for all verbs. `model` and `data` are built at once, trainers for what they are to do.
-
-    Args:
-        verb: The verb, for the help text.
-        args: The command line after the verb.
-
-    Raises:
-        UsageError: When the command line or a configuration is wrong.
-    """
+    """One parser for all verbs. `model` and `data` are built at once, trainers for what they are to do."""
 
     model: Task
     datamodule: LightningDataModule
@@ -131,7 +123,7 @@ class CLI(LightningCLI):
             self.config_init = self.parser.instantiate_classes(self.config)
         except ValueError as error:
             # jsonargparse 4.53 folds whatever a constructor raises into its own error.
-            raise _origin(error) from None
+            raise origin(error) from None
         self.model = self.config_init["model"]
         self.datamodule = self.config_init["data"]
         self.options: dict[str, Any] = {**self.config_init["trainer"]}
@@ -186,7 +178,7 @@ class CLI(LightningCLI):
             if not trainer.interrupted:
                 raise
             kept = (self.run_dir / "checkpoints" / "last.ckpt").is_file()
-            then = f"go on with: firstlight fit --run {self.run_dir}" if kept else "no checkpoint was written yet"
+            then = f"go on with: firstlight fit --run {self.run_dir}" if kept else "nothing was kept yet"
             print(f"interrupted at step {trainer.global_step:,}; {then}")
             raise SystemExit(130) from stopped
         return self._results(trainer) if first else None
@@ -230,7 +222,7 @@ class CLI(LightningCLI):
             rows: Sequence[int] = range(len(columns["prediction"]))
             names: list[str] = []
             if isinstance(self.datamodule, DataModule):
-                rows, names = self.datamodule.indices["test"].tolist(), self.datamodule.class_names
+                rows, names = self.datamodule.rows("test").tolist(), self.datamodule.class_names
             runs.write_predictions(folder, columns, rows, names)
             print(f"predictions of {ckpt} for {len(rows):,} samples")
         else:
@@ -294,10 +286,6 @@ class CLI(LightningCLI):
             results |= {"best": recorded(best), "checkpoint": "checkpoints/best.ckpt"}
             print(f"best   {_listed(results['best'])}")
         return results
-
-
-def _origin(error: BaseException) -> BaseException:
-    return _origin(error.__cause__) if error.__cause__ else error
 
 
 def _listed(values: dict[str, float]) -> str:

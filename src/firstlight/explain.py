@@ -10,7 +10,7 @@ import yaml
 
 from firstlight.errors import did_you_mean
 
-__all__ = ["explain"]
+__all__ = ["explain", "origin"]
 
 _NOISE = (
     "Parser key",
@@ -96,3 +96,8 @@ def _innermost(message: str) -> str:
     text = re.sub(r"\. Got value: (.+?)(?=;|$)", r", got \1", text)
     given = re.findall(r"^\s*Given value: (?!NestedArg|Namespace)(.+)$", message, re.MULTILINE)
     return f"{text}, got {given[-1].split('. Got value')[0].strip()}" if given and "got " not in text else text
+
+
+def origin(error: BaseException) -> BaseException:
+    """Return the exception at the bottom of a chain of causes."""
+    return origin(error.__cause__) if error.__cause__ else error

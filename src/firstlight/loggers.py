@@ -64,9 +64,12 @@ class MetricsCSV(Logger):
         """Append a line for each of `metrics`."""
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            before = self.path.read_bytes() if self.path.exists() else b""
             self._file = self.path.open("a", newline="", encoding="utf-8")
-            if self._file.tell() == 0:
+            if not before:
                 csv.writer(self._file).writerow(["step", "name", "value"])
+            elif not before.endswith(b"\n"):
+                self._file.write("\r\n")  # A killed run left half a line.
         csv.writer(self._file).writerows([step, name, value] for name, value in metrics.items())
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

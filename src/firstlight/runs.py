@@ -31,11 +31,14 @@ def create(root: Path, experiment: str) -> Path:
     Raises:
         UsageError: When it cannot be made or written.
     """
-    if experiment != Path(experiment).name:
-        raise UsageError(f"experiment {experiment!r} is no name of a folder: leave out '/'")
-    folder = root / experiment
-    run = make_unique(folder, timestamp())
-    _replace(folder / "latest", run.name + "\n")
+    if experiment in ("", "..") or experiment != Path(experiment).name:
+        raise UsageError(f"experiment {experiment!r} is no name of a folder")
+    run = make_unique(root / experiment, timestamp())
+    latest = root / experiment / "latest"
+    try:
+        _replace(latest, run.name + "\n")
+    except OSError as error:
+        raise UsageError(f"cannot write {latest}: {error.strerror}") from error
     return run
 
 
@@ -51,7 +54,10 @@ def make_unique(parent: Path, name: str) -> Path:
         try:
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:
+        except FileExistsError as error:
+            # A parent that is a link to nowhere exists as well.
+            if not folder.exists():
+                raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
             number += 1
         except OSError as error:
             raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
@@ -80,8 +86,8 @@ def find(run: Path) -> Path:
     while not near.is_dir():
         near = near.parent
     missing = near / found.relative_to(near).parts[0]
-    known = [str(near / child.name) for child in near.iterdir()]
-    raise UsageError(f"there is no run {run}: {missing} does not exist{did_you_mean(str(missing), known)}")
+    known = [child.name for child in near.iterdir() if not child.name.startswith(".")]
+    raise UsageError(f"there is no run {run}: {missing} does not exist{did_you_mean(missing.name, known)}")
 
 
 def checkpoint(run: Path, name: str) -> Path:
@@ -130,7 +136,7 @@ def write_predictions(
 
     header, series = ["index"], [rows]
     for name, values in columns.items():
-        if isinstance(values[0], list):
+        if values and isinstance(values[0], list):
             header += [f"{name}/{named(index)}" for index in range(len(values[0]))]
             series += zip(*values, strict=True)
         else:
@@ -143,7 +149,10 @@ def write_predictions(
 def _keep_and_write(path: Path, text: str) -> None:
     """Write a file; where a run that goes on has another one, that is kept under the time of the change."""
     if path.is_file() and path.read_text(encoding="utf-8") != text:
-        path.rename(path.with_name(f"{path.stem}-until-{timestamp()}{path.suffix}"))
+        kept = path.with_name(f"{path.stem}-until-{timestamp()}{path.suffix}")
+        while kept.exists():
+            kept = kept.with_stem(kept.stem + "+")
+        path.rename(kept)
     _replace(path, text)
 
 

@@ -31,7 +31,7 @@ class Schedule(ABC):
             total_steps: Optimiser steps that the run plans, `math.inf` where nobody knows.
 
         Raises:
-            UsageError: When the schedule needs to know the end of the run and `total_steps` is infinite.
+            UsageError: When the run has no steps, or the schedule needs to know its end and `total_steps` is infinite.
         """
 
     def warmup_length(self, total_steps: float) -> int:
@@ -118,7 +118,8 @@ class WarmupCosine(Schedule):
         """
         _check_horizon(self, total_steps)
         if self.warmup_steps is None:
-            return round((0.05 if self.warmup is None else self.warmup) * total_steps)
+            share = 0.05 if self.warmup is None else self.warmup
+            return min(round(share * total_steps), int(total_steps) - 1)
         if self.warmup_steps >= total_steps:
             raise UsageError(
                 f"WarmupCosine has warmup_steps={self.warmup_steps}, but the whole run is {total_steps} optimiser "
@@ -141,6 +142,8 @@ def _check_floor(floor: float) -> None:
 
 
 def _check_horizon(schedule: Schedule, total_steps: float) -> None:
+    if total_steps < 1:
+        raise UsageError("the run has no optimiser steps: give it at least one")
     if not math.isfinite(total_steps):
         raise UsageError(
             f"{type(schedule).__name__} must know how many optimiser steps the run has: set trainer.max_steps, or "

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning.pytorch import callbacks
+from lightning.pytorch import LightningModule, Trainer, callbacks
 
 __all__ = ["EarlyStopping"]
 
@@ -22,6 +22,12 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def __init__(self, monitor: str, patience: int = 10, **options: Any) -> None:
         super().__init__(monitor, patience=patience, **options)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decide, unless the run ends within an epoch before anything was validated, which Lightning 2.6.6 refuses."""
+        validated = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.completed > 0
+        if validated or self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what was seen."""

@@ -130,9 +130,10 @@ class DataModule(LightningDataModule):
         if self.indices:
             return
         loaded = self.load()
-        inputs, targets, self.dropped = clean(loaded.inputs, loaded.targets, self.on_bad)
+        inputs, targets, self._rows = clean(loaded.inputs, loaded.targets, self.on_bad)
+        self.dropped = len(loaded.inputs) - len(inputs)
         self.class_names = loaded.class_names
-        self._check_labels(targets)
+        targets = self._labels(targets)
         self.indices = self._split(targets)
         self._inputs = torch.from_numpy(inputs)
         self._targets = torch.from_numpy(targets)
@@ -142,6 +143,10 @@ class DataModule(LightningDataModule):
         constant = (train.amax(axes, keepdim=True) == train.amin(axes, keepdim=True))[0]
         self._mean = train.mean(axes, keepdim=True)[0].float()
         self._std = train.std(axes, correction=0, keepdim=True)[0].float().masked_fill(constant, 1.0)
+
+    def rows(self, split: Split) -> NDArray[np.int64]:
+        """Return the row of each sample of a split in the data as it was loaded."""
+        return self._rows[self.indices[split]]
 
     def dataset(self, split: Split) -> TensorBatches:
         """Return the scaled samples of a split."""
@@ -161,7 +166,7 @@ class DataModule(LightningDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Return the test batches: their order is that of `indices["test"]`."""
+        """Return the test batches: their order is that of `rows("test")`."""
         return self._loader("test")
 
     def state_dict(self) -> dict[str, Any]:
@@ -190,34 +195,34 @@ class DataModule(LightningDataModule):
             collate_fn=_as_it_is,
         )
 
-    def _check_labels(self, targets: NDArray[Any]) -> None:
+    def _labels(self, targets: NDArray[Any]) -> NDArray[Any]:
+        """Return class indices as int64, and other targets as they are."""
         if not self.class_names:
-            return
-        wrong = np.flatnonzero((targets < 0) | (targets >= len(self.class_names)))
+            return targets
+        wrong = np.flatnonzero((targets < 0) | (targets >= len(self.class_names)) | (targets % 1 != 0))
         if len(wrong):
             raise UsageError(
-                f"{type(self).__name__} has {len(self.class_names)} classes, but row {wrong[0]} has the label "
-                f"{targets[wrong[0]]}: labels are 0 to {len(self.class_names) - 1}"
+                f"{type(self).__name__} has {len(self.class_names)} classes, but row {self._rows[wrong[0]]} has the "
+                f"label {targets[wrong[0]]}: labels are 0 to {len(self.class_names) - 1}"
             )
+        return targets.astype(np.int64)
 
     def _split(self, targets: NDArray[Any]) -> dict[Split, NDArray[np.int64]]:
-        """Return the rows of each split, shuffled, with the classes in the same proportions in each."""
+        """Return the samples of each split, shuffled, with the classes in the same proportions in each."""
+        rest: NDArray[np.int64] = np.arange(len(targets))
+        held_out = []
         try:
-            rest, test = train_test_split(
-                np.arange(len(targets)),
-                test_size=self.test_fraction,
-                random_state=self.split_seed,
-                stratify=targets if self.class_names else None,
-            )
-            train, val = train_test_split(
-                rest,
-                test_size=self.val_fraction / (1 - self.test_fraction),
-                random_state=self.split_seed,
-                stratify=targets[rest] if self.class_names else None,
-            )
+            for fraction in (self.test_fraction, self.val_fraction):
+                rest, part = train_test_split(
+                    rest,
+                    test_size=round(fraction * len(targets)),
+                    random_state=self.split_seed,
+                    stratify=targets[rest] if self.class_names else None,
+                )
+                held_out.append(part)
         except ValueError as error:
             raise UsageError(f"{type(self).__name__} cannot split {len(targets)} samples: {error}") from error
-        return {"train": train, "val": val, "test": test}
+        return {"train": rest, "val": held_out[1], "test": held_out[0]}
 
 
 def _as_it_is(batch: Any) -> Batch:

@@ -17,7 +17,7 @@ _SHOWN = 3
 
 def clean(
     inputs: NDArray[Any], targets: NDArray[Any], on_bad: Literal["refuse", "drop"] = "refuse"
-) -> tuple[NDArray[np.float32], NDArray[Any], int]:
+) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.int64]]:
     """Return inputs and targets in which every value is a finite number.
 
     Args:
@@ -26,7 +26,7 @@ def clean(
         on_bad: What to do with a row that holds anything else: `"refuse"` it or `"drop"` it.
 
     Returns:
-        The inputs as float32, the targets, and how many rows were dropped.
+        The inputs as float32, the targets, and the rows `(N,)` of the arrays that they come from.
 
     Raises:
         UsageError: When a row is bad and `on_bad` is `"refuse"`, when no good row is left, or when the two arrays
@@ -34,29 +34,31 @@ def clean(
     """
     if len(inputs) != len(targets):
         raise UsageError(f"there are {len(inputs)} inputs but {len(targets)} targets")
+    if not len(inputs):
+        raise UsageError("there is no sample at all")
     columns = _numbers(inputs.reshape(len(inputs), -1))
     labels = _numbers(targets.reshape(len(targets), -1))
     bad = ~np.isfinite(np.concatenate([columns, labels], axis=1))
-    rows = bad.any(axis=1)
-    if rows.any() and on_bad == "refuse":
+    if bad.any() and on_bad == "refuse":
         raise UsageError(_describe(bad, inputs, targets) + "; on_bad=drop leaves such rows out")
-    if rows.all():
-        raise UsageError("no row is left: " + (_describe(bad, inputs, targets) if len(inputs) else "there is none"))
-    keep = ~rows
-    kept_targets = labels[keep].reshape(-1, *targets.shape[1:])
-    whole = targets.dtype.kind in "iub"
+    kept = np.flatnonzero(~bad.any(axis=1))
+    if not len(kept):
+        raise UsageError(f"no row is left: {_describe(bad, inputs, targets)}")
+    classes = targets.dtype.kind in "iub"
     return (
-        columns[keep].astype(np.float32).reshape(-1, *inputs.shape[1:]),
-        kept_targets.astype(np.int64 if whole else np.float32),
-        int(rows.sum()),
+        columns[kept].reshape(-1, *inputs.shape[1:]),
+        labels[kept].reshape(-1, *targets.shape[1:]).astype(np.int64 if classes else np.float32),
+        kept,
     )
 
 
-def _numbers(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Return float64 values, with NaN where something is no number."""
-    if values.dtype.kind in "iubf":
-        return values.astype(np.float64)
-    return np.array([[_number(value) for value in row] for row in values], dtype=np.float64).reshape(values.shape)
+def _numbers(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Return float32 values, with NaN where something is no number and infinity where it is too large for one."""
+    with np.errstate(over="ignore"):
+        if values.dtype.kind in "iubf":
+            return values.astype(np.float32)
+        numbers = [[_number(value) for value in row] for row in values]
+        return np.array(numbers, dtype=np.float64).reshape(values.shape).astype(np.float32)
 
 
 def _number(value: Any) -> float:

@@ -5,7 +5,7 @@ Shapes: `B` batch; `...` whatever one output or target is shaped like.
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection, SumMetric
 
 __all__ = ["Observed"]
 
@@ -26,8 +26,10 @@ class Observed(nn.Module):
     def __init__(self, split: str, metrics: MetricCollection) -> None:
         super().__init__()
         self.split = split
-        # "disable": the other strategies look at every value, which waits for the device.
-        self.loss = MeanMetric(nan_strategy="disable")
+        # "disable": the other strategies look at every value, which waits for the device. MeanMetric of torchmetrics
+        # 1.9 forgets its weights with it, hence two sums.
+        self.loss = SumMetric(nan_strategy="disable")
+        self.samples = SumMetric(nan_strategy="disable")
         self.metrics = metrics.clone(prefix=f"{split}/")
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
         self._kept_elements = 0
@@ -45,7 +47,7 @@ class Observed(nn.Module):
         self._update()
         if not self._seen:
             return {}
-        values = {f"{self.split}/loss": self.loss.compute(), **self.metrics.compute()}
+        values = {f"{self.split}/loss": self.loss.compute() / self.samples.compute(), **self.metrics.compute()}
         self.reset()
         return values
 
@@ -55,14 +57,16 @@ class Observed(nn.Module):
         self._kept_elements = 0
         self._seen = False
         self.loss.reset()
+        self.samples.reset()
         self.metrics.reset()
 
     def _update(self) -> None:
         if not self._kept:
             return
         losses, outputs, targets = zip(*self._kept, strict=True)
-        sizes = torch.tensor([len(target) for target in targets], dtype=torch.float32)
-        self.loss.update(torch.stack(losses), weight=sizes.to(losses[0].device))
+        sizes = [len(target) for target in targets]
+        self.loss.update(torch.stack(losses) @ torch.tensor(sizes, dtype=losses[0].dtype, device=losses[0].device))
+        self.samples.update(sum(sizes))
         self.metrics.update(torch.cat(outputs), torch.cat(targets))
         self._kept.clear()
         self._kept_elements = 0
