@@ -20,7 +20,7 @@ ARROWS = {
     "networks": {"torch"},
     "data": {"torch", "lightning", "numpy", "sklearn", "compat"},
     "tasks": {"torch", "lightning", "torchmetrics", "schedules", "optim", "compat"},
-    "callbacks": {"torch", "lightning", "tqdm", "runs"},
+    "callbacks": {"torch", "lightning", "tqdm"},
     "loggers": {"lightning"},
     "explain": {"yaml"},
     "cli": {"torch", "lightning", "runs", "callbacks", "data", "tasks", "loggers", "explain"},

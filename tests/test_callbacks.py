@@ -221,3 +221,26 @@ def test_progress_prints_lines_where_there_is_no_terminal(tmp_path, capsys):
     )
     trainer.fit(task(), datamodule=Digits())
     assert capsys.readouterr().err.startswith("step 3, epoch 0, val/loss ")
+
+
+def test_what_blocks_share_counts_once_in_the_total(tmp_path):
+    class Tied(Foreign):
+        def __init__(self):
+            super().__init__()
+            self.again = self.body
+
+    torch.manual_seed(0)
+    module = Tied()
+    inputs, targets = next(iter(loader(8)))
+    nn.functional.mse_loss(module.head(module.body(inputs).tanh()), targets).backward()
+    expected = torch.cat([p.grad.flatten() for p in module.parameters()]).norm().item()
+    module.zero_grad()
+    # torch lists a shared child once; a wrapper around it is another child with the same parameters.
+    module.again = nn.Sequential(module.body)
+    fit(module, tmp_path, callbacks=[callbacks.GradientNorm()], max_steps=1)
+    assert logged(tmp_path, "grad_norm/total") == [(0, pytest.approx(expected, rel=1e-5))]
+
+
+def test_nothing_is_logged_when_logging_is_switched_off(tmp_path):
+    fit(task(), tmp_path, data=Digits(), callbacks=[callbacks.GradientNorm()], max_steps=2, log_every_n_steps=0)
+    assert not (tmp_path / "metrics.csv").exists()

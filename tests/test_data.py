@@ -380,3 +380,19 @@ def test_rows_are_those_of_the_data_as_it_was_loaded_when_some_are_dropped():
     data = Holes(on_bad="drop")
     data.setup()
     assert data.rows("test").tolist() == data.dataset("test").targets.tolist()
+
+
+def test_statistics_of_a_checkpoint_stay_whether_loaded_before_setup_or_after():
+    trained, before, after = Digits(), Digits(split_seed=1), Digits(split_seed=1)
+    trained.setup()
+    state = {**trained.state_dict(), "mean": trained.state_dict()["mean"] + 1}
+    before.load_state_dict(state)
+    before.setup()
+    after.setup()
+    after.load_state_dict(state)
+    assert torch.equal(before.dataset("val").inputs, after.dataset("val").inputs)
+    assert torch.equal(before.state_dict()["mean"], state["mean"])
+
+
+def test_integer_targets_keep_every_digit():
+    assert clean(np.zeros((1, 1)), np.array([2**24 + 1]))[1].tolist() == [2**24 + 1]

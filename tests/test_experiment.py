@@ -275,3 +275,18 @@ def test_every_config_runs_for_two_batches(config, tmp_path):
 def test_every_overlay_runs_on_the_first_experiment(overlay, tmp_path):
     firstlight("run", "--config", CONFIG, "--config", str(overlay), "--trainer.max_epochs=1", cwd=tmp_path)
     assert os.listdir(tmp_path / "runs") == ["digits_mlp"]
+
+
+def test_a_refused_continuation_leaves_the_run_as_it_was(finished):
+    folder, run, _ = finished
+    before = {path: text for path, text in files(run).items() if "tfevents" not in path.name}
+    changed = ["--model.network.hidden=[7]", "--trainer.max_epochs=5"]
+    done = firstlight("fit", "--run", str(run), *changed, cwd=folder, code=2)
+    assert "holds the weights of another network" in done.stderr
+    assert {path: text for path, text in files(run).items() if "tfevents" not in path.name} == before
+
+
+def test_what_is_left_out_is_not_replaced_by_lightnings_own(tmp_path):
+    options = ["--without=[best,last,progress,early_stopping]", "--trainer.max_epochs=1"]
+    assert firstlight("fit", "--config", CONFIG, *options, cwd=tmp_path).stderr == ""
+    assert not list(newest(tmp_path).rglob("*.ckpt"))

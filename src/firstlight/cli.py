@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -23,8 +23,8 @@ from firstlight.callbacks.checkpoints import recorded
 from firstlight.callbacks.defaults import DEFAULTS, LINKED, refuse_collisions
 from firstlight.data import DataModule
 from firstlight.errors import UsageError
-from firstlight.explain import explain, origin
-from firstlight.loggers import all_loggers
+from firstlight.explain import explain, origin, weights_fault
+from firstlight.loggers import all_loggers, as_list
 from firstlight.tasks import Task
 
 __all__ = ["CLI", "fit", "predict", "run", "test", "validate"]
@@ -38,8 +38,10 @@ def run(args: list[str]) -> None:
         raise UsageError("run tests the best checkpoint, and none would be kept: use fit, or keep it")
     results = cli.fit()
     if results is not None:
-        results["metrics"] = cli.test_best()
-        cli.write_results(results)
+        try:
+            results["metrics"] = cli.test_best()
+        finally:
+            cli.write_results(results)
 
 
 def fit(args: list[str]) -> None:
@@ -109,7 +111,7 @@ class CLI(LightningCLI):
         add("--experiment", type=str | None, help="Folder of the run in --runs; default: the first config's name.")
         add("--run", type=str | None, help="Folder of a run; its configuration comes before what is typed.")
         add("--ckpt", type=str | None, help="What to score: best (default), last, or a path.")
-        add("--without", type=list[str], default=[], help="Default callbacks to leave out.")
+        add("--without", type=list[str], default=[], help=f"Left out, [A,B]: {', '.join(DEFAULTS)}.")
         for name, callback in DEFAULTS.items():
             parser.add_class_arguments(callback, name, skip=LINKED, instantiate=False)
 
@@ -136,11 +138,7 @@ class CLI(LightningCLI):
             self.without |= {"best", "last"}
 
     def fit(self) -> dict[str, Any] | None:
-        """Train in a new run directory, or go on in the one that was given.
-
-        Returns:
-            What goes into `results.json`, on the first process only.
-        """
+        """Train in a new run directory, or the one that was given; return `results.json`, on the first process."""
         if self.config.ckpt:
             raise UsageError("--ckpt says what to score; fit goes on from the last checkpoint of --run DIR")
         if isinstance(self.datamodule, DataModule):
@@ -154,18 +152,25 @@ class CLI(LightningCLI):
             root = Path(self.config.runs)
             # Lightning hands the first process's folder to the others.
             self.run_dir = runs.create(root, self.experiment) if first else root / self.experiment
-        defaults = callbacks.defaults(self.model, self.run_dir / "checkpoints", self.without, **self.groups)
-        own = _as_list(self.options["callbacks"])
+        try:
+            return self._fit(resumed, self.run_dir)
+        except UsageError:
+            if first and resumed is None:
+                runs.discard(self.run_dir)
+            raise
+
+    def _fit(self, resumed: Path | None, folder: Path) -> dict[str, Any] | None:
+        defaults = callbacks.defaults(self.model, folder / "checkpoints", self.without, **self.groups)
+        own = as_list(self.options["callbacks"])
         refuse_collisions(own, defaults)
         trainer = self._trainer(
-            default_root_dir=self.run_dir,
-            logger=all_loggers(self.run_dir, self.options["logger"]),
-            callbacks=[*own, *defaults, LambdaCallback(on_train_start=self._say_plan)],
+            default_root_dir=folder,
+            logger=all_loggers(folder, self.options["logger"]),
+            callbacks=[*own, *defaults, LambdaCallback(on_train_start=self._start)],
+            # Lightning puts its own in place of what is left out.
+            enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in [*own, *defaults]),
+            enable_progress_bar=any(isinstance(each, ProgressBar) for each in [*own, *defaults]),
         )
-        if first:
-            config = self.config.clone()
-            config["run"], config["ckpt"], config["experiment"] = None, None, self.experiment
-            runs.write_config(self.run_dir, self.parser.dump(config, skip_none=False))
         try:
             with warnings.catch_warnings():
                 if resumed:
@@ -177,11 +182,13 @@ class CLI(LightningCLI):
             # Lightning 2.6.6 ends Ctrl-C with exit code 1.
             if not trainer.interrupted:
                 raise
-            kept = (self.run_dir / "checkpoints" / "last.ckpt").is_file()
-            then = f"go on with: firstlight fit --run {self.run_dir}" if kept else "nothing was kept yet"
+            kept = (folder / "checkpoints" / "last.ckpt").is_file()
+            then = f"go on with: firstlight fit --run {folder}" if kept else "nothing was kept yet"
             print(f"interrupted at step {trainer.global_step:,}; {then}")
             raise SystemExit(130) from stopped
-        return self._results(trainer) if first else None
+        except RuntimeError as error:
+            raise weights_fault(error, resumed) from error
+        return self._results(trainer) if trainer.is_global_zero else None
 
     def test_best(self) -> dict[str, float]:
         """Return the test metrics of the best checkpoint of the run that was just trained."""
@@ -232,23 +239,20 @@ class CLI(LightningCLI):
         print(f"wrote    {folder}")
 
     def _evaluate(self, verb: str, ckpt: Path) -> list[Any]:
-        own = [each for each in _as_list(self.options["callbacks"]) if not isinstance(each, ModelCheckpoint)]
+        own = [each for each in as_list(self.options["callbacks"]) if not isinstance(each, ModelCheckpoint)]
         progress = [] if "progress" in self.without else [callbacks.Progress(**self.groups["progress"])]
-        # On one process, so that no sample is counted twice.
+        # One process counts no sample twice; the callbacks of the fit are missing on purpose.
         one = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         trainer = self._trainer(**one, logger=False, enable_checkpointing=False, callbacks=[*own, *progress])
         quiet = {} if verb == "predict" else {"verbose": False}
         try:
             with warnings.catch_warnings():
-                # Callbacks of the fit are missing here on purpose.
                 warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
                 found: list[Any] = getattr(trainer, verb)(
                     self.model, datamodule=self.datamodule, ckpt_path=str(ckpt), weights_only=True, **quiet
                 )
         except RuntimeError as error:
-            if "loading state_dict" not in str(error):
-                raise
-            raise UsageError(f"{ckpt} holds the weights of another network than the one configured") from error
+            raise weights_fault(error, ckpt) from error
         return found
 
     def _trainer(self, **changes: Any) -> Trainer:
@@ -257,10 +261,14 @@ class CLI(LightningCLI):
         except (MisconfigurationException, ValueError) as error:
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
 
-    def _say_plan(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say before the first step what the run is going to do."""
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write before the first step what the run is made of, and say what it is going to do."""
         if not trainer.is_global_zero:
             return
+        assert self.run_dir is not None
+        config = self.config.clone()
+        config["run"], config["ckpt"], config["experiment"] = None, None, self.experiment
+        runs.write_config(self.run_dir, self.parser.dump(config, skip_none=False))
         if isinstance(self.datamodule, DataModule):
             sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in self.datamodule.indices.items())
             dropped = f", {self.datamodule.dropped:,} dropped" if self.datamodule.dropped else ""
@@ -274,7 +282,7 @@ class CLI(LightningCLI):
         assert self.run_dir is not None
         best = self.run_dir / "checkpoints" / "best.ckpt"
         planned = self.model.total_steps
-        early = trainer.early_stopping_callback is not None and trainer.early_stopping_callback.stopped_epoch > 0
+        early = trainer.should_stop and trainer.global_step < planned
         ended = (
             f"stopped early, {trainer.global_step:,} of {planned:,} steps"
             if early
@@ -290,7 +298,3 @@ class CLI(LightningCLI):
 
 def _listed(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.6g}" for name, value in values.items())
-
-
-def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else value if isinstance(value, list) else [value]

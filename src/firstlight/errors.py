@@ -8,7 +8,7 @@ class UsageError(Exception):
     """The caller asked for something that cannot be right.
 
     The message is one line: what was found, where, and what would be right. The command line prints it and exits
-    with code 2. It is no `ValueError`, so that libraries which collect those while they build objects let it pass.
+    with code 2.
     """
 
 

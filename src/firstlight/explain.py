@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from firstlight.errors import did_you_mean
+from firstlight.errors import UsageError, did_you_mean
 
-__all__ = ["explain", "origin"]
+__all__ = ["explain", "origin", "weights_fault"]
 
 _NOISE = (
     "Parser key",
@@ -50,6 +50,8 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
     if "Problems parsing config" in message and (broken := _broken(configs)):
         return broken
     if found := re.search(r"arguments are required: (.+)", message):
+        if where:
+            return f"{where}: {classes[-1] if classes else 'it'} needs {found[1]}"
         return f"nothing says what {found[1].replace(', ', ' and ')} are: give a --config, or --run with a run's folder"
     if found := re.search(r"File does not exist: '([^']+)'", message):
         path = Path(found[1])
@@ -99,5 +101,12 @@ def _innermost(message: str) -> str:
 
 
 def origin(error: BaseException) -> BaseException:
-    """Return the exception at the bottom of a chain of causes."""
-    return origin(error.__cause__) if error.__cause__ else error
+    """Return what a chain of causes began with: wrong use, or the exception at its bottom."""
+    return error if isinstance(error, UsageError) or error.__cause__ is None else origin(error.__cause__)
+
+
+def weights_fault(error: RuntimeError, ckpt: Path | None) -> Exception:
+    """Return wrong use where the weights of a checkpoint do not fit the network, and a bug as it is."""
+    if "loading state_dict" not in str(error):
+        return error
+    return UsageError(f"{ckpt} holds the weights of another network than the one configured")

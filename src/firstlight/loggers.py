@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-__all__ = ["MetricsCSV", "TensorBoard", "all_loggers"]
+__all__ = ["MetricsCSV", "TensorBoard", "all_loggers", "as_list"]
 
 
 class TensorBoard(TensorBoardLogger):
@@ -96,5 +96,10 @@ def all_loggers(folder: Path, given: Any) -> list[Logger]:
     """
     if given is False:
         return [MetricsCSV(folder / "metrics.csv")]
-    own = given if isinstance(given, list) else [given] if isinstance(given, Logger) else []
+    own = [logger for logger in as_list(given) if logger is not True]
     return [TensorBoard(folder), MetricsCSV(folder / "metrics.csv"), *own]
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return what `Trainer` takes as nothing, as one thing or as a list, always as a list."""
+    return [] if value is None else value if isinstance(value, list) else [value]

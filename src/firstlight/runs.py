@@ -6,6 +6,7 @@ A run lives in `ROOT/EXPERIMENT/TIME/`; `ROOT/EXPERIMENT/latest` is a text file 
 import csv
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
@@ -15,7 +16,16 @@ from typing import Any
 
 from firstlight.errors import UsageError, did_you_mean
 
-__all__ = ["checkpoint", "create", "find", "make_unique", "write_config", "write_predictions", "write_results"]
+__all__ = [
+    "checkpoint",
+    "create",
+    "discard",
+    "find",
+    "make_unique",
+    "write_config",
+    "write_predictions",
+    "write_results",
+]
 
 
 def create(root: Path, experiment: str) -> Path:
@@ -40,6 +50,16 @@ def create(root: Path, experiment: str) -> Path:
     except OSError as error:
         raise UsageError(f"cannot write {latest}: {error.strerror}") from error
     return run
+
+
+def discard(run: Path) -> None:
+    """Remove a run that was made but never started, and point `latest` at the newest that is left."""
+    shutil.rmtree(run)
+    left = sorted(folder.name for folder in run.parent.iterdir() if folder.is_dir())
+    if left:
+        _replace(run.parent / "latest", left[-1] + "\n")
+    else:
+        shutil.rmtree(run.parent)
 
 
 def make_unique(parent: Path, name: str) -> Path:

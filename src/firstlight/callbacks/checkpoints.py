@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from firstlight.errors import UsageError
+
 __all__ = ["BestCheckpoint", "LastCheckpoint", "recorded"]
 
 
@@ -56,9 +58,14 @@ class LastCheckpoint(ModelCheckpoint):
     Args:
         dirpath: Folder of the file; `None` leaves it to the logger.
         every_n_epochs: Epochs from one writing to the next, at least 1.
+
+    Raises:
+        UsageError: When `every_n_epochs` is below 1.
     """
 
     def __init__(self, dirpath: Path | None = None, every_n_epochs: int = 1) -> None:
+        if every_n_epochs < 1:
+            raise UsageError(f"LastCheckpoint was given every_n_epochs={every_n_epochs}: it is at least 1")
         super().__init__(
             dirpath,
             "last",

@@ -8,12 +8,12 @@ __all__ = ["is_due", "log", "should_log"]
 
 
 def is_due(step: int, every: int) -> bool:
-    """Tell whether the optimiser step with the index `step`, from 0, is logged when each `every`-th is.
+    """Tell whether the optimiser step with the index `step`, from 0, is logged when each `every`-th is, and none for 0.
 
     >>> [step for step in range(10) if is_due(step, 5)]
     [4, 9]
     """
-    return (step + 1) % every == 0
+    return every > 0 and (step + 1) % every == 0
 
 
 def should_log(trainer: Trainer) -> bool:

@@ -32,12 +32,12 @@ class GradientNorm(Callback):
         if not should_log(trainer):
             return
         optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        values = norms(
-            {
-                name: [p.grad for p in block.parameters() if id(p) in optimized and p.grad is not None]
-                for name, block in blocks(pl_module).items()
-            }
-        )
+        gradients: dict[str, list[Tensor]] = {}
+        for name, block in blocks(pl_module).items():
+            own = [p for p in block.parameters() if id(p) in optimized]
+            optimized -= {id(p) for p in own}  # What blocks share counts once, in the first of them.
+            gradients[name] = [p.grad for p in own if p.grad is not None]
+        values = norms(gradients)
         many = len(trainer.optimizers) > 1
         prefix = f"grad_norm/{trainer.optimizers.index(optimizer)}" if many else "grad_norm"
         shown = values if self.per_block else {"total": values["total"]}

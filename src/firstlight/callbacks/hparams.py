@@ -1,6 +1,7 @@
 """What a run was made of beside the best it reached, for TensorBoard's HParams page."""
 
 from collections.abc import Mapping
+from pickle import UnpicklingError
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -30,10 +31,14 @@ class HParams(Callback):
         """Write, where there is a TensorBoard logger and a best checkpoint."""
         if not self.best.best_model_path:
             return
+        try:
+            metrics = recorded(self.best.best_model_path)
+        except UnpicklingError:
+            metrics = {}  # A module of others may keep objects in its checkpoints; they are not run to be read.
         score = (
             {} if self.best.best_model_score is None else {str(self.best.monitor): float(self.best.best_model_score)}
         )
-        values = {f"best/{name}": value for name, value in {**score, **recorded(self.best.best_model_path)}.items()}
+        values = {f"best/{name}": value for name, value in {**score, **metrics}.items()}
         data = getattr(trainer, "datamodule", None)
         made_of = flatten({**pl_module.hparams, **({} if data is None else {"data": data.hparams})})
         for logger in trainer.loggers:

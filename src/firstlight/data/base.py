@@ -114,6 +114,8 @@ class DataModule(LightningDataModule):
         self.on_bad: Literal["refuse", "drop"] = on_bad
         self.num_workers = num_workers
         self.dropped = 0
+        self._mean: Tensor | None = None
+        self._std: Tensor | None = None
         self.class_names: list[str] = []
         self.indices: dict[Split, NDArray[np.int64]] = {}
 
@@ -132,6 +134,8 @@ class DataModule(LightningDataModule):
         loaded = self.load()
         inputs, targets, self._rows = clean(loaded.inputs, loaded.targets, self.on_bad)
         self.dropped = len(loaded.inputs) - len(inputs)
+        if self._mean is not None:
+            self._check_class_names(self.class_names, loaded.class_names)
         self.class_names = loaded.class_names
         targets = self._labels(targets)
         self.indices = self._split(targets)
@@ -140,6 +144,8 @@ class DataModule(LightningDataModule):
         # One number a feature, or a channel of an image: every axis but the second is averaged.
         train = self._inputs[self.indices["train"]].double()
         axes = [axis for axis in range(train.ndim) if axis != 1]
+        if self._mean is not None:
+            return  # A checkpoint was loaded before: its statistics stay.
         constant = (train.amax(axes, keepdim=True) == train.amin(axes, keepdim=True))[0]
         self._mean = train.mean(axes, keepdim=True)[0].float()
         self._std = train.std(axes, correction=0, keepdim=True)[0].float().masked_fill(constant, 1.0)
@@ -149,7 +155,8 @@ class DataModule(LightningDataModule):
         return self._rows[self.indices[split]]
 
     def dataset(self, split: Split) -> TensorBatches:
-        """Return the scaled samples of a split."""
+        """Return the scaled samples of a split, after `setup`."""
+        assert self._mean is not None and self._std is not None
         index = torch.from_numpy(self.indices[split])
         return TensorBatches((self._inputs[index] - self._mean) / self._std, self._targets[index])
 
@@ -179,11 +186,8 @@ class DataModule(LightningDataModule):
         Raises:
             UsageError: When the data at hand has other classes than the checkpoint was trained on.
         """
-        if self.indices and state_dict["class_names"] != self.class_names:
-            raise UsageError(
-                f"the checkpoint was trained on the classes {state_dict['class_names']}, but the data has "
-                f"{self.class_names}"
-            )
+        if self.indices:
+            self._check_class_names(state_dict["class_names"], self.class_names)
         self._mean, self._std, self.class_names = (state_dict[key] for key in ("mean", "std", "class_names"))
 
     def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
@@ -194,6 +198,10 @@ class DataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
         )
+
+    def _check_class_names(self, trained_on: list[str], found: list[str]) -> None:
+        if trained_on != found:
+            raise UsageError(f"the checkpoint was trained on the classes {trained_on}, but the data has {found}")
 
     def _labels(self, targets: NDArray[Any]) -> NDArray[Any]:
         """Return class indices as int64, and other targets as they are."""

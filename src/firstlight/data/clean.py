@@ -45,11 +45,9 @@ def clean(
     if not len(kept):
         raise UsageError(f"no row is left: {_describe(bad, inputs, targets)}")
     classes = targets.dtype.kind in "iub"
-    return (
-        columns[kept].reshape(-1, *inputs.shape[1:]),
-        labels[kept].reshape(-1, *targets.shape[1:]).astype(np.int64 if classes else np.float32),
-        kept,
-    )
+    # Not by way of float32, which has no odd numbers above 2**24.
+    good = targets[kept].astype(np.int64) if classes else labels[kept].reshape(-1, *targets.shape[1:])
+    return columns[kept].reshape(-1, *inputs.shape[1:]), good, kept
 
 
 def _numbers(values: NDArray[Any]) -> NDArray[np.float32]:

@@ -98,7 +98,8 @@ class Task(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log `train/*` after every `log_every_n_steps` optimiser steps."""
         step = self.trainer.global_step
-        if step > self._logged_step and step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
+        if every and step > self._logged_step and step % every == 0:
             self._logged_step = step
             self.log_dict(self.observed_train.read())
 
