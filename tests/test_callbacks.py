@@ -188,12 +188,9 @@ def test_best_and_last_are_kept_of_a_fit_in_a_program(tmp_path):
     assert {path.name for path in tmp_path.glob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
 
 
-def test_progress_counts_every_batch_and_shows_the_newest_validation(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    bar = callbacks.Progress(redraw_every=0.0)
-    module = task()
+def fit_three_batches(bar, epochs):
     trainer = Trainer(
-        max_epochs=2,
+        max_epochs=epochs,
         accelerator="cpu",
         limit_train_batches=3,
         logger=False,
@@ -202,24 +199,19 @@ def test_progress_counts_every_batch_and_shows_the_newest_validation(tmp_path, m
         log_every_n_steps=1,
         callbacks=[bar],
     )
-    trainer.fit(module, datamodule=Digits())
+    trainer.fit(task(), datamodule=Digits())
+
+
+def test_progress_counts_every_batch_and_shows_the_newest_validation(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    fit_three_batches(callbacks.Progress(redraw_every=0.0), epochs=2)
     printed = capsys.readouterr().err
     assert "6/6" in printed
     assert "val/loss" in printed
 
 
-def test_progress_prints_lines_where_there_is_no_terminal(tmp_path, capsys):
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        limit_train_batches=3,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        callbacks=[callbacks.Progress(line_every=0.0)],
-    )
-    trainer.fit(task(), datamodule=Digits())
+def test_progress_prints_lines_where_there_is_no_terminal(capsys):
+    fit_three_batches(callbacks.Progress(line_every=0.0), epochs=1)
     assert capsys.readouterr().err.startswith("step 3, epoch 0, val/loss ")
 
 
