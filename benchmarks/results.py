@@ -41,14 +41,14 @@ def measure(config: Path) -> str:
             seconds.append(time.monotonic() - start)
             (results,) = Path(folder).glob("runs/*/*/results.json")
             scores.append(json.loads(results.read_text())["metrics"]["test/accuracy"])
-        cli = CLI("fit", options)
-        cli.datamodule.setup()
-        train, test = cli.datamodule.dataset("train"), cli.datamodule.dataset("test")
+        experiment = CLI("fit", options).experiment
+        experiment.datamodule.setup()
+        train, test = experiment.datamodule.dataset("train"), experiment.datamodule.dataset("test")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             classifier = MLPClassifier(random_state=seed).fit(train.inputs.flatten(1), train.targets)
         baseline.append(classifier.score(test.inputs.flatten(1), test.targets))
-    parameters = sum(parameter.numel() for parameter in cli.model.parameters())
+    parameters = sum(parameter.numel() for parameter in experiment.task.parameters())
     command = f"`firstlight run --config configs/{config.name}`"
     ours, theirs = (f"{mean(each):.4f} ± {stdev(each):.4f}" for each in (scores, baseline))
     return f"| {command} | {parameters:,} | {ours} | {theirs} | {mean(seconds):.1f} (most {max(seconds):.1f}) |"

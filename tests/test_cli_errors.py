@@ -31,15 +31,44 @@ CASES = {
         r"model\.network: .*no MPL; did you mean MLP",
     ),
     "an activation that is not there": (["--model.network.activation=torch.nn.Relu"], r"no Relu; did you mean ReLU"),
-    "a module that is not there": (["--model.network=nix.Net"], r"model\.network: No module named 'nix'"),
+    "a module that is not there": (
+        ["--model.network=nix.Net"],
+        r"model\.network: there is no module nix; run it from the folder that holds nix\.py$",
+    ),
+    "a part of ours that is not there": (
+        ["--model.network=firstlight.network.MLP"],
+        r"firstlight has no network; did you mean networks\?",
+    ),
+    "a folder as a file": (["--config=."], r"config: \S+ is no file$"),
+    "a negative learning rate": (["--model.optimizer.lr=-1"], r"optimizer: Invalid learning rate: -1\.0"),
+    "a loss for other targets": (
+        ["--model.loss=torch.nn.MSELoss"],
+        r"MSELoss cannot compare outputs \(3, 10\) float32",
+    ),
+    "a loss that is no number": (
+        ["--model.loss.init_args.reduction=none"],
+        r"CrossEntropyLoss gives \(3,\) float32: a loss is one number",
+    ),
+    "no epochs": (["--trainer.max_epochs=0"], r"trainer\.max_epochs=0 trains nothing"),
+    "no steps": (["--trainer.max_steps=0"], r"trainer\.max_steps=0 trains nothing"),
+    "no accumulation": (["--trainer.accumulate_grad_batches=0"], r"accumulate_grad_batches=0 trains nothing"),
+    "more processes than processors": (
+        ["--trainer.accelerator=cpu", "--trainer.devices=999"],
+        r"trainer\.devices=999: on the CPU each is a process, and there are \d+ processors",
+    ),
+    "no validation batches": (["--trainer.limit_val_batches=0"], r"nothing is ever validated \(limit_val_batches is 0"),
+    "no validation in time": (
+        ["--trainer.check_val_every_n_epoch=100"],
+        r"nothing is ever validated \(check_val_every_n_epoch=100, but the run has 60 epochs",
+    ),
     "a class of another kind": (["--model.network=torch.optim.Adam"], r"torch\.optim\.Adam.*not.*subclass of Module"),
     "a file that is not there": (["--config=digits_mpl.yaml"], r"there is no file .*digits_mpl\.yaml"),
     "a monitor that no metric has": (["--model.monitor=val/acc"], r"monitor=val/acc is no metric.*mean val/accuracy"),
     "labels outside the classes": (["--model.classes=5"], r"classes=5, so labels are 0 to 4, but 628 of 1257 are not"),
-    "a network with too few logits": (["--model.network.out_features=9"], r"classes=10, but MLP gives .*\(2, 9\)"),
+    "a network with too few logits": (["--model.network.out_features=9"], r"classes=10, but MLP gives .*\(3, 9\)"),
     "a network for other inputs": (
         ["--model.network=firstlight.networks.SimpleNet"],
-        r"SimpleNet cannot take .*\(1, 8, 8\)",
+        r"SimpleNet cannot take .*\(3, 1, 8, 8\)",
     ),
     "an output folder that cannot be": (["--runs=file"], r"cannot make the folder file/.*: Not a directory"),
     "a batch size of 0": (["--data.batch_size=0"], r"batch_size=0: a batch has at least 1 sample"),
@@ -110,7 +139,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 def test_wrong_options_end_with_one_line_and_code_2(args, pattern, capsys):
     assert main(["fit", "--config", CONFIG, *args]) == 2
     assert_one_line(capsys, pattern)
-    assert not Path("runs/digits_mlp").exists()
+    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(("text", "pattern"), FILES.values(), ids=FILES)

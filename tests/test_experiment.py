@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from firstlight import runs
 from firstlight.networks import MLP
 from firstlight.schedules import WarmupCosine
 from firstlight.tasks import Classification
@@ -50,6 +51,7 @@ def test_run_directory_holds_what_the_design_says(finished):
     _, run, _ = finished
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert {name for name in names if "tfevents" not in name} == {
+        ".lock",
         "config.yaml",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
@@ -228,6 +230,41 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
     firstlight("fit", "--run", str(run), f"--trainer.max_steps={step + 5}", cwd=tmp_path)
     assert results(run)["steps"] == step + 5
+
+
+def test_ctrl_c_while_testing_says_how_to_test_again(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import os, signal\nfrom lightning.pytorch import Callback\n\n\nclass Interrupt(Callback):\n"
+        "    def on_test_start(self, trainer, pl_module):\n        os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    options = ["--trainer.max_epochs=1", "--trainer.callbacks+=mine.Interrupt"]
+    done = firstlight("run", "--config", CONFIG, *options, cwd=tmp_path, code=130)
+    run = newest(tmp_path)
+    assert f"interrupted; go on with: firstlight test --run runs/digits_mlp/{run.name}\n" in done.stdout
+    assert results(run)["steps"] == 40
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished):
+    folder, run, _ = finished
+    done = firstlight("fit", "--run", str(run), cwd=folder)
+    assert "nothing to do: all 160 steps are done" in done.stdout
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(finished):
+    folder, run, _ = finished
+    with runs.lock(run):
+        done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=9", cwd=folder, code=2)
+    assert done.stderr.startswith("firstlight: another process is training")
+
+
+def test_a_run_that_goes_on_from_before_its_end_says_so(tmp_path):
+    firstlight("fit", "--config", CONFIG, "--trainer.max_epochs=1", cwd=tmp_path)
+    run = newest(tmp_path)
+    firstlight("fit", "--run", str(run), "--trainer.max_epochs=2", "--without=last", cwd=tmp_path)
+    done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=3", "--without=[]", cwd=tmp_path)
+    assert "the last checkpoint is of step 40: steps up to 80 are done and logged again" in done.stdout
+    done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=2", cwd=tmp_path, code=2)
+    assert "the run has done 120 optimiser steps, and only 80 are planned now" in done.stderr
 
 
 def test_a_class_of_the_users_own_in_the_current_folder_is_found(tmp_path):

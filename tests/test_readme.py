@@ -31,3 +31,9 @@ def test_every_command_of_the_readme_runs_in_order(tmp_path):
             [sys.executable, "-m", "firstlight", *args], cwd=tmp_path, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, (args, done.stderr)
+
+
+def test_every_file_that_a_page_links_to_is_there():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "configs" / "README.md", *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name} links to {target}"

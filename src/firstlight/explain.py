@@ -47,6 +47,12 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
         return _unknown(found[1], where, _class_given(message, classes), options)
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
         return f"{prefix}{found[1]} has no {found[2]}" + did_you_mean(found[2], dir(import_module(found[1])))
+    if found := re.search(r"No module named '([^']+)'", message):
+        name = found[1].split(".")[0]
+        hint = f"; run it from the folder that holds {name}.py" if name == found[1] else ""
+        return f"{prefix}there is no module {found[1]}{hint}"
+    if found := re.search(r"Path is not a file: '([^']+)'", message):
+        return f"{prefix}{found[1]} is no file"
     if "Problems parsing config" in message and (broken := _broken(configs)):
         return broken
     if found := re.search(r"arguments are required: (.+)", message):

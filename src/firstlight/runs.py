@@ -14,6 +14,8 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from firstlight.errors import UsageError, did_you_mean
 
 __all__ = [
@@ -21,6 +23,8 @@ __all__ = [
     "create",
     "discard",
     "find",
+    "last_step",
+    "lock",
     "make_unique",
     "write_config",
     "write_predictions",
@@ -53,13 +57,39 @@ def create(root: Path, experiment: str) -> Path:
 
 
 def discard(run: Path) -> None:
-    """Remove a run that was made but never started, and point `latest` at the newest that is left."""
+    """Remove a run that was made but never started, with folders that held nothing else, and mend `latest`."""
     shutil.rmtree(run)
     left = sorted(folder.name for folder in run.parent.iterdir() if folder.is_dir())
     if left:
         _replace(run.parent / "latest", left[-1] + "\n")
     else:
         shutil.rmtree(run.parent)
+        if not any(run.parent.parent.iterdir()):
+            run.parent.parent.rmdir()
+
+
+def lock(run: Path) -> FileLock:
+    """Keep other processes from training the same run, until the lock is released or this process ends.
+
+    Raises:
+        UsageError: When another process trains it.
+    """
+    held = FileLock(run / ".lock")
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(f"another process is training {run}") from error
+    return held
+
+
+def last_step(run: Path) -> int:
+    """Return the number of optimiser steps that `metrics.csv` knows of, 0 where there is none."""
+    path = run / "metrics.csv"
+    if not path.is_file():
+        return 0
+    with path.open(newline="", encoding="utf-8") as file:
+        # A killed run may leave half a line.
+        return max((int(row["step"]) + 1 for row in csv.DictReader(file) if row["value"]), default=0)
 
 
 def make_unique(parent: Path, name: str) -> Path:
@@ -102,6 +132,8 @@ def find(run: Path) -> Path:
         return found
     if found.is_dir():
         raise UsageError(f"{found} is no run: it has no config.yaml")
+    if found.is_file() or found.name == "config.yaml":
+        raise UsageError(f"{found} is a file: give the folder of the run, {found.parent}")
     near = found.parent
     while not near.is_dir():
         near = near.parent
@@ -141,8 +173,8 @@ def write_results(folder: Path, results: Mapping[str, Any]) -> None:
 
 def write_predictions(
     folder: Path, columns: Mapping[str, Sequence[Any]], rows: Sequence[int], class_names: Sequence[str]
-) -> None:
-    """Write `predictions.csv`: a line a sample with its index, prediction, probabilities and target.
+) -> Path:
+    """Write `predictions.csv`, a line a sample with its index, prediction, probabilities and target; return its path.
 
     Args:
         folder: Where to write.
@@ -162,8 +194,10 @@ def write_predictions(
         else:
             header.append(name)
             series.append([named(value) for value in values])
-    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+    path = folder / "predictions.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *zip(*series, strict=True)])
+    return path
 
 
 def _keep_and_write(path: Path, text: str) -> None:

@@ -43,10 +43,13 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def recorded(path: str | Path) -> dict[str, float]:
-    """Return `epoch` and `step` of a checkpoint, and the validation metrics that a task wrote into it, by name."""
+    """Return when a checkpoint was written, and the validation metrics that a task wrote into it, by name.
+
+    `epoch` counts from 1, `step` is the number of optimiser steps done.
+    """
     # Mapped, so that the weights are not read.
     checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    return {"epoch": checkpoint["epoch"], "step": checkpoint["global_step"], **checkpoint.get("metrics", {})}
+    return {"epoch": checkpoint["epoch"] + 1, "step": checkpoint["global_step"], **checkpoint.get("metrics", {})}
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -92,5 +92,5 @@ def refuse_collisions(own: Sequence[Callback], default: Sequence[Callback]) -> N
             if mine.state_key == theirs.state_key or bars or files:
                 raise UsageError(
                     f"trainer.callbacks holds {type(mine).__name__}, which the default callback {name} does already: "
-                    f"set the options of {name}, or leave it out with --without [{name}]"
+                    f"set the options of {name}, or leave it out with --without {name}"
                 )

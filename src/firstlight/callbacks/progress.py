@@ -67,7 +67,7 @@ class Progress(ProgressBar):
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._bar.close()
             return
-        text = describe(trainer.current_epoch, trainer.callback_metrics)
+        text = describe(trainer.current_epoch + 1, trainer.callback_metrics)
         self._bar.set_postfix_str(text, refresh=False)
         if self._enabled and self._bar.disable and time.monotonic() >= self._next_line and not trainer.sanity_checking:
             self._next_line = time.monotonic() + self.line_every

@@ -2,9 +2,11 @@
 
 import logging
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -14,6 +16,7 @@ from torchmetrics import Metric, MetricCollection
 
 from firstlight.compat import silence_known_warnings
 from firstlight.errors import UsageError, did_you_mean
+from firstlight.hyperparameters import keep_hyperparameters
 from firstlight.optim import parameter_groups
 from firstlight.schedules import Schedule
 from firstlight.tasks.observed import Observed
@@ -21,9 +24,6 @@ from firstlight.tasks.observed import Observed
 __all__ = ["Task"]
 
 _log = logging.getLogger(__name__)
-
-_OBJECT = "<object of "
-"""How the note begins that stands in a checkpoint where a part was given as an object."""
 
 
 class Task(LightningModule):
@@ -56,7 +56,7 @@ class Task(LightningModule):
     ) -> None:
         super().__init__()
         silence_known_warnings()
-        self._keep_hyperparameters(network=network, loss=loss, optimizer=optimizer, schedule=schedule)
+        keep_hyperparameters(self, {"metrics"}, network=network, loss=loss, optimizer=optimizer, schedule=schedule)
         self.network = network
         self.loss = loss
         self.build_optimizer = optimizer
@@ -69,6 +69,7 @@ class Task(LightningModule):
         self.mode = self._mode(metrics)
         self._logged_step = 0
         self._horizon: dict[str, float] = {}
+        self._steps_done = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the outputs of the network."""
@@ -125,8 +126,15 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser, and step the schedule with it."""
-        optimizer = self.build_optimizer(parameter_groups(self))
+        try:
+            optimizer = self.build_optimizer(parameter_groups(self))
+        except ValueError as error:  # torch's word for a value out of its range
+            raise UsageError(f"optimizer: {error}") from error
         total = self.total_steps
+        if self.trainer.ckpt_path and total < self._steps_done:
+            raise UsageError(
+                f"the run has done {self._steps_done:,} optimiser steps, and only {total:,} are planned now: plan more"
+            )
         schedule = self.planned_schedule
         schedule(0, total)  # A schedule that cannot serve this run says so before it starts.
         # A plain function: LambdaLR would save the attributes of a callable object, and restore an old horizon.
@@ -143,16 +151,34 @@ class Task(LightningModule):
         if before != total:
             self._move_to_horizon(before, total)
 
-    def check(self, inputs: Tensor, targets: Tensor) -> None:
-        """Refuse samples that this task cannot learn from; a task that knows what it expects overrides this.
+    def check(self, batch: tuple[Tensor, Tensor], targets: Tensor) -> None:
+        """Refuse samples that this task cannot learn from; network and loss are tried without a gradient.
 
         Args:
-            inputs: `(N, ...)`, all inputs of a split.
-            targets: `(N, ...)`, their targets.
+            batch: A few samples `(inputs, targets)` as the network is going to see them.
+            targets: `(N, ...)`, all targets of the split.
 
         Raises:
             UsageError: When they do not fit.
         """
+        network, loss = type(self.network).__name__, type(self.loss).__name__
+        inputs, few = batch
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.filterwarnings("error", "Using a target size")  # What torch broadcasts to a wrong number.
+                outputs = _tried(lambda: self(inputs), f"{network} cannot take inputs of shape {tuple(inputs.shape)}")
+                self.check_outputs(outputs, few)
+                fault = f"{loss} cannot compare outputs {_described(outputs)} with targets {_described(few)}"
+                value = _tried(lambda: self.loss(outputs, few), fault)
+        finally:
+            self.train(training)
+        if value.ndim:
+            raise UsageError(f"{loss} gives {_described(value)}: a loss is one number, the mean over the batch")
+
+    def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuse outputs that this task cannot read; a task that knows their shape overrides this."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the validation metrics of this moment and the horizon of the schedule."""
@@ -163,6 +189,7 @@ class Task(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the horizon that the run was planned with."""
         self._horizon = checkpoint["horizon"]
+        self._steps_done = checkpoint["global_step"]
 
     def _move_to_horizon(self, before: float, total: float) -> None:
         """Set the learning rate of this step to the new horizon's, which the scheduler does only from the next on."""
@@ -191,32 +218,13 @@ class Task(LightningModule):
             raise UsageError(f"monitor={self.monitor} has no best value: neither more nor less of it is better")
         return "max" if better else "min"
 
-    def _keep_hyperparameters(self, **parts: object) -> None:
-        """Store how this task was made as plain values, so that its checkpoint loads with `weights_only=True`.
 
-        From the command line that is its configuration, parts included. In a program a part is an object: a note takes
-        its place, and to load the checkpoint without that part is refused.
-        """
-        self.save_hyperparameters(ignore=[*parts, "metrics"], logger=False)
-        if "_instantiator" in self.hparams:  # Lightning's mark of the command line.
-            self.save_hyperparameters(logger=False)
-            return
-        given = {**self.hparams, **parts}
-        missing = [name for name, value in given.items() if isinstance(value, str) and value.startswith(_OBJECT)]
-        if missing:
-            raise UsageError(
-                f"the checkpoint of this {type(self).__name__} was written by a program that gave {', '.join(missing)} "
-                f"as objects: give them again, load_from_checkpoint(path, {', '.join(f'{m}=...' for m in missing)})"
-            )
-        for name, value in given.items():
-            if not _is_plain(value):
-                self.hparams[name] = f"{_OBJECT}{type(value).__module__}.{type(value).__qualname__}>"
+def _tried(call: Callable[[], Tensor], fault: str) -> Tensor:
+    try:
+        return call()
+    except (RuntimeError, ValueError, IndexError, UserWarning) as error:  # what torch says of shapes and dtypes
+        raise UsageError(f"{fault}: {' '.join(str(error).split())}") from error
 
 
-def _is_plain(value: object) -> bool:
-    """Tell whether a checkpoint with `value` loads with `weights_only=True`; a subclass of a number does not."""
-    if type(value) in (list, tuple):
-        return all(map(_is_plain, value))  # type: ignore[call-overload]
-    if type(value) is dict:
-        return all(_is_plain(item) for pair in value.items() for item in pair)
-    return value is None or type(value) in (bool, int, float, str)
+def _described(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

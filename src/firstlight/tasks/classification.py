@@ -42,7 +42,7 @@ class Classification(Task):
         super().__init__(network, loss, optimizer, schedule, metrics, monitor)
         self.classes = classes
 
-    def check(self, inputs: Tensor, targets: Tensor) -> None:
+    def check(self, batch: tuple[Tensor, Tensor], targets: Tensor) -> None:
         """Refuse labels that are no class of this task, and a network without one logit a class."""
         wrong = torch.nonzero((targets < 0) | (targets >= self.classes)).flatten()
         if len(wrong):
@@ -50,19 +50,14 @@ class Classification(Task):
                 f"{type(self).__name__} has classes={self.classes}, so labels are 0 to {self.classes - 1}, but "
                 f"{len(wrong)} of {len(targets)} are not: the first is {targets[wrong[0]]}"
             )
-        training = self.training
-        name = type(self.network).__name__
-        try:
-            with torch.no_grad():
-                shape = tuple(self.eval()(inputs[:2]).shape)
-        except RuntimeError as error:
-            raise UsageError(f"{name} cannot take samples of shape {tuple(inputs.shape[1:])}: {error}") from error
-        finally:
-            self.train(training)
-        if shape != (min(2, len(inputs)), self.classes):
+        super().check(batch, targets)
+
+    def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuse a network that does not give one logit a class."""
+        if outputs.shape != (len(targets), self.classes):
             raise UsageError(
-                f"{type(self).__name__} has classes={self.classes}, but {name} gives outputs of "
-                f"shape {shape} for {min(2, len(inputs))} samples: it must give one logit a class"
+                f"{type(self).__name__} has classes={self.classes}, but {type(self.network).__name__} gives outputs of "
+                f"shape {tuple(outputs.shape)} for {len(targets)} samples: it must give one logit a class"
             )
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:

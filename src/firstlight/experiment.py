@@ -1,0 +1,231 @@
+"""One experiment in its run directory: train it, go on with it, score it."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+
+from firstlight import callbacks, runs, summary
+from firstlight.callbacks.checkpoints import recorded
+from firstlight.callbacks.defaults import refuse_collisions
+from firstlight.checks import refuse_no_validation, refuse_options
+from firstlight.data import DataModule
+from firstlight.errors import UsageError
+from firstlight.explain import weights_fault
+from firstlight.loggers import all_loggers, as_list
+from firstlight.tasks import Task
+
+__all__ = ["Experiment"]
+
+
+@dataclass
+class Experiment:
+    """A task, its data and what trainers are made of.
+
+    Args:
+        task: What is trained.
+        datamodule: What it is trained on.
+        options: Arguments of `Trainer`.
+        groups: By name, the arguments of the default callbacks.
+        without: Default callbacks that are left out.
+        home: Folder of the experiment's runs.
+        config: Text of `config.yaml`.
+        run_dir: An earlier run to go on with or to score.
+    """
+
+    task: Task
+    datamodule: LightningDataModule
+    options: Mapping[str, Any]
+    groups: Mapping[str, Mapping[str, Any]]
+    without: set[str]
+    home: Path
+    config: str
+    run_dir: Path | None = None
+    started: float = field(default_factory=time.monotonic)
+    _trained: bool = field(default=False, init=False)
+
+    def fit(self) -> dict[str, Any] | None:
+        """Train in a new run directory, or go on in an earlier one; return `results.json`, on the first process."""
+        refuse_options(self.options)
+        if isinstance(self.datamodule, DataModule):
+            self.datamodule.setup()
+            for split in self.datamodule.indices:
+                samples = self.datamodule.dataset(split)
+                self.task.check(samples.__getitems__(range(min(3, len(samples)))), samples.targets)
+        resumed = None if self.run_dir is None else runs.checkpoint(self.run_dir, "last")
+        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        if self.run_dir is None:
+            # Lightning hands the first process's folder to the others.
+            self.run_dir = runs.create(self.home.parent, self.home.name) if first else self.home
+        lock = runs.lock(self.run_dir) if first else None
+        try:
+            return self._fit(resumed, self.run_dir)
+        except UsageError:
+            if first and resumed is None:
+                runs.discard(self.run_dir)
+            raise
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def _fit(self, resumed: Path | None, folder: Path) -> dict[str, Any] | None:
+        defaults = callbacks.defaults(self.task, folder / "checkpoints", self.without, **self.groups)
+        own = as_list(self.options["callbacks"])
+        refuse_collisions(own, defaults)
+        every = [*own, *defaults]
+        started = LambdaCallback(on_train_start=lambda trainer, _: self._start(trainer, every))
+        trainer = self._trainer(
+            default_root_dir=folder,
+            logger=all_loggers(folder, self.options["logger"]),
+            callbacks=[*every, started],
+            # Lightning puts its own in place of what is left out.
+            enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in every),
+            enable_progress_bar=any(isinstance(each, ProgressBar) for each in every),
+        )
+        try:
+            with _interruptible(trainer, lambda: self._left(trainer, folder)), warnings.catch_warnings():
+                if resumed:
+                    self._say_where(resumed, folder)
+                    # The folder is meant to have checkpoints, and callbacks are left out on purpose.
+                    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+                    warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
+                trainer.fit(self.task, datamodule=self.datamodule, ckpt_path=resumed, weights_only=True)
+        except RuntimeError as error:
+            raise weights_fault(error, resumed) from error
+        return self._results(trainer, folder) if trainer.is_global_zero else None
+
+    def test_best(self) -> dict[str, float]:
+        """Return the test metrics of the best checkpoint of the run that was just trained."""
+        assert self.run_dir is not None
+        if torch.distributed.is_initialized():
+            # The other processes are done, and the metrics would wait for them.
+            torch.distributed.destroy_process_group()
+        metrics: dict[str, float] = self._evaluate("test", runs.checkpoint(self.run_dir, "best"))[0]
+        print(f"test   {summary.listed(metrics)} (best checkpoint)")
+        return metrics
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Write `results.json` of the run that was just trained, and say where the run lies."""
+        assert self.run_dir is not None
+        results["seconds"] = round(time.monotonic() - self.started, 1)
+        runs.write_results(self.run_dir, results)
+        print(f"run    {self.run_dir}\nlook   tensorboard --logdir {self.run_dir.parent}")
+
+    def evaluate(self, verb: Literal["validate", "test", "predict"], checkpoint: str | None) -> None:
+        """Score a checkpoint, `best`, `last` or a path, and write below `evaluations/` what came out."""
+        ckpt = self._checkpoint(verb, checkpoint or ("best" if self.run_dir else None))
+        found = self._evaluate(verb, ckpt)
+        folder = runs.make_unique((self.run_dir or self.home) / "evaluations", f"{verb}-{runs.timestamp()}")
+        results = {"checkpoint": str(ckpt), "seconds": round(time.monotonic() - self.started, 1)}
+        if verb == "predict":
+            columns = {name: torch.cat([batch[name] for batch in found]).tolist() for name in found[0]}
+            rows: Sequence[int] = range(len(columns["prediction"]))
+            names: list[str] = []
+            if isinstance(self.datamodule, DataModule):
+                rows, names = self.datamodule.rows("test").tolist(), self.datamodule.class_names
+            path = runs.write_predictions(folder, columns, rows, names)
+            print(f"predict  {len(rows):,} samples ({ckpt})\nwrote    {path}")
+        else:
+            results["metrics"] = found[0]
+            print(f"{verb:<8} {summary.listed(found[0])} ({ckpt})\nwrote    {folder}")
+        runs.write_results(folder, results)
+
+    def _checkpoint(self, verb: str, asked: str | None) -> Path:
+        if asked is None:
+            raise UsageError(f"{verb} needs a checkpoint: --run DIR or --ckpt PATH; random weights are never scored")
+        if asked in ("best", "last"):
+            if self.run_dir is None:
+                raise UsageError(f"--ckpt {asked} is a checkpoint of a run: say which with --run DIR")
+            return runs.checkpoint(self.run_dir, asked)
+        if not Path(asked).is_file():
+            raise UsageError(f"there is no checkpoint {asked}")
+        return Path(asked)
+
+    def _evaluate(self, verb: str, ckpt: Path) -> list[Any]:
+        own = [each for each in as_list(self.options["callbacks"]) if not isinstance(each, ModelCheckpoint)]
+        progress = [] if "progress" in self.without else [callbacks.Progress(**self.groups["progress"])]
+        # One process counts no sample twice; the callbacks of the fit are missing on purpose.
+        one = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+        trainer = self._trainer(
+            **one,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=any(isinstance(each, ProgressBar) for each in [*own, *progress]),
+            callbacks=[*own, *progress],
+        )
+        quiet = {} if verb == "predict" else {"verbose": False}
+        again = f"interrupted; go on with: firstlight {verb} --run {self.run_dir}" if self.run_dir else "interrupted"
+        try:
+            with _interruptible(trainer, lambda: again), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
+                found: list[Any] = getattr(trainer, verb)(
+                    self.task, datamodule=self.datamodule, ckpt_path=str(ckpt), weights_only=True, **quiet
+                )
+        except RuntimeError as error:
+            raise weights_fault(error, ckpt) from error
+        return found
+
+    def _trainer(self, **changes: Any) -> Trainer:
+        try:
+            return Trainer(**{**self.options, **changes})
+        except (MisconfigurationException, ValueError) as error:
+            raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def _start(self, trainer: Trainer, every: Sequence[Callback]) -> None:
+        """Write before the first step what the run is made of, and say what it is going to do."""
+        refuse_no_validation(trainer, every)
+        self._trained = True
+        if not trainer.is_global_zero:
+            return
+        assert self.run_dir is not None
+        runs.write_config(self.run_dir, self.config)
+        if isinstance(self.datamodule, DataModule):
+            sizes = {str(split): len(rows) for split, rows in self.datamodule.indices.items()}
+            print(summary.data(sizes, self.datamodule.dropped))
+        total = self.task.total_steps
+        trainable = sum(parameter.numel() for parameter in self.task.parameters() if parameter.requires_grad)
+        print(summary.plan(trainable, total, self.task.planned_schedule.warmup_length(total)), flush=True)
+
+    def _say_where(self, resumed: Path, folder: Path) -> None:
+        step, logged = int(recorded(resumed)["step"]), runs.last_step(folder)
+        if logged > step and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            print(f"resume the last checkpoint is of step {step:,}: steps up to {logged:,} are done and logged again")
+
+    def _left(self, trainer: Trainer, folder: Path) -> str:
+        """Return what there is after Ctrl-C."""
+        kept = sorted(file.name for file in (folder / "checkpoints").glob("*.ckpt"))
+        then = f"kept: {', '.join(kept)}" if kept else "nothing was kept yet"
+        if "last" not in self.without and "last.ckpt" in kept:
+            then = f"go on with: firstlight fit --run {folder}"
+        return f"interrupted at step {trainer.global_step:,}; {then}"
+
+    def _results(self, trainer: Trainer, folder: Path) -> dict[str, Any]:
+        best = folder / "checkpoints" / "best.ckpt"
+        planned = self.task.total_steps
+        print(summary.fitted(trainer.current_epoch, trainer.global_step, planned, trainer.should_stop, self._trained))
+        results: dict[str, Any] = {"metrics": {}, "best": {}, "steps": trainer.global_step}
+        if best.is_file():
+            results |= {"best": recorded(best), "checkpoint": "checkpoints/best.ckpt"}
+            print(f"best   {summary.listed(results['best'])}")
+        return results
+
+
+@contextmanager
+def _interruptible(trainer: Trainer, left: Callable[[], str]) -> Iterator[None]:
+    """Say what is left after Ctrl-C, and end with its exit code: Lightning 2.6.6 ends with 1 and says nothing."""
+    try:
+        yield
+    except SystemExit as stopped:
+        if not trainer.interrupted:
+            raise
+        print(left())
+        raise SystemExit(130) from stopped

@@ -1,0 +1,47 @@
+"""The lines that a run prints."""
+
+from collections.abc import Mapping
+
+__all__ = ["data", "fitted", "listed", "plan"]
+
+
+def listed(values: Mapping[str, float]) -> str:
+    """Return names and values in one line.
+
+    >>> listed({"step": 720, "val/loss": 0.57012634})
+    'step 720, val/loss 0.570126'
+    """
+    return ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+
+
+def data(sizes: Mapping[str, int], dropped: int) -> str:
+    """Return the samples of each split, and how many were left out.
+
+    >>> data({"train": 1257, "val": 270}, dropped=2)
+    'data   1,257 train, 270 val samples, 2 dropped'
+    """
+    text = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
+    return f"data   {text} samples" + (f", {dropped:,} dropped" if dropped else "")
+
+
+def plan(parameters: int, total_steps: float, warmup_steps: int) -> str:
+    """Return what a run is going to do.
+
+    >>> plan(50826, 2400, 120)
+    'plan   50,826 parameters, 2,400 optimiser steps, 120 of them warm-up'
+    """
+    return f"plan   {parameters:,} parameters, {total_steps:,} optimiser steps, {warmup_steps:,} of them warm-up"
+
+
+def fitted(epochs: int, steps: int, planned: float, stopped: bool, trained: bool = True) -> str:
+    """Return what a run has done; `stopped` tells that something asked it to end.
+
+    >>> fitted(28, 1120, 2400, stopped=True)
+    'fit    28 epochs, stopped early, 1,120 of 2,400 steps'
+    >>> fitted(60, 2400, 2400, stopped=False, trained=False)
+    'fit    nothing to do: all 2,400 steps are done; a larger --trainer.max_epochs goes on'
+    """
+    if not trained:
+        return f"fit    nothing to do: all {steps:,} steps are done; a larger --trainer.max_epochs goes on"
+    how = f"stopped early, {steps:,} of {planned:,} steps" if stopped and steps < planned else f"{steps:,} steps"
+    return f"fit    {epochs} epochs, {how}"
