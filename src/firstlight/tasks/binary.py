@@ -90,7 +90,8 @@ class MultilabelClassification(_Labelling):
     """Logits `(B, labels)` against float32 targets `(B, labels)` that are 0 or 1.
 
     Metrics, each in [0, 1]: `accuracy`, the share of right decisions of all labels at a probability of one half; `f1`
-    and `auroc`, the means over the labels, the last one for `val/*` and `test/*` only.
+    and `auroc`, the means over the labels, the last one for `val/*` and `test/*` only. A label that is
+    given to no sample of a split, or to all, counts there with an `auroc` of 0, and a warning says so.
 
     Args:
         network: Maps inputs to logits.
