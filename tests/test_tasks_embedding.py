@@ -76,7 +76,7 @@ def test_training_brings_equal_labels_together(loss, tmp_path):
 
 
 def test_the_check_refuses_what_does_not_fit():
-    for wrong in (LABELS.float(), LABELS.unsqueeze(1), LABELS[:5]):
+    for wrong in (LABELS.float(), LABELS.unsqueeze(1)):
         with pytest.raises(UsageError, match=r"they are \(60,\) and torch.int64"):
             embedding().check(INPUTS, wrong)
     with pytest.raises(UsageError, match=r"outputs of shape \(2, 5, 1\): Embedding needs"):

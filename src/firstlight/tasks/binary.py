@@ -80,9 +80,9 @@ class BinaryClassification(_Labelling):
         inputs, targets = batch
         probability = self(inputs).float().sigmoid()
         return {
-            "prediction": (probability > 0.5).flatten().long(),
+            "prediction": (probability > 0.5).long().squeeze(1),
             "probabilities": torch.cat([1 - probability, probability], dim=1),
-            "target": targets.flatten().long(),
+            "target": targets.long().squeeze(1),
         }
 
 

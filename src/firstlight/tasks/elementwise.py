@@ -23,10 +23,10 @@ class Elementwise(Task):
     def check(self, inputs: Tensor, targets: Tensor) -> None:
         """Refuse targets that are not float32 `(N, width)`, and a network without one output for each."""
         name = type(self).__name__
-        if targets.dtype != torch.float32 or targets.shape != (len(inputs), self.width):
+        if targets.dtype != torch.float32 or targets.shape[1:] != (self.width,):
             raise UsageError(
                 f"{name} was given targets of shape {tuple(targets.shape)} and {targets.dtype}: it learns from "
-                f"({len(inputs)}, {self.width}) and torch.float32"
+                f"({len(targets)}, {self.width}) and torch.float32"
             )
         tried = inputs[:2]
         shape = tuple(trial(self.network, tried).shape)

@@ -56,10 +56,10 @@ class Embedding(Task):
 
     def check(self, inputs: Tensor, targets: Tensor) -> None:
         """Refuse labels that are not whole numbers `(N,)`, and a network that gives no embeddings."""
-        if targets.dtype != torch.int64 or targets.shape != (len(inputs),):
+        if targets.dtype != torch.int64 or targets.ndim != 1:
             raise UsageError(
                 f"Embedding was given labels of shape {tuple(targets.shape)} and {targets.dtype}: they are "
-                f"({len(inputs)},) and torch.int64"
+                f"({len(targets)},) and torch.int64"
             )
         outputs = trial(self.network, inputs[:2])
         if outputs.ndim != 2:
