@@ -58,8 +58,8 @@ def scores(task: Task, data: DataModule, seed: int) -> dict[str, float]:
 
 def arrays(data: DataModule, split: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the inputs `(N, features)` that a network would get, and the targets `(N,)`."""
-    samples = data.dataset(split)
-    return data.transform(samples.inputs).flatten(1).numpy(), samples.targets.numpy().ravel()
+    inputs, targets = data.tensors(split)
+    return inputs.flatten(1).numpy(), targets.numpy().ravel()
 
 
 def leave_one_out(inputs: NDArray[Any], labels: NDArray[Any]) -> float:

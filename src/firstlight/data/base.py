@@ -146,6 +146,11 @@ class DataModule(LightningDataModule, ABC):
         pixels = inputs.float().div_(255)
         return self._scaled(self.augment.to(pixels.device)(pixels) if train else pixels)
 
+    def tensors(self, split: Split) -> Batch:
+        """Return all samples of a split as a network takes them, without augmentation: inputs and targets."""
+        samples = self.dataset(split)
+        return self.transform(samples.inputs), samples.targets
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Make of a batch on its device what the network takes."""
         inputs, targets = batch
