@@ -1,6 +1,22 @@
 """Data modules: load, clean, split, scale, batch."""
 
 from firstlight.data.base import DataModule
+from firstlight.data.breast_cancer import BreastCancer
+from firstlight.data.diabetes import Diabetes
 from firstlight.data.digits import Digits
+from firstlight.data.mnist import MNIST, FashionMNIST
+from firstlight.data.samples import Samples
+from firstlight.data.table import Table
+from firstlight.data.tensors import Tensors
 
-__all__ = ["DataModule", "Digits"]
+__all__ = [
+    "MNIST",
+    "BreastCancer",
+    "DataModule",
+    "Diabetes",
+    "Digits",
+    "FashionMNIST",
+    "Samples",
+    "Table",
+    "Tensors",
+]
