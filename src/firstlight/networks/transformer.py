@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from firstlight.errors import UsageError
 
@@ -37,7 +37,8 @@ class EncoderBlock(nn.Module):
         self.attention_inputs = nn.Linear(width, 3 * width)
         self.attention_output = nn.Linear(width, width)
         self.feed_forward_norm = nn.LayerNorm(width)
-        self.feed_forward = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.hidden = nn.Linear(width, hidden)
+        self.hidden_output = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, inputs: Tensor, rotation: tuple[Tensor, Tensor], visible: Tensor) -> Tensor:
@@ -50,9 +51,10 @@ class EncoderBlock(nn.Module):
         """
         if self.norm == "pre":
             inputs = inputs + self.dropout(self.attend(self.attention_norm(inputs), rotation, visible))
-            return inputs + self.dropout(self.feed_forward(self.feed_forward_norm(inputs)))
+            outputs: Tensor = inputs + self.dropout(self.feed_forward(self.feed_forward_norm(inputs)))
+            return outputs
         inputs = self.attention_norm(self.dropout(self.attend(inputs, rotation, visible)) + inputs)
-        outputs: Tensor = self.feed_forward_norm(self.dropout(self.feed_forward(inputs)) + inputs)
+        outputs = self.feed_forward_norm(self.dropout(self.feed_forward(inputs)) + inputs)
         return outputs
 
     def attend(self, inputs: Tensor, rotation: tuple[Tensor, Tensor], visible: Tensor) -> Tensor:
@@ -61,6 +63,11 @@ class EncoderBlock(nn.Module):
         queries, keys = _rotate(split[:2], rotation)
         read = scaled_dot_product_attention(queries, keys, split[2], attn_mask=visible)
         outputs: Tensor = self.attention_output(read.transpose(1, 2).flatten(2))
+        return outputs
+
+    def feed_forward(self, inputs: Tensor) -> Tensor:
+        """Return what each position makes of itself, `(B, T, D)`."""
+        outputs: Tensor = self.hidden_output(gelu(self.hidden(inputs)))
         return outputs
 
 
@@ -115,16 +122,17 @@ class Transformer(nn.Module):
         self.max_length = max_length
         self.embedding = nn.Embedding(vocabulary, width)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(EncoderBlock(width, heads, hidden, dropout, norm) for _ in range(layers))
+        blocks = [EncoderBlock(width, heads, hidden, dropout, norm) for _ in range(layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.last_norm = nn.LayerNorm(width) if norm == "pre" else nn.Identity()
         pairs = torch.arange(0, width // heads, 2) * heads / width
         angles = torch.outer(torch.arange(max_length), 10_000.0**-pairs).repeat(1, 2)
         self.register_buffer("cosine", angles.cos(), persistent=False)
         self.register_buffer("sine", angles.sin(), persistent=False)
         self.apply(_initialise)
-        for block in self.blocks:
-            for branch in (block.attention_output, block.feed_forward[-1]):
-                nn.init.normal_(branch.weight, std=0.02 / math.sqrt(2 * layers))
+        for block in blocks:
+            for last in (block.attention_output, block.hidden_output):
+                nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * layers))
 
     def encode(self, tokens: Tensor, causal: bool) -> Tensor:
         """Return what the blocks make of tokens `(B, T)` int64: `(B, T, D)`.

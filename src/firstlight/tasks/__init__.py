@@ -2,5 +2,6 @@
 
 from firstlight.tasks.base import Task
 from firstlight.tasks.classification import Classification
+from firstlight.tasks.language_model import LanguageModel
 
-__all__ = ["Classification", "Task"]
+__all__ = ["Classification", "LanguageModel", "Task"]
