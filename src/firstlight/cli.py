@@ -145,7 +145,7 @@ class CLI(LightningCLI):
             self.datamodule.setup()
             for split in self.datamodule.indices:
                 samples = self.datamodule.dataset(split)
-                self.model.check(samples.inputs, samples.targets)
+                self.model.check(self.datamodule.transform(samples.inputs[:2]), samples.targets)
         resumed = None if self.run_dir is None else runs.checkpoint(self.run_dir, "last")
         first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
         if self.run_dir is None:

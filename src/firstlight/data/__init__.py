@@ -2,5 +2,6 @@
 
 from firstlight.data.base import DataModule
 from firstlight.data.digits import Digits
+from firstlight.data.samples import Samples
 
-__all__ = ["DataModule", "Digits"]
+__all__ = ["DataModule", "Digits", "Samples"]
