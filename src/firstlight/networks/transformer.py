@@ -74,8 +74,9 @@ class EncoderBlock(nn.Module):
 class Transformer(nn.Module):
     """Embedded tokens, encoder blocks, and a last normalisation where the blocks normalise first.
 
-    Weights are drawn from a normal distribution of deviation 0.02, those that end a residual branch from a narrower
-    one, by the root of the number of branches (Radford et al., 2019).
+    Weights are drawn from a normal distribution, whose deviation is 0.02 for a width of 768 (Radford et al., 2019) and
+    goes with the inverse root of the width. That of weights which end a residual branch is narrower, by the root of
+    the number of branches.
 
     Args:
         vocabulary: `V`, the number of token ids, padding included: 257 for bytes that are shifted by one.
@@ -129,10 +130,10 @@ class Transformer(nn.Module):
         angles = torch.outer(torch.arange(max_length), 10_000.0**-pairs).repeat(1, 2)
         self.register_buffer("cosine", angles.cos(), persistent=False)
         self.register_buffer("sine", angles.sin(), persistent=False)
-        self.apply(_initialise)
+        self.apply(self._initialise)
         for block in blocks:
             for last in (block.attention_output, block.hidden_output):
-                nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * layers))
+                last.weight.data /= math.sqrt(2 * layers)
 
     def encode(self, tokens: Tensor, causal: bool) -> Tensor:
         """Return what the blocks make of tokens `(B, T)` int64: `(B, T, D)`.
@@ -161,6 +162,12 @@ class Transformer(nn.Module):
         encoded: Tensor = self.last_norm(features)
         return encoded
 
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02 * math.sqrt(768 / self.embedding.embedding_dim))
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
 
 class TransformerClassifier(Transformer):
     """Tokens `(B, T)` int64 to outputs `(B, out_features)`: a linear map of the mean over what is no padding.
@@ -180,6 +187,7 @@ class TransformerClassifier(Transformer):
         if out_features < 1:
             raise UsageError(f"{type(self).__name__} was given out_features={out_features}: it is at least 1")
         self.output = nn.Linear(self.embedding.embedding_dim, out_features)
+        self._initialise(self.output)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the outputs of each sequence."""
@@ -204,7 +212,7 @@ class TransformerLM(Transformer):
     def __init__(self, tied: bool = True, **options: Any) -> None:
         super().__init__(**options)
         self.output = nn.Linear(self.embedding.embedding_dim, self.embedding.num_embeddings, bias=False)
-        _initialise(self.output)
+        self._initialise(self.output)
         if tied:
             self.output.weight = self.embedding.weight
 
@@ -219,10 +227,3 @@ def _rotate(vectors: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     cosine, sine = (table.to(vectors.dtype) for table in rotation)
     first, second = vectors.chunk(2, dim=-1)
     return vectors * cosine + torch.cat([-second, first], dim=-1) * sine
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
