@@ -44,10 +44,11 @@ def measure(config: Path) -> str:
         cli = CLI("fit", options)
         cli.datamodule.setup()
         train, test = cli.datamodule.dataset("train"), cli.datamodule.dataset("test")
+        inputs = [cli.datamodule.transform(part.inputs).flatten(1) for part in (train, test)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            classifier = MLPClassifier(random_state=seed).fit(train.inputs.flatten(1), train.targets)
-        baseline.append(classifier.score(test.inputs.flatten(1), test.targets))
+            classifier = MLPClassifier(random_state=seed).fit(inputs[0], train.targets)
+        baseline.append(classifier.score(inputs[1], test.targets))
     parameters = sum(parameter.numel() for parameter in cli.model.parameters())
     command = f"`firstlight run --config configs/{config.name}`"
     ours, theirs = (f"{mean(each):.4f} ± {stdev(each):.4f}" for each in (scores, baseline))

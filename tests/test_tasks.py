@@ -93,7 +93,7 @@ def test_validation_equals_the_means_over_all_samples(tmp_path):
     (found,) = trainer(tmp_path).validate(task, datamodule=data, verbose=False)
     samples = data.dataset("val")
     with torch.no_grad():
-        logits = task.eval()(samples.inputs)
+        logits = task.eval()(data.transform(samples.inputs))
     expected = nn.functional.cross_entropy(logits.double(), samples.targets).item()
     assert found["val/loss"] == pytest.approx(expected, rel=1e-5)
     assert found["val/accuracy"] == pytest.approx((logits.argmax(1) == samples.targets).double().mean().item())

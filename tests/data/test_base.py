@@ -208,7 +208,7 @@ def test_statistics_of_a_checkpoint_stay_whether_loaded_before_setup_or_after():
 def test_a_checkpoint_of_other_classes_is_refused():
     state = ready(numbers()).state_dict()
     state["class_names"] = ["no", "maybe"]
-    with pytest.raises(UsageError, match=r"trained on the classes \['no', 'maybe'\].*\['no', 'yes'\]"):
+    with pytest.raises(UsageError, match=r"trained on the class_names \['no', 'maybe'\].*\['no', 'yes'\]"):
         ready(numbers()).load_state_dict(state)
 
 

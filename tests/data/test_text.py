@@ -171,8 +171,8 @@ def test_a_long_text_is_cut_and_that_is_said(tmp_path, caplog):
     [
         ("text,label", [*ROWS, ("hm", "")], "texts.csv: row 20 has nothing in column label"),
         ("text,label", [("", "de"), *ROWS], "texts.csv: row 0 has nothing in column text"),
-        ("tekst,label", ROWS, "texts.csv has no column text, but tekst, label; did you mean tekst"),
-        ("text,lable", ROWS, "texts.csv has no column label, but text, lable; did you mean lable"),
+        ("tekst,label", ROWS, "texts.csv: there is no column text among tekst, label; did you mean tekst"),
+        ("text,lable", ROWS, "texts.csv: there is no column label among text, lable; did you mean lable"),
         ("text,label", [*ROWS, ("hm",)], "texts.csv: row 20 has 1 values"),
     ],
 )

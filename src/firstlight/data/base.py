@@ -24,6 +24,8 @@ from firstlight.errors import UsageError
 
 __all__ = ["DataModule"]
 
+_COMPARED = ("class_names", "columns")
+
 
 class DataModule(LightningDataModule, ABC):
     """Data that fits in memory. A subclass says what `load` returns; everything else is here.
@@ -211,7 +213,7 @@ class DataModule(LightningDataModule, ABC):
                 raise UsageError(f"{self._source} is not what the checkpoint was trained on: go on with the same data")
             nothing = np.arange(0)
             self.indices = {"train": nothing, "val": nothing, "test": np.arange(len(samples.inputs))}
-        elif not samples.targets.size:
+        elif samples.lacks or not samples.targets.size:
             raise UsageError(samples.lacks or f"{self._source} has no targets to learn from")
         else:
             with _about(self._source):
@@ -238,7 +240,8 @@ class DataModule(LightningDataModule, ABC):
     def _learn(self, samples: Samples) -> None:
         train = torch.from_numpy(samples.inputs[self.indices["train"]])
         mean, std = None, None
-        self.learned = {"class_names": samples.class_names, "digest": samples.digest, **self.learn(train)}
+        self.learned = {name: getattr(samples, name) for name in _COMPARED} | {"digest": samples.digest}
+        self.learned |= self.learn(train)
         if train.is_floating_point() or train.dtype == torch.uint8:
             with _about(self._source):
                 mean, std = statistics(self.encode(train))
@@ -246,10 +249,11 @@ class DataModule(LightningDataModule, ABC):
 
     def _check_learned(self, samples: Samples) -> None:
         """Refuse samples of other classes or columns than a checkpoint was trained on."""
-        names, found = self.learned["class_names"], samples.class_names
         assert samples.targets is not None
-        if names != found and samples.targets.size:
-            raise UsageError(f"the checkpoint was trained on the classes {names}, but {self._source} has {found}")
+        for name in _COMPARED if samples.targets.size else ["columns"]:
+            known, found = self.learned[name], getattr(samples, name)
+            if known != found:
+                raise UsageError(f"the checkpoint was trained on the {name} {known}, but {self._source} has {found}")
         mean, inputs = self.learned["mean"], self.encode(torch.from_numpy(samples.inputs[:1]))
         if mean is not None and len(mean) != inputs.shape[1]:
             raise UsageError(

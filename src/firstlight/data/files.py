@@ -60,9 +60,9 @@ def read_csv(path: str) -> tuple[list[str], list[list[str]], str]:
     return header, rows, digest_of(content)
 
 
-def lacking(path: str, wanted: Sequence[str], header: Sequence[str]) -> str:
-    """Return in words which wanted column a file does not have, or nothing when it has all."""
+def lacking(path: str, wanted: Sequence[str], columns: Sequence[str]) -> str:
+    """Return in words which wanted column of a file is not there, or nothing when all are."""
     for name in wanted:
-        if name not in header:
-            return f"{path} has no column {name}, but {', '.join(header)}{did_you_mean(name, header)}"
+        if name not in columns:
+            return f"{path}: there is no column {name} among {', '.join(columns)}{did_you_mean(name, columns)}"
     return ""

@@ -110,11 +110,10 @@ class LabelledText(Texts):
             raise UsageError(missing)
         tokens = self.tokens(self._column(self.text, header, rows), self.path)
         lacks = lacking(self.path, [self.label], header)
-        names: list[str] = self.learned.get("class_names", [])
         if lacks:
-            return Samples(tokens, None, names, source=self.path, digest=digest, lacks=lacks)
+            return Samples(tokens, None, source=self.path, digest=digest, lacks=lacks)
         labels = self._column(self.label, header, rows)
-        names = names or sorted(set(labels))
+        names = self.class_names or sorted(set(labels))
         for row, label in enumerate(labels):
             if label not in names:
                 raise UsageError(
