@@ -129,7 +129,7 @@ class Experiment:
         results = {"checkpoint": str(ckpt), "seconds": round(time.monotonic() - self.started, 1)}
         if verb == "predict":
             columns = {name: torch.cat([batch[name] for batch in found]).tolist() for name in found[0]}
-            rows: Sequence[int] = range(len(columns["target"]))
+            rows: Sequence[int] = range(len(next(iter(columns.values()))))
             names: list[str] = []
             if isinstance(self.datamodule, DataModule):
                 rows, names = self.datamodule.rows("test").tolist(), self.datamodule.class_names

@@ -66,3 +66,17 @@ def write_idx(folder, compressed=True, train=300, test=60):
             path = folder / f"{part}-{name}-ubyte{'.gz' if compressed else ''}"
             path.write_bytes(gzip.compress(idx(values)) if compressed else idx(values))
     return str(folder)
+
+
+def write_text(folder):
+    """Write 20,000 letters at random; return the path of the file."""
+    letters = np.random.default_rng(0).integers(97, 120, 20_000, np.uint8)
+    (folder / "a.txt").write_bytes(letters.tobytes())
+    return str(folder / "a.txt")
+
+
+def write_labelled(folder):
+    """Write 60 short texts of two classes; return the path of the file."""
+    rows = [f"{'abcdefghi'[: row % 9 + 1]},{'ab'[row % 2]}" for row in range(60)]
+    (folder / "a.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    return str(folder / "a.csv")

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 import firstlight.data
-from firstlight.data import MNIST, DataModule, Digits, FashionMNIST, Table, Tensors
-from tests.data.helpers import in_batches, ready, write_idx, write_table
+from firstlight.data import MNIST, Corpus, DataModule, Digits, FashionMNIST, LabelledText, Table, Tensors
+from tests.data.helpers import in_batches, ready, write_idx, write_labelled, write_table, write_text
 
 SPLITS = ("train", "val", "test")
 MADE = {
+    Corpus: lambda folder, **options: Corpus(write_text(folder), **options),
+    LabelledText: lambda folder, **options: LabelledText(write_labelled(folder), **options),
     MNIST: lambda folder, **options: MNIST(write_idx(folder), **options),
     FashionMNIST: lambda folder, **options: FashionMNIST(write_idx(folder), **options),
     Table: lambda folder, **options: Table(write_table(folder), "kind", "binary", categorical=["town"], **options),
@@ -44,6 +46,13 @@ def rows_of(data):
 def as_numbers(data, split):
     """Return the inputs of a split as a network takes them."""
     return data.transform(data.dataset(split).inputs)
+
+
+def joined(batches, whole):
+    """Return the inputs of all batches: one of tokens may be padded to less than all of them are."""
+    return torch.cat(
+        [torch.nn.functional.pad(inputs, (0, whole.shape[-1] - inputs.shape[-1])) for inputs, _ in batches]
+    )
 
 
 def strata(data):
@@ -162,7 +171,7 @@ def test_batches_hold_each_sample_of_a_split_once_with_its_target(kind, make):
         batches = list(loader)
         assert {len(inputs) for inputs, _ in batches[:-1]} <= {100}
         dataset = data.dataset(split)
-        got = torch.cat([inputs for inputs, _ in batches]), torch.cat([target for _, target in batches])
+        got = joined(batches, dataset.inputs), torch.cat([target for _, target in batches])
         want = dataset.inputs, dataset.targets
         both = [
             sorted(torch.column_stack([a.flatten(1), b.flatten(1) if b.ndim > 1 else b]).tolist())
@@ -199,7 +208,7 @@ def test_images_and_tokens_stay_small_in_memory(kind, make):
 @every_module
 def test_predictions_come_in_the_order_of_the_test_rows(kind, make):
     data = ready(make(kind))
-    inputs = torch.cat([inputs for inputs, _ in data.predict_dataloader()])
+    inputs = joined(data.predict_dataloader(), data.dataset("test").inputs)
     assert torch.equal(inputs, data.dataset("test").inputs)
     raw = data.load().inputs
     if raw.dtype.kind in "iu":
