@@ -18,7 +18,7 @@ ARROWS = {
     "runs": set(),
     "optim": {"torch"},
     "networks": {"torch"},
-    "data": {"torch", "lightning", "numpy", "sklearn", "compat"},
+    "data": {"torch", "lightning", "numpy", "sklearn", "torchvision", "compat"},
     "tasks": {"torch", "lightning", "torchmetrics", "schedules", "optim", "compat"},
     "callbacks": {"torch", "lightning", "tqdm"},
     "loggers": {"lightning"},
