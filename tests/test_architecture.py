@@ -18,6 +18,7 @@ ARROWS = {
     "runs": set(),
     "optim": {"torch"},
     "networks": {"torch"},
+    "losses": {"torch"},
     "data": {"torch", "lightning", "numpy", "sklearn", "compat"},
     "tasks": {"torch", "lightning", "torchmetrics", "schedules", "optim", "compat"},
     "callbacks": {"torch", "lightning", "tqdm"},
@@ -25,7 +26,7 @@ ARROWS = {
     "explain": {"yaml"},
     "cli": {"torch", "lightning", "runs", "callbacks", "data", "tasks", "loggers", "explain"},
 }
-LIGHT = ("networks", "schedules", "optim", "runs", "errors")
+LIGHT = ("networks", "losses", "schedules", "optim", "runs", "errors")
 
 
 def imported_names(path):

@@ -2,7 +2,6 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -13,6 +12,7 @@ from firstlight.networks import MLP
 from firstlight.schedules import Constant, Cosine
 from firstlight.tasks import Classification
 from firstlight.tasks.observed import Observed
+from tests.task_helpers import trainer
 
 PARTS = {
     "network": lambda: MLP(64, [8], 10),
@@ -24,19 +24,6 @@ PARTS = {
 
 def make(**changes):
     return Classification(**{**{name: part() for name, part in PARTS.items()}, "classes": 10, **changes})
-
-
-def trainer(tmp_path, **options):
-    return Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        log_every_n_steps=1,
-        **options,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -226,7 +226,7 @@ class CLI(LightningCLI):
         results = {"checkpoint": str(ckpt), "seconds": round(time.monotonic() - self.started, 1)}
         if verb == "predict":
             columns = {name: torch.cat([batch[name] for batch in found]).tolist() for name in found[0]}
-            rows: Sequence[int] = range(len(columns["prediction"]))
+            rows: Sequence[int] = range(len(next(iter(columns.values()))))
             names: list[str] = []
             if isinstance(self.datamodule, DataModule):
                 rows, names = self.datamodule.rows("test").tolist(), self.datamodule.class_names

@@ -1,6 +1,20 @@
 """Networks: plain `nn.Module`s from inputs to outputs. They know no loss, metric or optimiser."""
 
+from firstlight.networks.convnet import ConvNet
+from firstlight.networks.embedding import EmbeddingNet
+from firstlight.networks.layers import ConvBlock
 from firstlight.networks.mlp import MLP, RegularizedNet, SimpleNet
+from firstlight.networks.resnet import ResNet
 from firstlight.networks.transformer import TransformerClassifier, TransformerLM
 
-__all__ = ["MLP", "RegularizedNet", "SimpleNet", "TransformerClassifier", "TransformerLM"]
+__all__ = [
+    "MLP",
+    "ConvBlock",
+    "ConvNet",
+    "EmbeddingNet",
+    "RegularizedNet",
+    "ResNet",
+    "SimpleNet",
+    "TransformerClassifier",
+    "TransformerLM",
+]

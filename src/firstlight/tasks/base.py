@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
@@ -14,7 +14,7 @@ from torchmetrics import Metric, MetricCollection
 
 from firstlight.compat import silence_known_warnings
 from firstlight.errors import UsageError, did_you_mean
-from firstlight.optim import parameter_groups
+from firstlight.optim import parameter_groups, weights
 from firstlight.schedules import Schedule
 from firstlight.tasks.observed import Observed
 
@@ -39,11 +39,16 @@ class Task(LightningModule):
         metrics: By name, the metrics of `(outputs, targets)`.
         monitor: The metric that decides which checkpoint is best and when to stop: `val/loss` or `val/` and the name
             of a metric. Whether more is better follows from the metric.
+        l1: While training, `l1` times the sum of the absolute weights is added to the loss, biases and norms left out;
+            at least 0. `train/loss` is logged without it, so that it can be compared with `val/loss`.
 
     Raises:
-        UsageError: When no metric has the name `monitor`, or when a checkpoint is loaded without a part that was given
-            as an object.
+        UsageError: When no metric has the name `monitor`, when `l1` is negative or infinite, or when a checkpoint is
+            loaded without a part that was given as an object.
     """
+
+    of_whole_splits: ClassVar[frozenset[str]] = frozenset()
+    """Metrics that mean something only, or are cheap only, for a whole split, and are left out of `train/*`."""
 
     def __init__(
         self,
@@ -53,6 +58,7 @@ class Task(LightningModule):
         schedule: Schedule,
         metrics: Mapping[str, Metric],
         monitor: str = "val/loss",
+        l1: float = 0.0,
     ) -> None:
         super().__init__()
         silence_known_warnings()
@@ -61,8 +67,14 @@ class Task(LightningModule):
         self.loss = loss
         self.build_optimizer = optimizer
         self.schedule = schedule
+        if not 0 <= l1 < math.inf:
+            raise UsageError(f"{type(self).__name__} was given l1={l1}: it is a number, at least 0")
+        self.l1 = l1
         collection = MetricCollection(dict(metrics))
-        self.observed_train = Observed("train", collection)
+        while_training: dict[str, Metric | MetricCollection] = {
+            name: metric for name, metric in metrics.items() if name not in self.of_whole_splits
+        }
+        self.observed_train = Observed("train", MetricCollection(while_training))
         self.observed_val = Observed("val", collection)
         self.observed_test = Observed("test", collection)
         self.monitor = monitor
@@ -78,14 +90,20 @@ class Task(LightningModule):
     def shared_step(self, batch: tuple[Tensor, Tensor], observed: Observed) -> Tensor:
         """Return the loss of a batch `(inputs, targets)`, and remember what the metrics need."""
         inputs, targets = batch
-        outputs = self(inputs)
+        return self.score(self(inputs), targets, observed)
+
+    def score(self, outputs: Tensor, targets: Tensor, observed: Observed) -> Tensor:
+        """Return the loss of outputs, and remember what the metrics need; a task overrides this where they differ."""
         loss: Tensor = self.loss(outputs, targets)
         observed.add(loss, outputs, targets)
         return loss
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a training batch."""
-        return self.shared_step(batch, self.observed_train)
+        """Return the loss of a training batch, with the penalty on the weights."""
+        loss = self.shared_step(batch, self.observed_train)
+        if self.l1:
+            loss = loss + self.l1 * sum(weight.abs().sum() for weight in weights(self))
+        return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Observe a validation batch."""

@@ -1,5 +1,7 @@
 """Each sample belongs to one of several classes."""
 
+from typing import Any
+
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from firstlight.errors import UsageError
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
+from firstlight.tasks.trial import trial
 
 __all__ = ["Classification"]
 
@@ -21,7 +24,7 @@ class Classification(Task):
         optimizer: See `Task`.
         schedule: See `Task`.
         classes: Number of classes, at least 2.
-        monitor: `val/loss` or `val/accuracy`.
+        **options: See `Task`; `monitor` is `val/loss` or `val/accuracy`.
 
     Raises:
         UsageError: When `classes` is below 2, and as `Task` does.
@@ -34,12 +37,12 @@ class Classification(Task):
         optimizer: OptimizerCallable,
         schedule: Schedule,
         classes: int,
-        monitor: str = "val/loss",
+        **options: Any,
     ) -> None:
         if classes < 2:
             raise UsageError(f"Classification was given classes={classes}: there are at least 2")
         metrics = {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False)}
-        super().__init__(network, loss, optimizer, schedule, metrics, monitor)
+        super().__init__(network, loss, optimizer, schedule, metrics, **options)
         self.classes = classes
 
     def check(self, inputs: Tensor, targets: Tensor) -> None:
@@ -50,19 +53,12 @@ class Classification(Task):
                 f"{type(self).__name__} has classes={self.classes}, so labels are 0 to {self.classes - 1}, but "
                 f"{len(wrong)} of {len(targets)} are not: the first is {targets[wrong[0]]}"
             )
-        training = self.training
-        name = type(self.network).__name__
-        try:
-            with torch.no_grad():
-                shape = tuple(self.eval()(inputs[:2]).shape)
-        except RuntimeError as error:
-            raise UsageError(f"{name} cannot take samples of shape {tuple(inputs.shape[1:])}: {error}") from error
-        finally:
-            self.train(training)
-        if shape != (min(2, len(inputs)), self.classes):
+        tried = inputs[:2]
+        shape = tuple(trial(self.network, tried).shape)
+        if shape != (len(tried), self.classes):
             raise UsageError(
-                f"{type(self).__name__} has classes={self.classes}, but {name} gives outputs of "
-                f"shape {shape} for {min(2, len(inputs))} samples: it must give one logit a class"
+                f"{type(self).__name__} has classes={self.classes}, but {type(self.network).__name__} gives outputs of "
+                f"shape {shape} for {len(tried)} samples: it must give one logit a class"
             )
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ Shapes: `B` batch, `T` tokens of the longest sequence, `V` vocabulary.
 """
 
 import math
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -15,6 +16,7 @@ from firstlight.errors import UsageError
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
 from firstlight.tasks.observed import Observed
+from firstlight.tasks.trial import trial
 
 __all__ = ["BitsPerByte", "LanguageModel", "Perplexity"]
 
@@ -53,7 +55,7 @@ class LanguageModel(Task):
         loss: For example `torch.nn.CrossEntropyLoss(ignore_index=0)`.
         optimizer: See `Task`.
         schedule: See `Task`.
-        monitor: `val/loss`, `val/perplexity` or `val/bits_per_byte`.
+        **options: See `Task`; `monitor` is `val/loss`, `val/perplexity` or `val/bits_per_byte`.
 
     Raises:
         UsageError: As `Task` does.
@@ -65,42 +67,33 @@ class LanguageModel(Task):
         loss: nn.Module,
         optimizer: OptimizerCallable,
         schedule: Schedule,
-        monitor: str = "val/loss",
+        **options: Any,
     ) -> None:
         metrics = {"perplexity": Perplexity(), "bits_per_byte": BitsPerByte()}
-        super().__init__(network, loss, optimizer, schedule, metrics, monitor)
+        super().__init__(network, loss, optimizer, schedule, metrics, **options)
 
-    def shared_step(self, batch: tuple[Tensor, Tensor], observed: Observed) -> Tensor:
-        """Return the loss of a batch `(tokens, targets)`, and remember what the metrics need."""
-        tokens, targets = batch
-        logits, targets = self(tokens).flatten(0, 1), targets.flatten()
+    def score(self, outputs: Tensor, targets: Tensor, observed: Observed) -> Tensor:
+        """Return the loss of logits `(B, T, V)`, and remember what the metrics need."""
+        logits, targets = outputs.flatten(0, 1), targets.flatten()
         loss: Tensor = self.loss(logits, targets)
         observed.add(loss, logits, targets, scored=(targets != 0).sum())
         return loss
 
     def check(self, inputs: Tensor, targets: Tensor) -> None:
         """Refuse tokens outside the network's vocabulary, a network without a logit a token, and a scored padding."""
+        tried = inputs[:2]
+        outputs = trial(self.network, tried)
         name = type(self.network).__name__
-        largest = max(inputs.max(), targets.max())
-        training = self.training
-        try:
-            with torch.no_grad():
-                outputs: Tensor = self.eval()(inputs[:2])
-        except (RuntimeError, IndexError) as error:
+        if outputs.shape[:-1] != tried.shape:
             raise UsageError(
-                f"{name} cannot take tokens of shape {tuple(inputs.shape[1:])} from 0 to {largest}: {error}"
-            ) from error
-        finally:
-            self.train(training)
-        if outputs.shape[:-1] != inputs[:2].shape or outputs.ndim != 3:
-            raise UsageError(
-                f"{name} gives outputs of shape {tuple(outputs.shape)} for tokens of shape "
-                f"{tuple(inputs[:2].shape)}: it must give the logits of what follows each token"
+                f"{name} gives outputs of shape {tuple(outputs.shape)} for tokens of shape {tuple(tried.shape)}: it "
+                "must give the logits of what follows each token"
             )
-        if largest >= outputs.shape[-1]:
+        vocabulary, largest = outputs.shape[-1], targets.max()
+        if largest >= vocabulary:
             raise UsageError(
-                f"{name} has a vocabulary of {outputs.shape[-1]}, so tokens are 0 to {outputs.shape[-1] - 1}, "
-                f"but there is a token {largest}"
+                f"{name} has a vocabulary of {vocabulary}, so tokens are 0 to {vocabulary - 1}, but there is a token "
+                f"{largest}"
             )
         self._check_loss(outputs[0, :1])
 

@@ -64,9 +64,10 @@ class Observed(nn.Module):
         self._kept.clear()
         self._kept_elements = 0
         self._seen = False
-        self.loss.reset()
-        self.samples.reset()
-        self.metrics.reset()
+        with torch.inference_mode(False):  # Validation's zeros could not be added to in a fit that follows.
+            self.loss.reset()
+            self.samples.reset()
+            self.metrics.reset()
 
     def _update(self) -> None:
         if not self._kept:
