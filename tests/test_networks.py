@@ -67,7 +67,7 @@ def build(name, options, seed=0):
     return getattr(firstlight.networks, name)(**made)
 
 
-def inputs_of(shape, name=""):
+def inputs_of(shape, name):
     generator = torch.Generator().manual_seed(1)
     if name in TAKE_TOKENS:
         return torch.randint(0, 11, shape, generator=generator)

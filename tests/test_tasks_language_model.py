@@ -1,18 +1,16 @@
 import math
-from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics import text
 
 from firstlight.errors import UsageError
 from firstlight.networks import TransformerLM
-from firstlight.schedules import Constant
 from firstlight.tasks import LanguageModel
 from firstlight.tasks.language_model import BitsPerByte, Perplexity
+from tests.task_helpers import parts, trainer
 
 VOCABULARY = 9
 
@@ -26,13 +24,8 @@ class Bigrams(nn.Embedding):
 
 def make(**changes):
     torch.manual_seed(0)
-    parts = {
-        "network": Bigrams(),
-        "loss": nn.CrossEntropyLoss(ignore_index=0),
-        "optimizer": partial(torch.optim.SGD, lr=1.0),
-        "schedule": Constant(),
-    }
-    return LanguageModel(**{**parts, **changes})
+    given = parts(Bigrams(), nn.CrossEntropyLoss(ignore_index=0), lr=0.1)
+    return LanguageModel(**{**given, **changes})
 
 
 def batches():
@@ -45,19 +38,6 @@ def batches():
         targets[:, scored:] = 0
         made.append((inputs, targets))
     return made
-
-
-def trainer(tmp_path, **options):
-    return Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        log_every_n_steps=1,
-        **options,
-    )
 
 
 def surprises(task, tokens, targets):
