@@ -202,7 +202,7 @@ def test_training_batches_are_shuffled_anew_and_others_keep_their_order():
 
 
 def test_statistics_of_a_checkpoint_stay_whether_loaded_before_setup_or_after():
-    trained, before, after = ready(numbers()), numbers(split_seed=1), numbers(split_seed=1)
+    trained, before, after = ready(numbers()), numbers(), numbers()
     state = {**trained.state_dict(), "mean": trained.state_dict()["mean"] + 1}
     before.load_state_dict(state)
     before.setup()
@@ -236,6 +236,15 @@ def test_the_same_data_keeps_its_splits_when_a_checkpoint_is_tested(checkpoint, 
     task, data = Watched(), Arrays(old.samples.inputs, old.samples.targets, ["no", "yes"], digest="old")
     trainer(tmp_path).test(task, datamodule=data, ckpt_path=path, weights_only=True)
     assert data.rows("test").tolist() == old.rows("test").tolist()
+
+
+def test_another_split_of_the_same_data_is_not_scored():
+    known = dict(ready(numbers()).learned)
+    for options in ({"split_seed": 5}, {"test_fraction": 0.3}):
+        module = numbers(**options)
+        module.load_state_dict(known)
+        with pytest.raises(UsageError, match=f"was trained with {next(iter(options))}=0.*another split mixes"):
+            module.dataset("test")
 
 
 def test_new_data_without_targets_is_predicted_with_targets_of_no_column(checkpoint, tmp_path):

@@ -217,19 +217,22 @@ def test_predictions_come_in_the_order_of_the_test_rows(kind, make):
 
 @every_module
 def test_state_goes_through_a_file_to_another_instance(kind, make):
-    first, second = ready(make(kind, split_seed=0)), ready(make(kind, split_seed=1))
+    first, second = ready(make(kind)), ready(make(kind))
+    if first.learned["mean"] is not None:
+        first.learned["mean"] = first.learned["mean"] + 1
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
+    own = second.dataset("test").inputs
     second.load_state_dict(torch.load(file, weights_only=True))
     inputs = second.dataset("test").inputs
     assert repr(second.state_dict()) == repr(first.state_dict())
-    third = make(kind, split_seed=1)
+    third = make(kind)
     third.load_state_dict(first.state_dict())
     third.setup()
     assert torch.equal(third.dataset("test").inputs, inputs)
     if inputs.is_floating_point():
-        assert not torch.equal(ready(make(kind, split_seed=1)).dataset("test").inputs, inputs)
+        assert not torch.equal(own, inputs)
 
 
 @every_module

@@ -4,8 +4,6 @@ Shapes: `N` samples of a split, `B` of a batch; `...` whatever one sample is sha
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +18,7 @@ from firstlight.data.clean import OnBad, clean
 from firstlight.data.samples import Batch, Samples, Split, TensorBatches
 from firstlight.data.scale import statistics
 from firstlight.data.split import Indices, split
-from firstlight.errors import UsageError
+from firstlight.errors import UsageError, about
 from firstlight.hyperparameters import keep_hyperparameters
 
 __all__ = ["DataModule"]
@@ -207,9 +205,7 @@ class DataModule(LightningDataModule, ABC):
         trainer = self.trainer
         fits = trainer is not None and trainer.state.fn == TrainerFn.FITTING
         if trainer is not None and trainer.ckpt_path and not fits and not self.learned:
-            raise UsageError(
-                f"the checkpoint was trained without {type(self).__name__}, so it cannot scale its samples"
-            )
+            raise UsageError(f"the checkpoint was trained without {type(self).__name__}: it cannot scale its samples")
         if self._samples is None or self._is_other(self._samples):
             self._samples, self._rows = self._load()
         samples = self._samples
@@ -222,7 +218,7 @@ class DataModule(LightningDataModule, ABC):
         elif samples.lacks or not samples.targets.size:
             raise UsageError(samples.lacks or f"{self._source} has no targets to learn from")
         else:
-            with _about(self._source):
+            with about(self._source):
                 self.indices = split(samples, self._rows, self.val_fraction, self.test_fraction, self.split_seed)
         if self.learned:
             self._check_learned(samples)
@@ -232,7 +228,7 @@ class DataModule(LightningDataModule, ABC):
 
     def _load(self) -> tuple[Samples, Indices]:
         loaded = self.load()
-        with _about(loaded.source or type(self).__name__):
+        with about(loaded.source or type(self).__name__):
             if len(self.augment) and not (loaded.inputs.dtype == np.uint8 and loaded.inputs.ndim == 4):
                 raise UsageError("augment is for images, which are uint8 of (N, C, H, W)")
             samples, rows = clean(loaded, self.on_bad)
@@ -246,16 +242,21 @@ class DataModule(LightningDataModule, ABC):
     def _learn(self, samples: Samples) -> None:
         train = torch.from_numpy(samples.inputs[self.indices["train"]])
         mean, std = None, None
-        self.learned = {name: getattr(samples, name) for name in _COMPARED} | {"digest": samples.digest}
+        self.learned = {name: getattr(samples, name) for name in _COMPARED} | {"digest": samples.digest, **self._cut}
         self.learned |= self.learn(train)
         if train.is_floating_point() or train.dtype == torch.uint8:
-            with _about(self._source):
+            with about(self._source):
                 mean, std = statistics(self.encode(train))
         self.learned |= {"mean": mean, "std": std}
 
     def _check_learned(self, samples: Samples) -> None:
         """Refuse samples of other classes or columns than a checkpoint was trained on."""
         assert samples.targets is not None
+        changed = [f"{name}={self.learned[name]}" for name, value in self._cut.items() if self.learned[name] != value]
+        if changed and not self._is_other(samples):
+            raise UsageError(
+                f"the checkpoint was trained with {', '.join(changed)}: another split mixes train and test"
+            )
         for name in _COMPARED if samples.targets.size else ["columns"]:
             known, found = self.learned[name], getattr(samples, name)
             if known != found:
@@ -276,6 +277,10 @@ class DataModule(LightningDataModule, ABC):
         return scaled
 
     @property
+    def _cut(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in ("split_seed", "val_fraction", "test_fraction")}
+
+    @property
     def _source(self) -> str:
         return (self._samples and self._samples.source) or type(self).__name__
 
@@ -292,12 +297,3 @@ class DataModule(LightningDataModule, ABC):
 def _as_it_is(batch: Any) -> Batch:
     """Collate nothing: the data set returns whole batches."""
     return cast(Batch, batch)
-
-
-@contextmanager
-def _about(source: str) -> Iterator[None]:
-    """Say before each message what it is about."""
-    try:
-        yield
-    except UsageError as error:
-        raise UsageError(f"{source}: {error}") from error
