@@ -19,7 +19,7 @@ ARROWS = {
     "optim": {"torch"},
     "networks": {"torch"},
     "losses": {"torch"},
-    "data": {"torch", "lightning", "numpy", "sklearn", "compat"},
+    "data": {"torch", "lightning", "numpy", "sklearn", "torchvision", "compat"},
     "tasks": {"torch", "lightning", "torchmetrics", "schedules", "optim", "compat"},
     "callbacks": {"torch", "lightning", "tqdm"},
     "loggers": {"lightning"},

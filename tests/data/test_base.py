@@ -121,6 +121,13 @@ def test_pixels_are_scaled_like_a_float_copy_of_them_with_a_number_for_each_chan
         np.testing.assert_allclose(data.transform(stored), expected, atol=1e-5)
 
 
+def test_each_channel_of_float_images_is_scaled_by_itself():
+    raw = np.random.default_rng(0).normal([[[0]], [[9]]], [[[1]], [[5]]], (40, 2, 6, 6))
+    train = ready(Arrays(raw, np.zeros(40))).dataset("train").inputs
+    torch.testing.assert_close(train.mean((0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(train.std((0, 2, 3), correction=0), torch.ones(2), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("kind", [np.int8, np.int16, np.int32, np.int64])
 def test_tokens_are_never_scaled_and_become_int64_in_the_batch(kind):
     tokens = np.random.default_rng(0).integers(0, 100, (40, 7)).astype(kind)
