@@ -75,12 +75,17 @@ class CLI(LightningCLI):
         self.started = time.monotonic()
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         early.add_argument("--run", type=Path, default=None)
+        early.add_argument("--runs", default="runs")
+        early.add_argument("--experiment")
+        early.add_argument("--resume", action="store_true")
         early.add_argument("--config", "-c", type=Path, action="append", default=[])
         given = argparse.Namespace(config=[])
         try:
             given = early.parse_known_args(args)[0]
-            self.run_dir = None if given.run is None else runs.find(given.run)
             self.name = given.config[0].stem if given.config else "unnamed"
+            self.run_dir = None if given.run is None else runs.find(given.run)
+            if given.resume and self.run_dir is None:
+                self.run_dir = runs.unfinished(Path(given.runs) / (given.experiment or self.name))
             if self.run_dir is not None:
                 given.config.insert(0, self.run_dir / "config.yaml")
                 args = ["--config", str(given.config[0]), *args]
@@ -113,6 +118,12 @@ class CLI(LightningCLI):
         add("--runs", type=str, default="runs", help="Folder of all runs.")
         add("--experiment", type=str | None, help="Folder of the run in --runs; default: the first config's name.")
         add("--run", type=str | None, help="Folder of a run; its configuration comes before what is typed.")
+        add("--resume", action="store_true", help="Go on with the newest run of the experiment, if there is one.")
+        add(
+            "--inexact",
+            action="store_true",
+            help="Go on although the batches will be others than they would have been.",
+        )
         add("--ckpt", type=str | None, help="What validate, test and predict score: best (default), last, or a path.")
         add("--without", type=list[str] | str, default=[], help=f"Left out, A,B: {', '.join(DEFAULTS)}.")
         for name, callback in DEFAULTS.items():
@@ -137,7 +148,8 @@ class CLI(LightningCLI):
             without |= {"best", "last"}
         name = self.config.experiment or self.name
         config = self.config.clone()
-        config["run"], config["ckpt"], config["experiment"] = None, None, name
+        for key, value in {"run": None, "ckpt": None, "experiment": name, "resume": False, "inexact": False}.items():
+            config[key] = value
         self.experiment = Experiment(
             self.config_init["model"],
             self.config_init["data"],
@@ -147,6 +159,7 @@ class CLI(LightningCLI):
             Path(self.config.runs) / name,
             self.parser.dump(config, skip_none=False),
             self.run_dir,
+            self.config.inexact,
             self.started,
         )
 

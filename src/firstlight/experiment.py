@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, ProgressBar
@@ -17,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from firstlight import callbacks, runs, summary
 from firstlight.callbacks.checkpoints import recorded
 from firstlight.callbacks.defaults import refuse_collisions
+from firstlight.changes import changes, inexact
 from firstlight.checks import refuse_no_validation, refuse_options
 from firstlight.data import DataModule
 from firstlight.errors import UsageError
@@ -40,6 +42,7 @@ class Experiment:
         home: Folder of the experiment's runs.
         config: Text of `config.yaml`.
         run_dir: An earlier run to go on with or to score.
+        inexact: Go on although the run will not end with the bits of one that was never stopped.
     """
 
     task: Task
@@ -50,6 +53,7 @@ class Experiment:
     home: Path
     config: str
     run_dir: Path | None = None
+    inexact: bool = False
     started: float = field(default_factory=time.monotonic)
     _trained: bool = field(default=False, init=False)
 
@@ -60,9 +64,12 @@ class Experiment:
             self.datamodule.setup()
             for split in self.datamodule.indices:
                 samples = self.datamodule.dataset(split)
-                few = samples.__getitems__(range(min(3, len(samples))))
+                few = samples[range(min(3, len(samples)))]
                 self.task.check(self.datamodule.on_after_batch_transfer(few, 0), samples.targets)
-        resumed = None if self.run_dir is None else runs.checkpoint(self.run_dir, "last")
+        resumed = None
+        if self.run_dir is not None:
+            resumed = runs.checkpoint(self.run_dir, "last")
+            self._compare(self.run_dir)
         first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
         if self.run_dir is None:
             # Lightning hands the first process's folder to the others.
@@ -83,10 +90,11 @@ class Experiment:
         own = as_list(self.options["callbacks"])
         refuse_collisions(own, defaults)
         every = [*own, *defaults]
+        step = None if resumed is None else int(recorded(resumed)["step"])
         started = LambdaCallback(on_train_start=lambda trainer, _: self._start(trainer, every))
         trainer = self._trainer(
             default_root_dir=folder,
-            logger=all_loggers(folder, self.options["logger"]),
+            logger=all_loggers(folder, self.options["logger"], step),
             callbacks=[*every, started],
             # Lightning puts its own in place of what is left out.
             enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in every),
@@ -94,8 +102,8 @@ class Experiment:
         )
         try:
             with _interruptible(trainer, lambda: self._left(trainer, folder)), warnings.catch_warnings():
-                if resumed:
-                    self._say_where(resumed, folder)
+                if step is not None:
+                    self._say_where(step, folder)
                     # The folder is meant to have checkpoints, and callbacks are left out on purpose.
                     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
                     warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
@@ -196,8 +204,22 @@ class Experiment:
         trainable = sum(parameter.numel() for parameter in self.task.parameters() if parameter.requires_grad)
         print(summary.plan(trainable, total, self.task.planned_schedule.warmup_length(total)), flush=True)
 
-    def _say_where(self, resumed: Path, folder: Path) -> None:
-        step, logged = int(recorded(resumed)["step"]), runs.last_step(folder)
+    def _compare(self, folder: Path) -> None:
+        """Say what is otherwise than it was, and refuse what cannot be gone on with exactly."""
+        changed = changes(yaml.safe_load(runs.read_config(folder)), yaml.safe_load(self.config))
+        for path, (before, now) in changed.items():
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                print(f"change {path} was {before} and is {now}")
+        if hindrances := inexact(changed):
+            if not self.inexact:
+                raise UsageError(
+                    f"with another {', '.join(hindrances)} the run cannot go on exactly; --inexact goes on all the same"
+                )
+            if isinstance(self.datamodule, DataModule):
+                self.datamodule.exact = False
+
+    def _say_where(self, step: int, folder: Path) -> None:
+        logged = runs.last_step(folder)
         if logged > step and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(f"resume the last checkpoint is of step {step:,}: steps up to {logged:,} are done and logged again")
 

@@ -20,10 +20,11 @@ class TensorBoard(TensorBoardLogger):
 
     Args:
         folder: Where the events go.
+        from_step: Step that a run goes on from: what earlier events hold from there on is done again, and not shown.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, name="", version="", default_hp_metric=False, flush_secs=5)
+    def __init__(self, folder: Path, from_step: int | None = None) -> None:
+        super().__init__(folder, name="", version="", default_hp_metric=False, flush_secs=5, purge_step=from_step)
 
     def save(self) -> None:
         """Leave writing to TensorBoard's own thread, which `finalize` waits for."""
@@ -89,15 +90,17 @@ class MetricsCSV(Logger):
             self._file = None
 
 
-def all_loggers(folder: Path, given: Any) -> list[Logger]:
+def all_loggers(folder: Path, given: Any, from_step: int | None = None) -> list[Logger]:
     """Return the loggers of a run: TensorBoard and `metrics.csv` in its folder, and those that `Trainer` was given.
+
+    `from_step` is the step that a run goes on from.
 
     `False` leaves only `metrics.csv`, from which reports are made.
     """
     if given is False:
         return [MetricsCSV(folder / "metrics.csv")]
     own = [logger for logger in as_list(given) if logger is not True]
-    return [TensorBoard(folder), MetricsCSV(folder / "metrics.csv"), *own]
+    return [TensorBoard(folder, from_step), MetricsCSV(folder / "metrics.csv"), *own]
 
 
 def as_list(value: Any) -> list[Any]:

@@ -26,6 +26,8 @@ __all__ = [
     "last_step",
     "lock",
     "make_unique",
+    "read_config",
+    "unfinished",
     "write_config",
     "write_predictions",
     "write_results",
@@ -142,6 +144,15 @@ def find(run: Path) -> Path:
     raise UsageError(f"there is no run {run}: {missing} does not exist{did_you_mean(missing.name, known)}")
 
 
+def unfinished(experiment: Path) -> Path | None:
+    """Return the newest run of an experiment, if there is one with a last checkpoint to go on from."""
+    run = experiment / "latest"
+    if not run.is_file():
+        return None
+    found = find(run)
+    return found if (found / "checkpoints" / "last.ckpt").is_file() else None
+
+
 def checkpoint(run: Path, name: str) -> Path:
     """Return the path of a checkpoint of a run.
 
@@ -162,6 +173,11 @@ def checkpoint(run: Path, name: str) -> Path:
 def write_config(run: Path, text: str) -> None:
     """Write `config.yaml` of a run."""
     _keep_and_write(run / "config.yaml", text)
+
+
+def read_config(run: Path) -> str:
+    """Return `config.yaml` of a run."""
+    return (run / "config.yaml").read_text(encoding="utf-8")
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:

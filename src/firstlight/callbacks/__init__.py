@@ -7,6 +7,7 @@ from firstlight.callbacks.gradient_norm import GradientNorm
 from firstlight.callbacks.hparams import HParams
 from firstlight.callbacks.learning_rate import LearningRate
 from firstlight.callbacks.progress import Progress
+from firstlight.callbacks.random_state import RandomState
 
 __all__ = [
     "BestCheckpoint",
@@ -16,5 +17,6 @@ __all__ = [
     "LastCheckpoint",
     "LearningRate",
     "Progress",
+    "RandomState",
     "defaults",
 ]

@@ -41,6 +41,19 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what was best; a run whose folder was moved keeps it, which Lightning 2.6.6 forgets."""
+        best = Path(str(self.dirpath)) / "best.ckpt"
+        if self.dirpath and best.is_file() and Path(state_dict["dirpath"]) != Path(self.dirpath):
+            state_dict = {
+                **state_dict,
+                "dirpath": self.dirpath,
+                "best_model_path": str(best),
+                "kth_best_model_path": str(best),
+                "best_k_models": {str(best): score for score in state_dict["best_k_models"].values()},
+            }
+        super().load_state_dict(state_dict)
+
 
 def recorded(path: str | Path) -> dict[str, float]:
     """Return when a checkpoint was written, and the validation metrics that a task wrote into it, by name.

@@ -13,6 +13,7 @@ from firstlight.callbacks.gradient_norm import GradientNorm
 from firstlight.callbacks.hparams import HParams
 from firstlight.callbacks.learning_rate import LearningRate
 from firstlight.callbacks.progress import Progress
+from firstlight.callbacks.random_state import RandomState
 from firstlight.errors import UsageError, did_you_mean
 
 __all__ = ["DEFAULTS", "LINKED", "defaults", "refuse_collisions"]
@@ -21,6 +22,7 @@ DEFAULTS: dict[str, type[Callback]] = {
     "early_stopping": EarlyStopping,
     "best": BestCheckpoint,
     "last": LastCheckpoint,
+    "random_state": RandomState,
     "gradient_norm": GradientNorm,
     "lr": LearningRate,
     "hparams": HParams,
@@ -63,6 +65,8 @@ def defaults(
     callbacks: list[Callback] = []
     if "early_stopping" in given:
         callbacks.append(EarlyStopping(**monitored, **given["early_stopping"]))
+    if "random_state" in given:
+        callbacks.append(RandomState(**given["random_state"]))
     if "gradient_norm" in given:
         callbacks.append(GradientNorm(**given["gradient_norm"]))
     if "lr" in given:

@@ -4,7 +4,7 @@ Shapes: `N` samples of a split, `B` of a batch; `...` whatever one sample is sha
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from firstlight.compat import silence_known_warnings
 from firstlight.data.clean import OnBad, clean
+from firstlight.data.loader import Loader, loader
 from firstlight.data.samples import Batch, Samples, Split, TensorBatches
 from firstlight.data.scale import statistics
 from firstlight.data.split import Indices, split
@@ -79,10 +80,13 @@ class DataModule(LightningDataModule, ABC):
         self.on_bad: OnBad = on_bad
         self.num_workers = num_workers
         self.augment = nn.Sequential(*(augment or []))
+        self.exact = True
         self.dropped = 0
         self.indices: dict[Split, Indices] = {}
         self.learned: dict[str, Any] = {}
         self._samples: Samples | None = None
+        self._train: DataLoader[Batch] | None = None
+        self._order: dict[str, Any] = {}
 
     @abstractmethod
     def load(self) -> Samples:
@@ -163,7 +167,13 @@ class DataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the shuffled training batches."""
-        return self._loader("train", shuffle=True)
+        self._train = self._loader("train", shuffle=True)
+        goes_on = self.trainer is not None and self.trainer.ckpt_path and self.exact
+        if goes_on and self._order and isinstance(self._train, Loader):
+            # Lightning 2.6.6 restores a loader too late when a schedule has asked for the number of steps before.
+            self._train.load_state_dict(self._order)
+        self._order = {}
+        return self._train
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the validation batches."""
@@ -187,7 +197,7 @@ class DataModule(LightningDataModule, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs to treat new samples as the training ones were; nothing before `setup`."""
-        return dict(self.learned)
+        return {**self.learned, **({"loader": self._train.state_dict()} if isinstance(self._train, Loader) else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what a checkpoint learned.
@@ -197,6 +207,7 @@ class DataModule(LightningDataModule, ABC):
                 would go on with its training on other data.
         """
         self.learned = dict(state_dict)
+        self._order = self.learned.pop("loader", {})
         if self.indices:
             self._prepare()
 
@@ -285,15 +296,4 @@ class DataModule(LightningDataModule, ABC):
         return (self._samples and self._samples.source) or type(self).__name__
 
     def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
-        return DataLoader(
-            self.dataset(split),
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            collate_fn=_as_it_is,
-        )
-
-
-def _as_it_is(batch: Any) -> Batch:
-    """Collate nothing: the data set returns whole batches."""
-    return cast(Batch, batch)
+        return loader(self.dataset(split), self.trainer, self.batch_size, shuffle, self.num_workers)

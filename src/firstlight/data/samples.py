@@ -67,8 +67,10 @@ class TensorBatches(Dataset[Batch]):
         """Return `N`."""
         return len(self.inputs)
 
-    def __getitem__(self, index: int) -> Batch:
-        """Return one sample."""
+    def __getitem__(self, index: int | Sequence[int]) -> Batch:
+        """Return one sample, or the batch of the samples at several indices."""
+        if isinstance(index, Sequence):
+            return self.__getitems__(index)
         return self.inputs[index], self.targets[index]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:

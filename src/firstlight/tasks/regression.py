@@ -99,4 +99,4 @@ def _in_order(loader: Any) -> DataLoader[Any]:
             "it needs a DataLoader of a data set with a length"
         )
     # A loader with a sampler of batches has no batch size.
-    return DataLoader(loader.dataset, batch_size=loader.batch_size or 1, collate_fn=loader.collate_fn)
+    return DataLoader(loader.dataset, batch_size=loader.batch_size or 1024, collate_fn=loader.collate_fn)

@@ -35,6 +35,7 @@ class Scheduled(LightningModule):
         self.schedule = schedule
         self._horizon: dict[str, float] = {}
         self._steps_done = 0
+        self._configured: list[dict[str, Any]] = []
 
     @property
     def total_steps(self) -> float:
@@ -63,14 +64,15 @@ class Scheduled(LightningModule):
         schedule(0, total)  # A schedule that cannot serve this run says so before it starts.
         # A plain function: LambdaLR would save the attributes of a callable object, and restore an old horizon.
         scheduler = LambdaLR(optimizer, lambda step: schedule(step, total))
+        self._configured = [{**group, "params": None} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Move the learning rate at once where a resumed run has another horizon."""
+        """Let what is configured now win over what a checkpoint brought, and move the learning rate at once."""
         total = self.total_steps
         before = self._horizon["now"] if self.trainer.ckpt_path else total
         self._horizon = {"first": self._horizon["first"] if self.trainer.ckpt_path else total, "now": total}
-        if before != total:
+        if self.trainer.ckpt_path and (self._reconfigure() or before != total):
             self._move_to_horizon(before, total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -82,17 +84,30 @@ class Scheduled(LightningModule):
         self._horizon = checkpoint["horizon"]
         self._steps_done = checkpoint["global_step"]
 
+    def _reconfigure(self) -> bool:
+        """Give the optimiser its options of now, such as weight decay; tell whether the learning rate is another."""
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, LambdaLR)
+        for group, now in zip(scheduler.optimizer.param_groups, self._configured, strict=True):
+            group.update({name: value for name, value in now.items() if name not in ("params", "lr", "initial_lr")})
+        rates = [group["initial_lr"] for group in self._configured]
+        changed = rates != scheduler.base_lrs
+        scheduler.base_lrs = rates
+        return changed
+
     def _move_to_horizon(self, before: float, total: float) -> None:
-        """Set the learning rate of this step to the new horizon's, which the scheduler does only from the next on."""
+        """Set the learning rate of this step to what is planned now, which the scheduler does only from the next on."""
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, LambdaLR)
         step = scheduler.last_epoch
         groups = scheduler.optimizer.param_groups
         old = groups[0]["lr"]
         for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
-            group["lr"] = base * factor(step)
+            group["initial_lr"], group["lr"] = base, base * factor(step)
         if self.trainer.is_global_zero:
-            _log.warning(
+            plan = (
                 f"the run was planned with {before:,} optimiser steps and now has {total:,}: "
-                f"at step {step:,} the learning rate moves from {old:.3g} to {groups[0]['lr']:.3g}"
+                if before != total
+                else ""
             )
+            _log.warning(f"{plan}at step {step:,} the learning rate moves from {old:.3g} to {groups[0]['lr']:.3g}")

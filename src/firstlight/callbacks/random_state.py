@@ -1,0 +1,65 @@
+"""The random states of all processes, so that a run that goes on draws the numbers that it would have drawn."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+__all__ = ["RandomState", "restore", "snapshot"]
+
+
+class RandomState(Callback):
+    """Keep the states of Python's, NumPy's and torch's generators in each checkpoint, those of the devices included.
+
+    A run that goes on with another number of processes draws anew.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: list[dict[str, Any]] = []
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the states of every process, which all save together."""
+        states: list[dict[str, Any]] = [snapshot()]
+        if trainer.world_size > 1:
+            states = [{} for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(states, snapshot())
+        checkpoint["random_state"] = states
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the states of a checkpoint that has them."""
+        self._loaded = checkpoint.get("random_state", [])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with them, after all that was drawn to build the model and to try it out."""
+        if len(self._loaded) == trainer.world_size:
+            restore(self._loaded[trainer.global_rank])
+        self._loaded = []
+
+
+def snapshot() -> dict[str, Any]:
+    """Return the states of all generators of this process, as values that load with `weights_only=True`."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),  # type: ignore[union-attr]  # an array in the legacy form
+        "torch": torch.get_rng_state(),
+        "devices": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore(states: dict[str, Any]) -> None:
+    """Set all generators of this process to what `snapshot` returned.
+
+    >>> states = snapshot()
+    >>> first = random.random(), np.random.rand(), torch.rand(1)
+    >>> restore(states)
+    >>> first == (random.random(), np.random.rand(), torch.rand(1))
+    True
+    """
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if states["devices"] and len(states["devices"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["devices"])

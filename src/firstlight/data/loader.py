@@ -1,0 +1,143 @@
+"""Batches whose order follows from a seed and the number of the epoch alone, so that a run can go on anywhere.
+
+Shapes: `N` samples, `P` processes.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, DistributedSampler
+
+from firstlight.data.samples import Batch, TensorBatches
+from firstlight.errors import UsageError
+
+__all__ = ["Loader", "Order", "loader"]
+
+
+class Order(DistributedSampler[list[int]]):
+    """The indices of each batch of this process.
+
+    All processes together take each sample exactly once an epoch, and equally many batches: a batch of all of them is
+    cut from the order and dealt out; where too few samples are left for one each, the last two are one. torch's
+    `DistributedSampler` takes some samples twice instead. Being one keeps Lightning from putting its own in place, and
+    lets it set the epoch.
+
+    Args:
+        samples: `N`.
+        batch_size: Samples in a batch, per process.
+        shuffle: Whether each epoch has an order of its own.
+        seed: Of the orders.
+        rank: Number of this process, from 0.
+        world_size: `P`.
+    """
+
+    def __init__(self, samples: int, batch_size: int, shuffle: bool, seed: int, rank: int, world_size: int) -> None:
+        self.samples = samples
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.num_replicas = world_size
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._bounds())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches of the epoch, from `start` on this once."""
+        start, self.start = self.start, 0
+        order = torch.arange(self.samples)
+        if self.shuffle:
+            mixed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)
+            generator = torch.Generator().manual_seed(int(mixed[0]))
+            order = torch.randperm(self.samples, generator=generator)
+        for low, high in self._bounds()[start:]:
+            yield order[low + self.rank : high : self.num_replicas].tolist()
+
+    def _bounds(self) -> list[tuple[int, int]]:
+        """Return where each batch of all processes starts and ends in the order."""
+        whole = self.batch_size * self.num_replicas
+        starts = list(range(0, self.samples, whole))
+        if len(starts) > 1 and self.samples - starts[-1] < self.num_replicas:
+            starts.pop()
+        bounds = list(zip(starts, [*starts[1:], self.samples], strict=True))
+        # Where there are fewer samples than processes, some have nothing.
+        return [(low, high) for low, high in bounds if low + self.rank < high]
+
+
+class Loader(DataLoader[Batch]):
+    """A loader that goes on in the middle of an epoch, after the batch that was taken last.
+
+    Args:
+        dataset: What batches are taken from.
+        order: Which.
+        num_workers: Processes that load.
+    """
+
+    def __init__(self, dataset: TensorBatches, order: Order, num_workers: int) -> None:
+        # A generator of its own, so that to begin an epoch draws no number that dropout would have got.
+        super().__init__(
+            dataset,
+            batch_size=None,
+            sampler=order,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),
+        )
+        self.order = order
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader promises a class of its own
+        """Yield the batches that are left of the epoch."""
+        self.taken = self.order.start
+        for batch in super().__iter__():
+            self.taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many batches of the epoch were taken, none after its end, and what their order depends on."""
+        order = self.order
+        return {
+            "taken": self.taken % len(order),
+            "seed": order.seed,
+            "samples": order.samples,
+            "batch_size": order.batch_size,
+            "processes": order.num_replicas,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the batches that were taken, in the same order.
+
+        Raises:
+            UsageError: When samples, batch size or the number of processes are others: no order would be the same.
+        """
+        now = self.state_dict()
+        changed = [name for name in ("samples", "batch_size", "processes") if state_dict[name] != now[name]]
+        if changed:
+            found = ", ".join(f"{name} was {state_dict[name]} and is {now[name]}" for name in changed)
+            raise UsageError(f"the run cannot go on exactly: {found}; --inexact starts the epoch anew with what is now")
+        self.order.seed = state_dict["seed"]
+        self.order.start = state_dict["taken"]
+
+
+def loader(
+    dataset: TensorBatches, trainer: Trainer | None, batch_size: int, shuffle: bool, num_workers: int
+) -> DataLoader[Batch]:
+    """Return a loader for the process of a trainer; its seed is that of `seed_everything`, or torch's own."""
+    if trainer is not None and trainer.overfit_batches:  # type: ignore[attr-defined]  # set outside the class
+        # Lightning takes the same batches in each epoch, and can only do so with samplers of torch's own.
+        return DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=_as_it_is)
+    rank, processes = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+    seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed() % 2**31))
+    return Loader(dataset, Order(len(dataset), batch_size, shuffle, seed, rank, processes), num_workers)
+
+
+def _as_it_is(batch: Any) -> Batch:
+    """Collate nothing: the data set returns whole batches."""
+    return cast(Batch, batch)
