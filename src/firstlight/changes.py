@@ -5,8 +5,17 @@ from typing import Any
 
 __all__ = ["changes", "inexact"]
 
-_EXACT = ("trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes", "trainer.limit_train_batches")
-"""Options without which the batches, or what becomes of them, are others; with all options of the data."""
+_EXACT = (
+    "trainer.accumulate_grad_batches",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.limit_train_batches",
+    "model.init_args.monitor",
+)
+"""Options without which the batches, what becomes of them, or what is best are others; with all options of the data."""
+
+_SAME = (".num_workers", ".path", ".root")
+"""Options of the data that may change: the content of a file is compared when it is read."""
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -31,6 +40,4 @@ def inexact(paths: Mapping[str, Any]) -> list[str]:
     >>> inexact({"data.init_args.batch_size": (32, 64), "trainer.max_epochs": (2, 3)})
     ['data.init_args.batch_size']
     """
-    return [
-        path for path in paths if path in _EXACT or (path.startswith("data.") and not path.endswith(".num_workers"))
-    ]
+    return [path for path in paths if path in _EXACT or (path.startswith("data.") and not path.endswith(_SAME))]

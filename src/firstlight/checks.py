@@ -19,9 +19,9 @@ def refuse_options(options: Mapping[str, Any]) -> None:
     Raises:
         UsageError: Naming the option.
     """
-    for name in ("max_epochs", "max_steps", "accumulate_grad_batches"):
+    for name in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"):
         if options[name] == 0:
-            raise UsageError(f"trainer.{name}=0 trains nothing: it is at least 1")
+            raise UsageError(f"trainer.{name}=0 trains nothing")
     if options["accumulate_grad_batches"] < 0:
         raise UsageError(f"trainer.accumulate_grad_batches={options['accumulate_grad_batches']}: it is at least 1")
     devices, processors = str(options["devices"]), max(os.cpu_count() or 1, 2)  # two can always be tried

@@ -78,7 +78,7 @@ class Experiment:
         try:
             return self._fit(resumed, self.run_dir)
         except UsageError:
-            if first and resumed is None:
+            if first and resumed is None and not self._trained:
                 runs.discard(self.run_dir)
             raise
         finally:
@@ -108,9 +108,16 @@ class Experiment:
                     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
                     warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
                 trainer.fit(self.task, datamodule=self.datamodule, ckpt_path=resumed, weights_only=True)
+        except MisconfigurationException as error:
+            raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
         except RuntimeError as error:
             raise weights_fault(error, resumed) from error
-        return self._results(trainer, folder) if trainer.is_global_zero else None
+        if not trainer.is_global_zero:
+            return None
+        if not self._trained:
+            print(summary.nothing(trainer.global_step))
+            return None
+        return self._results(trainer, folder)
 
     def test_best(self) -> dict[str, float]:
         """Return the test metrics of the best checkpoint of the run that was just trained."""
@@ -140,7 +147,7 @@ class Experiment:
             rows: Sequence[int] = range(len(next(iter(columns.values()))))
             names: list[str] = []
             if isinstance(self.datamodule, DataModule):
-                rows, names = self.datamodule.rows("test").tolist(), self.datamodule.class_names
+                rows, names = self.datamodule.rows("test")[: len(rows)].tolist(), self.datamodule.class_names
             path = runs.write_predictions(folder, columns, rows, names)
             print(f"predict  {len(rows):,} samples ({ckpt})\nwrote    {path}")
         else:
@@ -234,7 +241,7 @@ class Experiment:
     def _results(self, trainer: Trainer, folder: Path) -> dict[str, Any]:
         best = folder / "checkpoints" / "best.ckpt"
         planned = self.task.total_steps
-        print(summary.fitted(trainer.current_epoch, trainer.global_step, planned, trainer.should_stop, self._trained))
+        print(summary.fitted(trainer.current_epoch, trainer.global_step, planned, trainer.should_stop))
         results: dict[str, Any] = {"metrics": {}, "best": {}, "steps": trainer.global_step}
         if best.is_file():
             results |= {"best": recorded(best), "checkpoint": "checkpoints/best.ckpt"}

@@ -59,15 +59,16 @@ def create(root: Path, experiment: str) -> Path:
 
 
 def discard(run: Path) -> None:
-    """Remove a run that was made but never started, with folders that held nothing else, and mend `latest`."""
+    """Remove a run that was made but never started, and what was made for it alone; mend `latest`."""
     shutil.rmtree(run)
-    left = sorted(folder.name for folder in run.parent.iterdir() if folder.is_dir())
+    left = sorted(path.parent.name for path in run.parent.glob("*/config.yaml"))
     if left:
         _replace(run.parent / "latest", left[-1] + "\n")
     else:
-        shutil.rmtree(run.parent)
-        if not any(run.parent.parent.iterdir()):
-            run.parent.parent.rmdir()
+        (run.parent / "latest").unlink()
+    for folder in (run.parent, run.parent.parent):
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def lock(run: Path) -> FileLock:

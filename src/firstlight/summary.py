@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-__all__ = ["data", "fitted", "listed", "plan"]
+__all__ = ["data", "fitted", "listed", "nothing", "plan"]
 
 
 def listed(values: Mapping[str, float]) -> str:
@@ -33,15 +33,20 @@ def plan(parameters: int, total_steps: float, warmup_steps: int) -> str:
     return f"plan   {parameters:,} parameters, {total_steps:,} optimiser steps, {warmup_steps:,} of them warm-up"
 
 
-def fitted(epochs: int, steps: int, planned: float, stopped: bool, trained: bool = True) -> str:
+def nothing(steps: int) -> str:
+    """Return that a run is at its end.
+
+    >>> nothing(2400)
+    'fit    nothing to do: all 2,400 steps are done; a larger --trainer.max_epochs goes on'
+    """
+    return f"fit    nothing to do: all {steps:,} steps are done; a larger --trainer.max_epochs goes on"
+
+
+def fitted(epochs: int, steps: int, planned: float, stopped: bool) -> str:
     """Return what a run has done; `stopped` tells that something asked it to end.
 
     >>> fitted(28, 1120, 2400, stopped=True)
     'fit    28 epochs, stopped early, 1,120 of 2,400 steps'
-    >>> fitted(60, 2400, 2400, stopped=False, trained=False)
-    'fit    nothing to do: all 2,400 steps are done; a larger --trainer.max_epochs goes on'
     """
-    if not trained:
-        return f"fit    nothing to do: all {steps:,} steps are done; a larger --trainer.max_epochs goes on"
     how = f"stopped early, {steps:,} of {planned:,} steps" if stopped and steps < planned else f"{steps:,} steps"
     return f"fit    {epochs} epochs, {how}"

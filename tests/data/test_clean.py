@@ -73,7 +73,7 @@ def test_a_dropped_row_before_does_not_move_the_row_that_is_named():
 def test_text_that_reads_as_numbers_becomes_numbers():
     inputs, _, rows = clean(np.array([["1", "2.5"], ["-3", "4e2"]]), np.arange(2))
     assert inputs.tolist() == [[1, 2.5], [-3, 400]]
-    assert (inputs.dtype, rows.tolist()) == (np.float32, [0, 1])
+    assert (inputs.dtype, rows.tolist()) == (np.float64, [0, 1])
 
 
 def test_dropping_leaves_out_bad_rows_with_their_targets():

@@ -154,7 +154,7 @@ def test_other_splits_are_scaled_as_the_training_split_is(kind, make):
     mean, std = data.state_dict()["mean"], data.state_dict()["std"]
     unscaled = {split: inputs[split] * std + mean for split in SPLITS}
     axes = [axis for axis in range(inputs["train"].ndim) if axis != 1]
-    torch.testing.assert_close(unscaled["train"].double().mean(axes).float(), mean.flatten(), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(unscaled["train"].double().mean(axes), mean.double().flatten(), atol=1e-3, rtol=1e-4)
     raw = data.load().inputs
     if raw.dtype == np.uint8:
         for split in SPLITS:

@@ -106,7 +106,7 @@ def test_a_category_that_no_training_row_has_is_none_of_them(tmp_path):
     data = ready(Table(write(tmp_path / "a.csv", lines), "label", "multiclass", ["city"], ["city"], split="part"))
     assert data.state_dict()["categories"] == {"city": sorted(CITIES)}
     unscaled = data.dataset("test").inputs * data.state_dict()["std"] + data.state_dict()["mean"]
-    torch.testing.assert_close(unscaled, torch.zeros(20, 3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(unscaled.float(), torch.zeros(20, 3), atol=1e-6, rtol=0)
 
 
 def test_what_is_missing_becomes_the_mean_when_asked_to(tmp_path):

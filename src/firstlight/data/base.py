@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 
 from firstlight.compat import silence_known_warnings
 from firstlight.data.clean import OnBad, clean
+from firstlight.data.files import digest_of
 from firstlight.data.loader import Loader, loader
-from firstlight.data.samples import Batch, Samples, Split, TensorBatches
+from firstlight.data.samples import SPLITS, Batch, Samples, Split, TensorBatches
 from firstlight.data.scale import statistics
 from firstlight.data.split import Indices, split
 from firstlight.errors import UsageError, about
@@ -133,7 +134,7 @@ class DataModule(LightningDataModule, ABC):
             raise UsageError(f"{self._source} is not what the checkpoint was trained on: all of it is the test split")
         inputs = torch.from_numpy(samples.inputs[index])
         if inputs.is_floating_point():
-            inputs = self._scaled(self.encode(inputs)).nan_to_num_(0.0)  # What is missing becomes the mean.
+            inputs = self._scaled(self.encode(inputs)).float().nan_to_num_(0.0)  # What is missing becomes the mean.
         return TensorBatches(inputs, torch.from_numpy(samples.targets[index]))
 
     def transform(self, inputs: Tensor, train: bool = False) -> Tensor:
@@ -253,7 +254,8 @@ class DataModule(LightningDataModule, ABC):
     def _learn(self, samples: Samples) -> None:
         train = torch.from_numpy(samples.inputs[self.indices["train"]])
         mean, std = None, None
-        self.learned = {name: getattr(samples, name) for name in _COMPARED} | {"digest": samples.digest, **self._cut}
+        self.learned = {name: getattr(samples, name) for name in _COMPARED}
+        self.learned |= {"digest": samples.digest, "split": self._split_digest}
         self.learned |= self.learn(train)
         if train.is_floating_point() or train.dtype == torch.uint8:
             with about(self._source):
@@ -263,11 +265,9 @@ class DataModule(LightningDataModule, ABC):
     def _check_learned(self, samples: Samples) -> None:
         """Refuse samples of other classes or columns than a checkpoint was trained on."""
         assert samples.targets is not None
-        changed = [f"{name}={self.learned[name]}" for name, value in self._cut.items() if self.learned[name] != value]
-        if changed and not self._is_other(samples):
-            raise UsageError(
-                f"the checkpoint was trained with {', '.join(changed)}: another split mixes train and test"
-            )
+        if self.learned["split"] != self._split_digest and not self._is_other(samples):
+            was = "split_seed, val_fraction, test_fraction and on_bad as they were"
+            raise UsageError(f"the checkpoint learned from another split of {self._source}: give {was}")
         for name in _COMPARED if samples.targets.size else ["columns"]:
             known, found = self.learned[name], getattr(samples, name)
             if known != found:
@@ -288,8 +288,8 @@ class DataModule(LightningDataModule, ABC):
         return scaled
 
     @property
-    def _cut(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in ("split_seed", "val_fraction", "test_fraction")}
+    def _split_digest(self) -> str:
+        return digest_of(*(self.rows(split).tobytes() for split in SPLITS))
 
     @property
     def _source(self) -> str:

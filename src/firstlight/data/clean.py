@@ -31,7 +31,7 @@ def clean(samples: Samples, on_bad: OnBad) -> tuple[Samples, NDArray[np.int64]]:
             what is empty stay NaN in the inputs, to be filled, and anything else is refused.
 
     Returns:
-        The samples, and the rows `(N,)` of the loaded ones that they come from. Inputs are float32, or uint8 and
+        The samples, and the rows `(N,)` of the loaded ones that they come from. Inputs are float64, or uint8 and
         integers as they were; targets are int64 class indices, float32 `(N, K)` or integers as they were. Without
         targets they are `(N, 0)`.
 
@@ -44,7 +44,7 @@ def clean(samples: Samples, on_bad: OnBad) -> tuple[Samples, NDArray[np.int64]]:
     targets = np.empty((len(inputs), 0), np.float32) if samples.targets is None else samples.targets
     numbers, bad_inputs = _read(inputs)
     if on_bad == "mean" and bad_inputs.size:
-        bad_inputs = np.isinf(_flat(numbers))
+        bad_inputs = np.isinf(_flat(numbers).astype(np.float32))
     labels, bad_targets = _read(targets)
     bad = bad_inputs.any(axis=1) | bad_targets.any(axis=1)
     if bad.any():
@@ -94,7 +94,7 @@ def _labels(targets: NDArray[Any], names: list[str], rows: NDArray[np.int64]) ->
     """Return targets of the type and shape that `Samples` promises, and refuse labels that are no class."""
     if not names or not targets.size:
         if targets.dtype.kind == "f":
-            return targets.reshape(len(targets), -1) if targets.ndim == 1 else targets
+            return (targets.reshape(len(targets), -1) if targets.ndim == 1 else targets).astype(np.float32)
         return targets if targets.dtype.kind == "i" else targets.astype(np.int64)
     columns = 0 if targets.ndim == 1 else targets.shape[1]
     if targets.ndim > 2 or (columns and len(names) != max(columns, 2)):
@@ -114,7 +114,7 @@ def _flat(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _read(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Return integers as they are and else float32, and what is bad in a sample `(N, W)`, of integers nothing.
+    """Return integers as they are and else float64, and what is bad in a sample `(N, W)`, of integers nothing.
 
     NaN stands where something is missing, infinity where it is no number or too large for one.
     """
@@ -124,13 +124,15 @@ def _read(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         if values.dtype.kind not in "bf":
             numbers = [_number(value) for value in values.reshape(-1)]
             values = np.array(numbers, dtype=np.float64).reshape(values.shape)
-        values = values.astype(np.float32)
-    return values, ~np.isfinite(_flat(values))
+        values = values.astype(np.float64)
+        too_large = ~np.isfinite(_flat(values).astype(np.float32))
+    return values, too_large
 
 
 def _number(value: Any) -> float:
     try:
-        return float("nan") if value in _MISSING else float(value)
+        # `float` reads 1_000 as well.
+        return float("nan") if value in _MISSING else float("inf" if "_" in str(value) else value)
     except (TypeError, ValueError):
         return float("inf")
 

@@ -52,9 +52,11 @@ class Order(DistributedSampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of the epoch, from `start` on this once."""
         start, self.start = self.start, 0
+        epoch = self.epoch
+        self.epoch += 1  # Where nobody sets it.
         order = torch.arange(self.samples)
         if self.shuffle:
-            mixed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)
+            mixed = np.random.SeedSequence((self.seed, epoch)).generate_state(1)
             generator = torch.Generator().manual_seed(int(mixed[0]))
             order = torch.randperm(self.samples, generator=generator)
         for low, high in self._bounds()[start:]:
@@ -130,9 +132,9 @@ def loader(
     dataset: TensorBatches, trainer: Trainer | None, batch_size: int, shuffle: bool, num_workers: int
 ) -> DataLoader[Batch]:
     """Return a loader for the process of a trainer; its seed is that of `seed_everything`, or torch's own."""
-    if trainer is not None and trainer.overfit_batches:  # type: ignore[attr-defined]  # set outside the class
-        # Lightning takes the same batches in each epoch, and can only do so with samplers of torch's own.
-        return DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=_as_it_is)
+    if trainer is not None and (trainer.predicting or trainer.overfit_batches):  # type: ignore[attr-defined]
+        # To predict, and to take the same batches in each epoch, Lightning needs samplers of torch's own.
+        return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=_as_it_is)
     rank, processes = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
     seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed() % 2**31))
     return Loader(dataset, Order(len(dataset), batch_size, shuffle, seed, rank, processes), num_workers)

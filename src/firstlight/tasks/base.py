@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
@@ -43,6 +44,9 @@ class Task(Scheduled):
 
     of_whole_splits: ClassVar[frozenset[str]] = frozenset()
     """Metrics that mean something only, or are cheap only, for a whole split, and are left out of `train/*`."""
+
+    compares_samples: ClassVar[bool] = False
+    """Whether the loss of a batch is one of the samples' relations, and no mean over them."""
 
     def __init__(
         self,
@@ -142,17 +146,27 @@ class Task(Scheduled):
         self.eval()
         try:
             outputs = attempt(lambda: self(inputs), f"{network} cannot take inputs of shape {tuple(inputs.shape)}")
-            self.check_outputs(outputs, few)
+            self.check_outputs(outputs, few, targets)
             fault = f"{loss} cannot compare outputs {described(outputs)} with targets {described(few)}"
             value = attempt(lambda: self.score(outputs, few, self.observed_val), fault)
+            both = torch.cat([outputs, outputs]), torch.cat([few, few])
+            twice = attempt(lambda: self.score(*both, self.observed_val), fault)
         finally:
             self.observed_val.reset()
             self.train(training)
         if value.ndim:
             raise UsageError(f"{loss} gives {described(value)}: a loss is one number, the mean over the batch")
+        if not self.compares_samples and not torch.isclose(value, twice, rtol=1e-3, equal_nan=True):
+            raise UsageError(f"{loss} gives {value:.4g} for some samples and {twice:.4g} for them twice: it is no mean")
 
-    def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
-        """Refuse outputs that this task cannot read; a task that knows their shape overrides this."""
+    def check_outputs(self, outputs: Tensor, few: Tensor, targets: Tensor) -> None:
+        """Refuse outputs that this task cannot read; a task that knows their shape overrides this.
+
+        Args:
+            outputs: `(B, ...)`, of a few samples.
+            few: `(B, ...)`, their targets.
+            targets: `(N, ...)`, all targets of the split.
+        """
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the validation metrics of this moment."""

@@ -42,8 +42,9 @@ class _Labelling(Elementwise):
         """Return the loss of logits, and remember probabilities for the metrics."""
         self.refuse_other_shape(outputs, targets)
         loss: Tensor = self.loss(outputs, targets)
-        # Given logits, torchmetrics would guess from their values whether they are probabilities.
-        observed.add(loss, outputs.float().sigmoid(), targets.int())
+        # Given logits, torchmetrics would guess from their values whether they are probabilities. Of large logits
+        # float32 has but one probability, and no order.
+        observed.add(loss, outputs.double().sigmoid(), targets.int())
         return loss
 
 

@@ -10,6 +10,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from firstlight.errors import UsageError
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
+from firstlight.tasks.observed import Observed
+from firstlight.tasks.trial import described
 
 __all__ = ["Classification"]
 
@@ -44,8 +46,20 @@ class Classification(Task):
         super().__init__(network, loss, optimizer, schedule, metrics, **options)
         self.classes = classes
 
+    def score(self, outputs: Tensor, targets: Tensor, observed: Observed) -> Tensor:
+        """Return the loss; with class weights it is a mean over the weights of the batch, and counts for as much."""
+        loss: Tensor = self.loss(outputs, targets)
+        weight = self.loss.weight if isinstance(self.loss, nn.CrossEntropyLoss) else None
+        observed.add(loss, outputs, targets, scored=None if weight is None else weight[targets].sum())
+        return loss
+
     def check(self, batch: tuple[Tensor, Tensor], targets: Tensor) -> None:
         """Refuse labels that are no class of this task, and a network without one logit a class."""
+        if targets.dtype != torch.int64 or targets.ndim != 1:
+            raise UsageError(
+                f"{type(self).__name__} was given targets {described(targets)}: they are ({len(targets)},) int64; "
+                "for zeros and ones there are BinaryClassification and MultilabelClassification"
+            )
         wrong = torch.nonzero((targets < 0) | (targets >= self.classes)).flatten()
         if len(wrong):
             raise UsageError(
@@ -54,12 +68,12 @@ class Classification(Task):
             )
         super().check(batch, targets)
 
-    def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
+    def check_outputs(self, outputs: Tensor, few: Tensor, targets: Tensor) -> None:
         """Refuse a network that does not give one logit a class."""
-        if outputs.shape != (len(targets), self.classes):
+        if outputs.shape != (len(few), self.classes):
             raise UsageError(
                 f"{type(self).__name__} has classes={self.classes}, but {type(self.network).__name__} gives outputs of "
-                f"shape {tuple(outputs.shape)} for {len(targets)} samples: it must give one logit a class"
+                f"shape {tuple(outputs.shape)} for {len(few)} samples: it must give one logit a class"
             )
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:

@@ -29,12 +29,12 @@ class Elementwise(Task):
             )
         super().check(batch, targets)
 
-    def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
+    def check_outputs(self, outputs: Tensor, few: Tensor, targets: Tensor) -> None:
         """Refuse a network without one output for each target."""
-        if outputs.shape != targets.shape:
+        if outputs.shape != few.shape:
             raise UsageError(
                 f"{type(self).__name__} has {self.width} target{'s' * (self.width != 1)} a sample, but "
-                f"{type(self.network).__name__} gives outputs of shape {tuple(outputs.shape)} for {len(targets)} "
+                f"{type(self.network).__name__} gives outputs of shape {tuple(outputs.shape)} for {len(few)} "
                 "samples: it must give one output a target"
             )
 

@@ -39,6 +39,7 @@ class Embedding(Task):
 
     # Neighbours are looked for among all samples, which takes time that grows with the square of their number.
     of_whole_splits = frozenset({"nn_accuracy", "recall_at_k"})
+    compares_samples = True
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class Embedding(Task):
             raise UsageError(f"Embedding was given labels {described(targets)}: they are ({len(targets)},) int64")
         super().check(batch, targets)
 
-    def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
+    def check_outputs(self, outputs: Tensor, few: Tensor, targets: Tensor) -> None:
         """Refuse a network that gives no embeddings."""
         if outputs.ndim != 2:
             raise UsageError(

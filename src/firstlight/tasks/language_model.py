@@ -73,35 +73,24 @@ class LanguageModel(Task):
         observed.add(loss, logits, flat, scored=(flat != 0).sum())
         return loss
 
-    def check(self, batch: tuple[Tensor, Tensor], targets: Tensor) -> None:
-        """Refuse tokens outside the network's vocabulary, a network without a logit a token, and a scored padding."""
-        super().check(batch, targets)
-        with torch.no_grad():
-            logits = self(batch[0][:1])[0, :1]
-        self._refuse_unknown(targets, logits.shape[-1])
-        one = torch.ones(1, dtype=torch.int64)
-        padded = self.loss(logits.repeat(2, 1), torch.cat([one, 0 * one]))
-        if not torch.isclose(padded, self.loss(logits, one)):
+    def check_outputs(self, outputs: Tensor, few: Tensor, targets: Tensor) -> None:
+        """Refuse a network without a logit for each token that may follow, and a loss that scores padding."""
+        network, loss = type(self.network).__name__, type(self.loss).__name__
+        if outputs.ndim != 3 or outputs.shape[:-1] != few.shape:
             raise UsageError(
-                f"{type(self.loss).__name__} scores targets that are 0, where nothing is to be scored: "
-                "give it ignore_index=0"
+                f"{network} gives outputs of shape {tuple(outputs.shape)} for tokens of shape {tuple(few.shape)}: it "
+                "must give the logits of what follows each token"
             )
-
-    def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
-        """Refuse a network without the logits of what follows each token."""
-        if outputs.ndim != 3 or outputs.shape[:-1] != targets.shape:
-            raise UsageError(
-                f"{type(self.network).__name__} gives outputs of shape {tuple(outputs.shape)} for tokens of shape "
-                f"{tuple(targets.shape)}: it must give the logits of what follows each token"
-            )
-        self._refuse_unknown(targets, outputs.shape[-1])
-
-    def _refuse_unknown(self, targets: Tensor, vocabulary: int) -> None:
+        vocabulary = outputs.shape[-1]
         if targets.max() >= vocabulary:
             raise UsageError(
-                f"{type(self.network).__name__} has a vocabulary of {vocabulary}, so tokens are 0 to "
-                f"{vocabulary - 1}, but there is a token {targets.max()}"
+                f"{network} has a vocabulary of {vocabulary}, so tokens are 0 to {vocabulary - 1}, but there is a "
+                f"token {targets.max()}"
             )
+        one, logits = torch.ones(1, dtype=torch.int64), outputs[0, :1]
+        padded = self.loss(logits.repeat(2, 1), torch.cat([one, 0 * one]))
+        if not torch.isclose(padded, self.loss(logits, one)):
+            raise UsageError(f"{loss} scores targets that are 0, where nothing is to be scored: give it ignore_index=0")
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return of each sequence what its scored tokens cost, `bits_per_byte` `(B,)`, and their number, `bytes`."""

@@ -44,8 +44,9 @@ class Observed(nn.Module):
             targets: `(B, ...)`.
             scored: `()`, of how many targets the loss is the mean: `B` when it is not given.
         """
-        weight = loss.new_full((), len(targets)) if scored is None else scored.to(loss.dtype)
-        self._kept.append((loss.detach(), outputs.detach(), targets, weight.detach()))
+        mean = loss.detach().float()  # Sums of half precision would overflow.
+        weight = mean.new_full((), len(targets)) if scored is None else scored.detach().float()
+        self._kept.append((mean, outputs.detach(), targets, weight))
         self._kept_elements += outputs.numel()
         if self._kept_elements > _MOST_ELEMENTS:
             self._update()

@@ -34,14 +34,26 @@ class Scheduled(LightningModule):
         self.build_optimizer = optimizer
         self.schedule = schedule
         self._horizon: dict[str, float] = {}
-        self._steps_done = 0
+        self._done: dict[str, float] | None = None
         self._configured: list[dict[str, Any]] = []
 
     @property
     def total_steps(self) -> float:
         """The optimiser steps that the whole run plans, infinite where nobody knows."""
         planned = self.trainer.estimated_stepping_batches
-        return planned if planned >= 0 else math.inf  # Lightning says -1 for an iterable without a length.
+        if planned < 0:
+            return math.inf  # Lightning says -1 for an iterable without a length.
+        epochs = self.trainer.max_epochs or -1
+        done = self._done if self.trainer.ckpt_path else None
+        if (
+            done is None
+            or epochs < 0
+            or planned == self.trainer.max_steps
+            or planned / epochs == done["steps_an_epoch"]
+        ):
+            return planned
+        # Epochs have become longer or shorter: those that are done keep their steps.
+        return int(done["steps"] + (epochs - done["epochs"]) * planned / epochs)
 
     @property
     def planned_schedule(self) -> Schedule:
@@ -56,10 +68,9 @@ class Scheduled(LightningModule):
         except ValueError as error:  # torch's word for a value out of its range
             raise UsageError(f"optimizer: {error}") from error
         total = self.total_steps
-        if self.trainer.ckpt_path and total < self._steps_done:
-            raise UsageError(
-                f"the run has done {self._steps_done:,} optimiser steps, and only {total:,} are planned now: plan more"
-            )
+        if self.trainer.ckpt_path and self._done is not None and total < self._done["steps"]:
+            done = f"{self._done['steps']:,}"
+            raise UsageError(f"the run has done {done} optimiser steps, and only {total:,} are planned now: plan more")
         schedule = self.planned_schedule
         schedule(0, total)  # A schedule that cannot serve this run says so before it starts.
         # A plain function: LambdaLR would save the attributes of a callable object, and restore an old horizon.
@@ -76,13 +87,19 @@ class Scheduled(LightningModule):
             self._move_to_horizon(before, total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the horizon."""
+        """Add the horizon, and what is done."""
         checkpoint["horizon"] = self._horizon
+        trainer = self.trainer
+        checkpoint["done"] = {
+            "steps": trainer.global_step,
+            "epochs": trainer.fit_loop.epoch_progress.current.completed,
+            "steps_an_epoch": trainer.estimated_stepping_batches / (trainer.max_epochs or math.inf),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the horizon that the run was planned with."""
         self._horizon = checkpoint["horizon"]
-        self._steps_done = checkpoint["global_step"]
+        self._done = checkpoint["done"]
 
     def _reconfigure(self) -> bool:
         """Give the optimiser its options of now, such as weight decay; tell whether the learning rate is another."""
