@@ -1,13 +1,13 @@
 import copy
 import inspect
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 import firstlight.networks
-from firstlight.errors import UsageError
-from firstlight.networks import MLP, RegularizedNet, SimpleNet
+from firstlight.networks import MLP, ConvNet
 
 # By class: constructor examples, each with the shape of its inputs and that of its outputs.
 EXAMPLES = {
@@ -17,9 +17,28 @@ EXAMPLES = {
         ({"in_features": 12, "hidden": [8], "out_features": 1, "norm": "batch"}, (5, 3, 4), (5, 1)),
         ({"in_features": 12, "hidden": [8], "out_features": 3, "norm": "layer", "dropout": 0.5}, (5, 12), (5, 3)),
         ({"in_features": 12, "hidden": [8, 8], "out_features": 3, "activation": nn.GELU}, (5, 12), (5, 3)),
+        ({"in_features": 8, "hidden": [8, 6], "out_features": 3, "residual": True, "init": "xavier"}, (5, 8), (5, 3)),
     ],
     "SimpleNet": [({}, (5, 1, 28, 28), (5, 10))],
     "RegularizedNet": [({}, (5, 1, 28, 28), (5, 10))],
+    "ConvBlock": [
+        ({"in_channels": 3, "out_channels": 4}, (5, 3, 7, 6), (5, 4, 7, 6)),
+        ({"in_channels": 3, "out_channels": 4, "stride": 2, "activation": nn.GELU}, (5, 3, 7, 6), (5, 4, 4, 3)),
+    ],
+    "ConvNet": [
+        ({"in_channels": 1, "widths": [4, 6, 8], "out_features": 10}, (5, 1, 8, 8), (5, 10)),
+        ({"in_channels": 1, "widths": [4, 6, 8], "out_features": 10}, (5, 1, 28, 28), (5, 10)),
+        ({"in_channels": 3, "widths": [4], "out_features": 2, "blocks": 2, "dropout": 0.5}, (5, 3, 5, 7), (5, 2)),
+    ],
+    "ResNet": [
+        ({"in_channels": 3, "out_features": 10, "width": 4}, (5, 3, 32, 32), (5, 10)),
+        ({"in_channels": 1, "out_features": 2, "depth": 8, "width": 4}, (5, 1, 7, 9), (5, 2)),
+    ],
+    # A module inside another is made anew for each network, as a YAML file makes it.
+    "EmbeddingNet": [
+        ({"backbone": partial(MLP, 12, [8], 6), "features": 6, "dimensions": 3}, (5, 12), (5, 3)),
+        ({"backbone": partial(ConvNet, 1, [4, 8], 6), "features": 6, "dimensions": 2}, (5, 1, 8, 8), (5, 2)),
+    ],
 }
 NETWORKS = [
     name
@@ -35,7 +54,8 @@ every_network = pytest.mark.parametrize(
 
 def build(name, options, seed=0):
     torch.manual_seed(seed)
-    return getattr(firstlight.networks, name)(**options)
+    made = {key: value() if isinstance(value, partial) else value for key, value in options.items()}
+    return getattr(firstlight.networks, name)(**made)
 
 
 def inputs_of(shape):
@@ -87,79 +107,3 @@ def test_the_compiled_network_equals_the_eager_one(name, options, shape, out_sha
     torch.compiler.reset()
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(inputs_of(shape)), network(inputs_of(shape)))
-
-
-@pytest.mark.parametrize(("widths"), [(0, [4], 2), (3, [0], 2), (3, [4, -1], 2), (3, [], 0), (3, [4], -2)])
-def test_a_width_below_one_is_refused(widths):
-    with pytest.raises(UsageError, match="at least 1"):
-        MLP(*widths)
-
-
-@pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, float("nan")])
-def test_a_dropout_that_is_no_probability_is_refused(dropout):
-    with pytest.raises(UsageError, match=f"dropout={dropout}"):
-        MLP(3, [4], 2, dropout=dropout)
-
-
-@pytest.mark.parametrize("kind", [SimpleNet, RegularizedNet])
-def test_the_net_of_the_fundamentals_has_as_many_parameters_as_its_widths_say(kind):
-    expected = (784 * 256 + 256) + (256 * 128 + 128) + (128 * 10 + 10)
-    assert sum(parameter.numel() for parameter in kind().parameters()) == expected == 235_146
-
-
-def test_an_mlp_without_hidden_layers_is_linear():
-    network = MLP(6, [], 2)
-    inputs = inputs_of((4, 2, 3))
-    expected = inputs.reshape(4, 6) @ network.output.weight.T + network.output.bias
-    torch.testing.assert_close(network(inputs), expected)
-
-
-def test_an_mlp_computes_what_its_formula_says():
-    network = MLP(6, [5, 4], 2, activation=nn.Tanh)
-    inputs = inputs_of((3, 6))
-    first, second = network.hidden0[0], network.hidden1[0]
-    hidden = torch.tanh(inputs @ first.weight.T + first.bias)
-    hidden = torch.tanh(hidden @ second.weight.T + second.bias)
-    torch.testing.assert_close(network(inputs), hidden @ network.output.weight.T + network.output.bias)
-
-
-def test_the_regularized_net_drops_only_while_it_trains():
-    network, simple, inputs = RegularizedNet(), SimpleNet(), inputs_of((2, 784))
-    simple.load_state_dict(network.state_dict())
-    network.train()
-    assert not torch.equal(network(inputs), network(inputs))
-    network.eval()
-    assert torch.equal(network(inputs), simple(inputs))
-
-
-def test_the_regularized_net_drops_three_units_of_ten_in_each_hidden_layer():
-    torch.manual_seed(0)
-    shares = []
-    for layer in (RegularizedNet().train().hidden0, RegularizedNet().train().hidden1):
-        layer[0].weight.data.zero_()
-        layer[0].bias.data.fill_(1.0)
-        outputs = layer(torch.zeros(400, layer[0].in_features))
-        shares.append((outputs == 0).float().mean().item())
-        torch.testing.assert_close(outputs.max().item(), 1 / 0.7)
-    assert shares == pytest.approx([0.3, 0.3], abs=0.01)
-
-
-def test_batch_norm_centres_each_unit_over_the_batch_and_needs_no_bias_before_it():
-    layer = MLP(6, [5], 2, norm="batch", activation=nn.Identity).train().hidden0
-    outputs = layer(inputs_of((64, 6)) * 10 + 3)
-    torch.testing.assert_close(outputs.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
-    torch.testing.assert_close(outputs.std(0, correction=0), torch.ones(5), atol=1e-3, rtol=0)
-    assert layer[0].bias is None
-
-
-def test_layer_norm_centres_each_sample_over_its_units():
-    layer = MLP(6, [50], 2, norm="layer", activation=nn.Identity).hidden0
-    outputs = layer(inputs_of((4, 6)) * 10 + 3)
-    torch.testing.assert_close(outputs.mean(1), torch.zeros(4), atol=1e-5, rtol=0)
-    torch.testing.assert_close(outputs.std(1, correction=0), torch.ones(4), atol=1e-3, rtol=0)
-    assert layer[0].bias is not None
-
-
-def test_an_mlp_without_norm_has_no_normalisation_layer_and_no_dropout_layer():
-    kinds = {type(module) for module in MLP(6, [5, 4], 2).modules()}
-    assert not kinds & {nn.BatchNorm1d, nn.LayerNorm, nn.Dropout}

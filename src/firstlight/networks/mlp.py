@@ -7,9 +7,10 @@ from collections import OrderedDict
 from itertools import pairwise
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from firstlight.errors import UsageError
+from firstlight.networks.layers import Init, check_dropout, check_sizes, initialise
 
 __all__ = ["MLP", "RegularizedNet", "SimpleNet"]
 
@@ -27,9 +28,15 @@ class MLP(nn.Sequential):
         activation: Class of the activation, for example `torch.nn.ReLU` or `torch.nn.GELU`.
         dropout: Probability that a hidden unit is dropped, in [0, 1).
         norm: `"batch"` (Ioffe and Szegedy, 2015), `"layer"` (Ba et al., 2016) or none.
+        residual: Add the input of a hidden layer to its output where both are equally wide, after the activation:
+            the gradient then has a way back that nothing shrinks (He et al., "Identity Mappings in Deep Residual
+            Networks", 2016).
+        init: `"kaiming"` (He et al., 2015) for the activation, `"xavier"` (Glorot and Bengio, 2010), both with biases
+            of 0, or `"default"`, which is torch's.
 
     Raises:
-        UsageError: When a width is below 1 or the dropout is outside [0, 1).
+        UsageError: When a width is below 1, the dropout is outside [0, 1), a name is unknown, or no hidden layer is as
+            wide as its input although `residual` is asked for.
     """
 
     def __init__(
@@ -40,12 +47,17 @@ class MLP(nn.Sequential):
         activation: type[nn.Module] = nn.ReLU,
         dropout: float = 0.0,
         norm: Literal["batch", "layer"] | None = None,
+        residual: bool = False,
+        init: Init = "default",
     ) -> None:
+        name = type(self).__name__
+        check_sizes(name, in_features=in_features, hidden=hidden, out_features=out_features)
+        check_dropout(name, dropout)
+        if norm not in ("batch", "layer", None):
+            raise UsageError(f"{name} was given norm={norm}: it is batch, layer or None")
         widths = [in_features, *hidden]
-        if min(widths) < 1 or out_features < 1:
-            raise UsageError(f"MLP was given the widths {[*widths, out_features]}: each is at least 1")
-        if not 0 <= dropout < 1:
-            raise UsageError(f"MLP was given dropout={dropout}: it is a probability in [0, 1)")
+        if residual and not any(inputs == outputs for inputs, outputs in pairwise(widths)):
+            raise UsageError(f"{name} was given residual=True, but of the widths {widths} no two in a row are equal")
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         for index, (inputs, outputs) in enumerate(pairwise(widths)):
             # Batch normalisation takes the mean away, so a bias before it would do nothing.
@@ -55,9 +67,10 @@ class MLP(nn.Sequential):
             layer.append(activation())
             if dropout:
                 layer.append(nn.Dropout(dropout))
-            layers[f"hidden{index}"] = nn.Sequential(*layer)
+            layers[f"hidden{index}"] = (_Residual if residual and inputs == outputs else nn.Sequential)(*layer)
         layers["output"] = nn.Linear(widths[-1], out_features)
         super().__init__(layers)
+        initialise(self, init, activation)
 
 
 class SimpleNet(MLP):
@@ -72,3 +85,13 @@ class RegularizedNet(MLP):
 
     def __init__(self) -> None:
         super().__init__(784, [256, 128], 10, dropout=0.3)
+
+
+class _Residual(nn.Sequential):
+    """Layers to whose output their input is added."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = inputs
+        for layer in self:
+            outputs = layer(outputs)
+        return inputs + outputs

@@ -1,0 +1,183 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from firstlight.errors import UsageError
+from firstlight.networks import MLP, RegularizedNet, SimpleNet
+
+FORMULAS = {
+    nn.ReLU: lambda z: z.clamp(min=0),
+    nn.Sigmoid: lambda z: 1 / (1 + torch.exp(-z)),
+    nn.Tanh: lambda z: (torch.exp(z) - torch.exp(-z)) / (torch.exp(z) + torch.exp(-z)),
+    nn.GELU: lambda z: z * (1 + torch.erf(z / math.sqrt(2))) / 2,
+    nn.SiLU: lambda z: z / (1 + torch.exp(-z)),
+}
+
+
+def inputs_of(shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("widths", [(0, [4], 2), (3, [0], 2), (3, [4, -1], 2), (3, [], 0), (3, [4], -2)])
+def test_a_width_below_one_is_refused(widths):
+    with pytest.raises(UsageError, match="at least 1"):
+        MLP(*widths)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, float("nan")])
+def test_a_dropout_that_is_no_probability_is_refused(dropout):
+    with pytest.raises(UsageError, match=f"dropout={dropout}"):
+        MLP(3, [4], 2, dropout=dropout)
+
+
+@pytest.mark.parametrize("kind", [SimpleNet, RegularizedNet])
+def test_the_net_of_the_fundamentals_has_as_many_parameters_as_its_widths_say(kind):
+    expected = (784 * 256 + 256) + (256 * 128 + 128) + (128 * 10 + 10)
+    assert sum(parameter.numel() for parameter in kind().parameters()) == expected == 235_146
+
+
+def test_an_mlp_without_hidden_layers_is_linear():
+    network = MLP(6, [], 2)
+    inputs = inputs_of((4, 2, 3))
+    expected = inputs.reshape(4, 6) @ network.output.weight.T + network.output.bias
+    torch.testing.assert_close(network(inputs), expected)
+
+
+def test_the_regularized_net_drops_only_while_it_trains():
+    network, simple, inputs = RegularizedNet(), SimpleNet(), inputs_of((2, 784))
+    simple.load_state_dict(network.state_dict())
+    network.train()
+    assert not torch.equal(network(inputs), network(inputs))
+    network.eval()
+    assert torch.equal(network(inputs), simple(inputs))
+
+
+def test_the_regularized_net_drops_three_units_of_ten_in_each_hidden_layer():
+    torch.manual_seed(0)
+    shares = []
+    for layer in (RegularizedNet().train().hidden0, RegularizedNet().train().hidden1):
+        layer[0].weight.data.zero_()
+        layer[0].bias.data.fill_(1.0)
+        outputs = layer(torch.zeros(400, layer[0].in_features))
+        shares.append((outputs == 0).float().mean().item())
+        torch.testing.assert_close(outputs.max().item(), 1 / 0.7)
+    assert shares == pytest.approx([0.3, 0.3], abs=0.01)
+
+
+def test_batch_norm_centres_each_unit_over_the_batch_and_needs_no_bias_before_it():
+    layer = MLP(6, [5], 2, norm="batch", activation=nn.Identity).train().hidden0
+    outputs = layer(inputs_of((64, 6)) * 10 + 3)
+    torch.testing.assert_close(outputs.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(outputs.std(0, correction=0), torch.ones(5), atol=1e-3, rtol=0)
+    assert layer[0].bias is None
+
+
+def test_layer_norm_centres_each_sample_over_its_units():
+    layer = MLP(6, [50], 2, norm="layer", activation=nn.Identity).hidden0
+    outputs = layer(inputs_of((4, 6)) * 10 + 3)
+    torch.testing.assert_close(outputs.mean(1), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(outputs.std(1, correction=0), torch.ones(4), atol=1e-3, rtol=0)
+    assert layer[0].bias is not None
+
+
+def test_an_mlp_without_norm_has_no_normalisation_layer_and_no_dropout_layer():
+    kinds = {type(module) for module in MLP(6, [5, 4], 2).modules()}
+    assert not kinds & {nn.BatchNorm1d, nn.LayerNorm, nn.Dropout}
+
+
+@pytest.mark.parametrize("activation", FORMULAS)
+def test_an_activation_given_by_class_is_applied_after_every_hidden_layer_and_not_after_the_last(activation):
+    network, inputs = MLP(6, [5, 4], 2, activation=activation), inputs_of((3, 6))
+    hidden = inputs
+    for layer in (network.hidden0[0], network.hidden1[0]):
+        hidden = FORMULAS[activation](hidden @ layer.weight.T + layer.bias)
+    torch.testing.assert_close(network(inputs), hidden @ network.output.weight.T + network.output.bias)
+
+
+def test_a_residual_mlp_adds_the_input_of_a_hidden_layer_where_the_widths_agree_and_only_there():
+    network, inputs = MLP(6, [6, 5, 5], 2, residual=True), inputs_of((3, 6))
+    hidden = inputs
+    for layer, adds in ((network.hidden0[0], True), (network.hidden1[0], False), (network.hidden2[0], True)):
+        hidden = (hidden @ layer.weight.T + layer.bias).clamp(min=0) + (hidden if adds else 0)
+    torch.testing.assert_close(network(inputs), hidden @ network.output.weight.T + network.output.bias)
+
+
+def test_the_residual_option_changes_no_key_of_the_state_dict():
+    assert MLP(6, [6, 5], 2).state_dict().keys() == MLP(6, [6, 5], 2, residual=True).state_dict().keys()
+
+
+def test_a_residual_mlp_whose_widths_never_agree_is_refused():
+    with pytest.raises(UsageError, match=r"residual=True.*\[6, 5, 4\].*no two in a row are equal"):
+        MLP(6, [5, 4], 4, residual=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_gradient_dies_in_twenty_sigmoid_layers_and_lives_with_residuals_or_batch_norm(seed):
+    def ratio(**options):
+        torch.manual_seed(seed)
+        network = MLP(64, [64] * 20, 10, **options)
+        nn.functional.cross_entropy(network(torch.randn(64, 64)), torch.randint(10, (64,))).backward()
+        return (network.hidden0[0].weight.grad.norm() / network.output.weight.grad.norm()).item()
+
+    assert ratio(activation=nn.Sigmoid) < 1e-6
+    assert ratio(residual=True) > 1e-3
+    assert ratio(norm="batch") > 1e-3
+    assert ratio(activation=nn.Sigmoid, residual=True) > 1e-3
+    assert ratio(activation=nn.Sigmoid, norm="batch") > 1e-3
+
+
+def test_xavier_draws_uniformly_with_the_variance_of_glorot_and_bengio():
+    torch.manual_seed(0)
+    weight = MLP(400, [200], 2, init="xavier").hidden0[0].weight
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (400 + 200)), rel=0.01)
+    assert weight.abs().max().item() == pytest.approx(math.sqrt(6 / (400 + 200)), rel=0.001)
+
+
+def test_kaiming_draws_normally_with_the_variance_of_he_et_al():
+    torch.manual_seed(0)
+    weight = MLP(400, [200], 2, init="kaiming").hidden0[0].weight
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / 400), rel=0.01)
+    inside = (weight.abs() < weight.std()).float().mean().item()
+    assert inside == pytest.approx(math.erf(1 / math.sqrt(2)), abs=0.01)
+
+
+@pytest.mark.parametrize("activation", FORMULAS)
+def test_kaiming_keeps_the_variance_from_layer_to_layer_for_any_activation(activation):
+    torch.manual_seed(0)
+    layer = MLP(1000, [1000], 2, activation=activation, init="kaiming").hidden0[0]
+    assert layer(FORMULAS[activation](torch.randn(200, 1000))).square().mean().item() == pytest.approx(1, rel=0.03)
+
+
+@pytest.mark.parametrize("init", ["kaiming", "xavier"])
+def test_an_initialisation_by_name_draws_every_layer_and_sets_its_bias_to_zero(init):
+    torch.manual_seed(0)
+    network = MLP(300, [300, 300], 300, init=init)
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    deviation = {"kaiming": math.sqrt(2 / 300), "xavier": math.sqrt(2 / 600)}[init]
+    assert [layer.weight.std().item() for layer in linear] == pytest.approx([deviation] * 3, rel=0.02)
+    assert not any(layer.bias.any() for layer in linear)
+
+
+def test_the_default_initialisation_is_that_of_torch():
+    torch.manual_seed(0)
+    expected = [nn.Linear(6, 5), nn.Linear(5, 2)]
+    torch.manual_seed(0)
+    network = MLP(6, [5], 2)
+    for ours, theirs in zip((network.hidden0[0], network.output), expected, strict=True):
+        assert torch.equal(ours.weight, theirs.weight)
+        assert torch.equal(ours.bias, theirs.bias)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"init": "xaver"}, "init=xaver is none of default, kaiming, xavier; did you mean xavier?"),
+        ({"norm": "group"}, "MLP was given norm=group: it is batch, layer or None"),
+    ],
+)
+def test_a_name_that_is_unknown_is_refused(options, message):
+    with pytest.raises(UsageError) as error:
+        MLP(6, [5], 2, **options)
+    assert str(error.value) == message
