@@ -1,75 +1,123 @@
-"""Measure the experiments over five seeds and write the table in `configs/README.md`.
+"""Measure the experiments over five seeds, and write the table in `configs/README.md`.
 
-    python benchmarks/results.py [EXPERIMENT ...]
+    python benchmarks/results.py                 measure what was not measured yet, and write the table
+    python benchmarks/results.py NAME [NAME...]  measure these again
 
-Each experiment is run as a user does, in a process of its own, with `--seed_everything S --data.split_seed S`; the
-seconds are those of the whole command. The baseline is scikit-learn's `MLPClassifier` with its default settings on
-the same splits, scaled alike: it learns from the training split and is scored once on the test split.
+Each experiment is run as a user does, in a process of its own, with `--seed_everything S --data.split_seed S`: seconds
+and peak memory are those of the whole command. Beside it stand the baselines of `baselines.py` on the same splits,
+which learn from the training split and are scored once on the test split. What was measured is kept in
+`benchmarks/results/NAME.json`.
 """
 
 import json
+import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
+import baselines
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.neural_network import MLPClassifier
 
 from firstlight.cli import CLI
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+ROOT = Path(__file__).parents[1]
+MEASURED = ROOT / "benchmarks" / "results"
 SEEDS = range(5)
 BEGIN, END = "<!-- results: made by benchmarks/results.py -->", "<!-- end of results -->"
 
 
-def measure(config: Path) -> str:
-    """Return the line of the table for an experiment."""
-    scores, seconds, baseline = [], [], []
+def run(options: list[str]) -> tuple[dict[str, Any], float, float]:
+    """Return `results.json`, the seconds and the peak memory in MiB of one run."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.monotonic()
+        process = subprocess.Popen([sys.executable, "-m", "firstlight", "run", *options, "--runs", folder])
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - start
+        if status:
+            sys.exit(f"firstlight run {' '.join(options)} failed")
+        (results,) = Path(folder).glob("*/*/results.json")
+        return json.loads(results.read_text()), seconds, usage.ru_maxrss / 1024
+
+
+def measure(config: Path) -> dict[str, Any]:
+    """Return what an experiment and its baselines reach, a value a seed."""
+    scores, seconds, memory = [], [], []
+    theirs: dict[str, list[float]] = {}
     for seed in SEEDS:
-        options = ["--config", str(config), "--seed_everything", str(seed), "--data.split_seed", str(seed)]
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.monotonic()
-            subprocess.run(
-                [sys.executable, "-m", "firstlight", "run", *options], cwd=folder, check=True, stdout=subprocess.DEVNULL
-            )
-            seconds.append(time.monotonic() - start)
-            (results,) = Path(folder).glob("runs/*/*/results.json")
-            scores.append(json.loads(results.read_text())["metrics"]["test/accuracy"])
+        options = [
+            "--config",
+            str(config.relative_to(ROOT)),
+            "--seed_everything",
+            str(seed),
+            "--data.split_seed",
+            str(seed),
+        ]
+        results, took, peak = run(options)
+        seconds.append(round(took, 1))
+        memory.append(round(peak))
         experiment = CLI("fit", options).experiment
-        experiment.datamodule.setup()
-        train, test = experiment.datamodule.dataset("train"), experiment.datamodule.dataset("test")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            classifier = MLPClassifier(random_state=seed).fit(train.inputs.flatten(1), train.targets)
-        baseline.append(classifier.score(test.inputs.flatten(1), test.targets))
-    parameters = sum(parameter.numel() for parameter in experiment.task.parameters())
-    command = f"`firstlight run --config configs/{config.name}`"
-    ours, theirs = (f"{mean(each):.4f} ± {stdev(each):.4f}" for each in (scores, baseline))
-    return f"| {command} | {parameters:,} | {ours} | {theirs} | {mean(seconds):.1f} (most {max(seconds):.1f}) |"
+        metric = baselines.METRICS[type(experiment.task).__name__]
+        scores.append(results["metrics"][f"test/{metric}"])
+        for name, score in baselines.scores(experiment.task, experiment.datamodule, seed).items():
+            theirs.setdefault(name, []).append(score)
+    return {
+        "metric": metric,
+        "scores": scores,
+        "seconds": seconds,
+        "memory": memory,
+        "parameters": sum(parameter.numel() for parameter in experiment.task.parameters()),
+        "baselines": theirs,
+        "machine": f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, "
+        f"{torch.get_num_threads()} thread(s)",
+    }
+
+
+def spread(values: list[float]) -> str:
+    """Return mean and standard deviation; one value where nothing is random."""
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(set(values)) > 1 else "")
+
+
+def row(name: str, found: dict[str, Any]) -> str:
+    """Return a line of the table."""
+    theirs = ", ".join(f"{each} {spread(values)}" for each, values in found["baselines"].items())
+    cells = (
+        f"`firstlight run --config configs/{name}.yaml`",
+        found["metric"],
+        f"**{spread(found['scores'])}**",
+        theirs,
+        f"{mean(found['seconds']):.0f}",
+        f"{max(found['memory']):,}",
+        f"{found['parameters']:,}",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    """Measure the experiments that were named, or all, and write the table."""
-    named = [CONFIGS / f"{name}.yaml" for name in sys.argv[1:]]
-    rows = [measure(config) for config in named or sorted(CONFIGS.glob("*.yaml"))]
-    head = "| command | parameters | test accuracy | MLPClassifier | seconds |"
-    machine = (
-        f"Mean ± standard deviation over seeds 0 to {len(SEEDS) - 1} (`--seed_everything S --data.split_seed S`). "
-        f"Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s), "
-        f"{platform.machine()}."
+    """Measure, and write the table."""
+    os.chdir(ROOT)
+    for config in sorted(ROOT.glob("configs/*.yaml")):
+        kept = MEASURED / f"{config.stem}.json"
+        if config.stem in sys.argv[1:] or not (sys.argv[1:] or kept.exists()):
+            kept.write_text(json.dumps(measure(config), indent=1) + "\n")
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(MEASURED.glob("*.json"))}
+    head = "| command | test metric | firstlight | baselines | seconds | MiB | parameters |"
+    rows = [row(name, each) for name, each in found.items()]
+    table = "\n".join([BEGIN, "", head, "|---|---|---|---|---|---|---|", *rows, ""])
+    machines = sorted({each["machine"] for each in found.values()})
+    table += (
+        "\nMean ± standard deviation over seeds 0 to 4 (`--seed_everything S --data.split_seed S`), the mean of the "
+        f"seconds of the whole command, the largest peak memory. {'; '.join(machines)}; two processors that share a "
+        f"core.\n\n{END}"
     )
-    table = "\n".join([BEGIN, "", head, "|---|---|---|---|---|", *rows, "", machine, "", END])
-    print(table)
-    page = CONFIGS / "README.md"
+    page = ROOT / "configs" / "README.md"
     text = page.read_text()
-    if not named:
-        page.write_text(text[: text.index(BEGIN)] + table + text[text.index(END) + len(END) :])
+    page.write_text(text[: text.index(BEGIN)] + table + text[text.index(END) + len(END) :])
+    print(table)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def arrows():
 
 
 ARROWS = arrows()
-LIGHT = ("networks", "schedules", "optim", "runs", "errors")
+LIGHT = ("networks", "losses", "schedules", "optim", "runs", "errors")
 
 
 def imported_names(path):

@@ -39,7 +39,16 @@ EXAMPLES = {
         ({"backbone": partial(MLP, 12, [8], 6), "features": 6, "dimensions": 3}, (5, 12), (5, 3)),
         ({"backbone": partial(ConvNet, 1, [4, 8], 6), "features": 6, "dimensions": 2}, (5, 1, 8, 8), (5, 2)),
     ],
+    "TransformerClassifier": [
+        ({"out_features": 3, "width": 16, "layers": 2, "heads": 2}, (5, 7), (5, 3)),
+        ({"out_features": 3, "width": 16, "layers": 2, "norm": "post", "dropout": 0.1}, (5, 7), (5, 3)),
+    ],
+    "TransformerLM": [
+        ({"vocabulary": 11, "width": 16, "layers": 2, "heads": 2}, (5, 7), (5, 7, 11)),
+        ({"vocabulary": 11, "width": 16, "layers": 2, "norm": "post", "tied": False}, (5, 7), (5, 7, 11)),
+    ],
 }
+TAKE_TOKENS = {"TransformerClassifier", "TransformerLM"}
 NETWORKS = [
     name
     for name in firstlight.networks.__all__
@@ -58,8 +67,11 @@ def build(name, options, seed=0):
     return getattr(firstlight.networks, name)(**made)
 
 
-def inputs_of(shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+def inputs_of(shape, name):
+    generator = torch.Generator().manual_seed(1)
+    if name in TAKE_TOKENS:
+        return torch.randint(0, 11, shape, generator=generator)
+    return torch.randn(shape, generator=generator)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -69,7 +81,7 @@ def test_every_network_has_an_example_here(name):
 
 @every_network
 def test_outputs_have_their_documented_shape_and_are_finite(name, options, shape, out_shape):
-    outputs = build(name, options)(inputs_of(shape))
+    outputs = build(name, options)(inputs_of(shape, name))
     assert outputs.shape == out_shape
     assert outputs.isfinite().all()
 
@@ -77,7 +89,7 @@ def test_outputs_have_their_documented_shape_and_are_finite(name, options, shape
 @every_network
 def test_every_parameter_gets_a_gradient(name, options, shape, out_shape):
     network = build(name, options).train()
-    outputs = network(inputs_of(shape))
+    outputs = network(inputs_of(shape, name))
     nn.functional.mse_loss(outputs, torch.arange(outputs.numel()).view_as(outputs).float()).backward()
     without = [key for key, value in network.named_parameters() if value.grad is None or not value.grad.any()]
     assert not without
@@ -86,16 +98,16 @@ def test_every_parameter_gets_a_gradient(name, options, shape, out_shape):
 @every_network
 def test_a_state_dict_gives_another_instance_the_same_outputs(name, options, shape, out_shape):
     network, other = build(name, options, seed=0), build(name, options, seed=1).eval()
-    network(inputs_of(shape))  # Moves the statistics of batch normalisation too.
+    network(inputs_of(shape, name))  # Moves the statistics of batch normalisation too.
     network.eval()
-    assert not torch.equal(network(inputs_of(shape)), other(inputs_of(shape)))
+    assert not torch.equal(network(inputs_of(shape, name)), other(inputs_of(shape, name)))
     other.load_state_dict(copy.deepcopy(network.state_dict()))
-    assert torch.equal(network(inputs_of(shape)), other(inputs_of(shape)))
+    assert torch.equal(network(inputs_of(shape, name)), other(inputs_of(shape, name)))
 
 
 @every_network
 def test_evaluation_is_deterministic_and_treats_each_sample_alone(name, options, shape, out_shape):
-    network, inputs = build(name, options).eval(), inputs_of(shape)
+    network, inputs = build(name, options).eval(), inputs_of(shape, name)
     outputs = network(inputs)
     assert torch.equal(outputs, network(inputs))
     torch.testing.assert_close(torch.cat([network(sample[None]) for sample in inputs]), outputs)
@@ -106,4 +118,4 @@ def test_the_compiled_network_equals_the_eager_one(name, options, shape, out_sha
     network = build(name, options).eval()
     torch.compiler.reset()
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(inputs_of(shape)), network(inputs_of(shape)))
+    torch.testing.assert_close(compiled(inputs_of(shape, name)), network(inputs_of(shape, name)))

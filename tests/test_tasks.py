@@ -2,7 +2,6 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -13,6 +12,7 @@ from firstlight.networks import MLP
 from firstlight.schedules import Constant, Cosine
 from firstlight.tasks import Classification
 from firstlight.tasks.observed import Observed
+from tests.task_helpers import trainer
 
 PARTS = {
     "network": lambda: MLP(64, [8], 10),
@@ -24,19 +24,6 @@ PARTS = {
 
 def make(**changes):
     return Classification(**{**{name: part() for name, part in PARTS.items()}, "classes": 10, **changes})
-
-
-def trainer(tmp_path, **options):
-    return Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        log_every_n_steps=1,
-        **options,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +78,12 @@ def test_a_monitor_that_no_metric_has_is_refused_with_a_close_name():
 def test_validation_equals_the_means_over_all_samples(tmp_path):
     task, data = make(), Digits(batch_size=64)
     (found,) = trainer(tmp_path).validate(task, datamodule=data, verbose=False)
-    samples = data.dataset("val")
+    inputs, targets = data.tensors("val")
     with torch.no_grad():
-        logits = task.eval()(samples.inputs)
-    expected = nn.functional.cross_entropy(logits.double(), samples.targets).item()
+        logits = task.eval()(inputs)
+    expected = nn.functional.cross_entropy(logits.double(), targets).item()
     assert found["val/loss"] == pytest.approx(expected, rel=1e-5)
-    assert found["val/accuracy"] == pytest.approx((logits.argmax(1) == samples.targets).double().mean().item())
+    assert found["val/accuracy"] == pytest.approx((logits.argmax(1) == targets).double().mean().item())
 
 
 def test_observed_gives_the_same_whether_it_counts_often_or_once(monkeypatch):

@@ -1,7 +1,8 @@
 """Wrong use, said in one line."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UsageError(Exception):
@@ -10,6 +11,21 @@ class UsageError(Exception):
     The message is one line: what was found, where, and what would be right. The command line prints it and exits
     with code 2.
     """
+
+
+@contextmanager
+def about(source: str) -> Iterator[None]:
+    """Say before the message of a `UsageError` what it is about.
+
+    >>> with about("data.csv"):
+    ...     raise UsageError("there is no row")
+    Traceback (most recent call last):
+    firstlight.errors.UsageError: data.csv: there is no row
+    """
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

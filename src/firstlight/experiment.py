@@ -60,7 +60,8 @@ class Experiment:
             self.datamodule.setup()
             for split in self.datamodule.indices:
                 samples = self.datamodule.dataset(split)
-                self.task.check(samples.__getitems__(range(min(3, len(samples)))), samples.targets)
+                inputs, targets = samples.__getitems__(range(min(3, len(samples))))
+                self.task.check((self.datamodule.transform(inputs), targets), samples.targets)
         resumed = None if self.run_dir is None else runs.checkpoint(self.run_dir, "last")
         first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
         if self.run_dir is None:
@@ -128,7 +129,7 @@ class Experiment:
         results = {"checkpoint": str(ckpt), "seconds": round(time.monotonic() - self.started, 1)}
         if verb == "predict":
             columns = {name: torch.cat([batch[name] for batch in found]).tolist() for name in found[0]}
-            rows: Sequence[int] = range(len(columns["prediction"]))
+            rows: Sequence[int] = range(len(next(iter(columns.values()))))
             names: list[str] = []
             if isinstance(self.datamodule, DataModule):
                 rows, names = self.datamodule.rows("test").tolist(), self.datamodule.class_names

@@ -178,7 +178,7 @@ def write_predictions(
 
     Args:
         folder: Where to write.
-        columns: By name, a value a sample; a list of values becomes a column for each class.
+        columns: By name, a value a sample; a list of values becomes a column each, and of `probabilities` one a class.
         rows: Index of each sample in the data.
         class_names: Stand for class indices; empty where there are none.
     """
@@ -189,7 +189,7 @@ def write_predictions(
     header, series = ["index"], [rows]
     for name, values in columns.items():
         if values and isinstance(values[0], list):
-            header += [f"{name}/{named(index)}" for index in range(len(values[0]))]
+            header += [f"{name}/{named(i) if name == 'probabilities' else i}" for i in range(len(values[0]))]
             series += zip(*values, strict=True)
         else:
             header.append(name)

@@ -3,83 +3,47 @@
 Shapes: `N` samples of a split, `B` of a batch; `...` whatever one sample is shaped like.
 """
 
-from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from abc import ABC, abstractmethod
+from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from firstlight.compat import silence_known_warnings
-from firstlight.data.clean import clean
-from firstlight.errors import UsageError
+from firstlight.data.clean import OnBad, clean
+from firstlight.data.samples import Batch, Samples, Split, TensorBatches
+from firstlight.data.scale import statistics
+from firstlight.data.split import Indices, split
+from firstlight.errors import UsageError, about
+from firstlight.hyperparameters import keep_hyperparameters
 
-__all__ = ["Batch", "DataModule", "Samples", "Split", "TensorBatches"]
+__all__ = ["DataModule"]
 
-Batch = tuple[Tensor, Tensor]
-Split = Literal["train", "val", "test"]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What a data module loads, before anything is done to it.
-
-    Args:
-        inputs: `(N, ...)`, anything that can be read as numbers.
-        targets: `(N, ...)`; integers are class indices.
-        class_names: Name of each class; empty where targets are no classes.
-    """
-
-    inputs: NDArray[Any]
-    targets: NDArray[Any]
-    class_names: list[str] = field(default_factory=list)
+_COMPARED = ("class_names", "columns")
 
 
-class TensorBatches(Dataset[Batch]):
-    """Samples in memory, of which a batch is taken by one indexing.
-
-    Args:
-        inputs: `(N, ...)`.
-        targets: `(N, ...)`.
-    """
-
-    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
-        self.inputs = inputs
-        self.targets = targets
-
-    def __len__(self) -> int:
-        """Return `N`."""
-        return len(self.inputs)
-
-    def __getitem__(self, index: int) -> Batch:
-        """Return one sample."""
-        return self.inputs[index], self.targets[index]
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Return the batch of the samples at `indices`."""
-        index = torch.as_tensor(indices)
-        return self.inputs.index_select(0, index), self.targets.index_select(0, index)
-
-
-class DataModule(LightningDataModule):
+class DataModule(LightningDataModule, ABC):
     """Data that fits in memory. A subclass says what `load` returns; everything else is here.
 
-    The statistics and the class names travel in the checkpoint, so that it can predict elsewhere.
+    What was learned from the training split, and the class names, travel in the checkpoint, so that it can predict
+    elsewhere: where the data has another digest than the checkpoint was trained on, all of it is the test split.
 
     Args:
         batch_size: Samples in a batch, per process, at least 1.
         split_seed: Seed of the split alone: another `seed_everything` trains on the same samples.
-        val_fraction: Share of the samples that validates, in (0, 1).
-        test_fraction: Share of the samples that tests, in (0, 1).
+        val_fraction: Share of the samples that validates, in (0, 1). Of those that train, where the data has a test
+            split of its own; nothing, where it has a validation split of its own, too.
+        test_fraction: Share of the samples that tests, in (0, 1); nothing, where the data has a test split of its own.
         on_bad: A row with something that is no finite number is refused (`"refuse"`), or left out and counted
-            (`"drop"`).
+            (`"drop"`). With `"mean"`, NaN and what is empty in the inputs become the mean of the training split, and
+            anything else is refused.
         num_workers: Processes that load batches. Batches in memory are fastest with 0.
+        augment: What is done to training batches of images, in this order, on the device: each takes and returns
+            float32 `(B, C, H, W)` in [0, 1], for example `kornia.augmentation.RandomRotation`.
 
     Raises:
         UsageError: When a value is out of its range.
@@ -91,12 +55,13 @@ class DataModule(LightningDataModule):
         split_seed: int = 0,
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
-        on_bad: Literal["refuse", "drop"] = "refuse",
+        on_bad: OnBad = "refuse",
         num_workers: int = 0,
+        augment: list[nn.Module] | None = None,
     ) -> None:
         super().__init__()
         silence_known_warnings()
-        self.save_hyperparameters(logger=False)
+        keep_hyperparameters(self, {"inputs", "targets"}, augment=augment)
         name = type(self).__name__
         if batch_size < 1:
             raise UsageError(f"{name} was given batch_size={batch_size}: a batch has at least 1 sample")
@@ -111,54 +76,90 @@ class DataModule(LightningDataModule):
         self.split_seed = split_seed
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
-        self.on_bad: Literal["refuse", "drop"] = on_bad
+        self.on_bad: OnBad = on_bad
         self.num_workers = num_workers
+        self.augment = nn.Sequential(*(augment or []))
         self.dropped = 0
-        self._mean: Tensor | None = None
-        self._std: Tensor | None = None
-        self.class_names: list[str] = []
-        self.indices: dict[Split, NDArray[np.int64]] = {}
+        self.indices: dict[Split, Indices] = {}
+        self.learned: dict[str, Any] = {}
+        self._samples: Samples | None = None
 
     @abstractmethod
     def load(self) -> Samples:
-        """Return all samples, unsplit."""
+        """Return all samples, unsplit; what the checkpoint at hand has learned is in `learned`."""
+
+    def learn(self, inputs: Tensor) -> dict[str, Any]:
+        """Return what `encode` must know of the training inputs `(N, ...)`, as tensors and plain values."""
+        return {}
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Return cleaned inputs `(N, ...)` as they are to be scaled; what `learn` returned is in `learned`."""
+        return inputs
 
     def setup(self, stage: str | None = None) -> None:
-        """Load, clean and split, once; `stage` makes no difference.
+        """Load, clean, split and learn, once; for other stages than a fit not before a checkpoint had its say.
 
         Raises:
             UsageError: When the data cannot be used; the message says where.
         """
-        if self.indices:
-            return
-        loaded = self.load()
-        inputs, targets, self._rows = clean(loaded.inputs, loaded.targets, self.on_bad)
-        self.dropped = len(loaded.inputs) - len(inputs)
-        if self._mean is not None:
-            self._check_class_names(self.class_names, loaded.class_names)
-        self.class_names = loaded.class_names
-        targets = self._labels(targets)
-        self.indices = self._split(targets)
-        self._inputs = torch.from_numpy(inputs)
-        self._targets = torch.from_numpy(targets)
-        # One number a feature, or a channel of an image: every axis but the second is averaged.
-        train = self._inputs[self.indices["train"]].double()
-        axes = [axis for axis in range(train.ndim) if axis != 1]
-        if self._mean is not None:
-            return  # A checkpoint was loaded before: its statistics stay.
-        constant = (train.amax(axes, keepdim=True) == train.amin(axes, keepdim=True))[0]
-        self._mean = train.mean(axes, keepdim=True)[0].float()
-        self._std = train.std(axes, correction=0, keepdim=True)[0].float().masked_fill(constant, 1.0)
+        if stage in (None, "fit") and not self.indices:
+            self._prepare()
 
-    def rows(self, split: Split) -> NDArray[np.int64]:
+    @property
+    def class_names(self) -> list[str]:
+        """Name of each class; empty where targets are no classes, and before `setup`."""
+        names: list[str] = self.learned.get("class_names", [])
+        return names
+
+    def rows(self, split: Split) -> Indices:
         """Return the row of each sample of a split in the data as it was loaded."""
         return self._rows[self.indices[split]]
 
     def dataset(self, split: Split) -> TensorBatches:
-        """Return the scaled samples of a split, after `setup`."""
-        assert self._mean is not None and self._std is not None
-        index = torch.from_numpy(self.indices[split])
-        return TensorBatches((self._inputs[index] - self._mean) / self._std, self._targets[index])
+        """Return the samples of a split: numbers scaled, pixels and tokens as they were loaded.
+
+        Raises:
+            UsageError: When there are none.
+        """
+        if not self.indices:
+            self._prepare()
+        samples, index = self._samples, self.indices[split]
+        assert samples is not None and samples.targets is not None
+        if not len(index):
+            raise UsageError(f"{self._source} is not what the checkpoint was trained on: all of it is the test split")
+        inputs = torch.from_numpy(samples.inputs[index])
+        if inputs.is_floating_point():
+            inputs = self._scaled(self.encode(inputs)).nan_to_num_(0.0)  # What is missing becomes the mean.
+        return TensorBatches(inputs, torch.from_numpy(samples.targets[index]))
+
+    def transform(self, inputs: Tensor, train: bool = False) -> Tensor:
+        """Return the inputs of a batch as a network takes them: pixels as scaled floats, tokens as int64.
+
+        Args:
+            inputs: `(B, ...)` from a loader.
+            train: Whether to augment.
+        """
+        if inputs.is_floating_point():
+            return inputs
+        if inputs.dtype != torch.uint8:
+            return inputs.long()
+        pixels = inputs.float().div_(255)
+        return self._scaled(self.augment.to(pixels.device)(pixels) if train else pixels)
+
+    def tensors(self, split: Split) -> Batch:
+        """Return all samples of a split as a network takes them, without augmentation: inputs and targets."""
+        samples = self.dataset(split)
+        return self.transform(samples.inputs), samples.targets
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Make of a batch on its device what the network takes."""
+        inputs, targets = batch
+        if not inputs.is_floating_point():
+            inputs = self.transform(inputs, train=self.trainer is not None and self.trainer.training)
+            if self.trainer is not None:
+                # Lightning converted the batch to the precision of the run when it held no floats yet.
+                inputs = self.trainer.precision_plugin.convert_input(inputs)
+        return inputs, targets if targets.is_floating_point() else targets.long()
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the shuffled training batches."""
@@ -169,26 +170,119 @@ class DataModule(LightningDataModule):
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Return the test batches."""
-        return self._loader("test")
+        """Return the test batches.
+
+        Raises:
+            UsageError: When there are no targets to compare with.
+        """
+        loader = self._loader("test")
+        assert self._samples is not None and self._samples.targets is not None
+        if not self._samples.targets.size:
+            raise UsageError(f"{self._samples.lacks or 'there are no targets'}: it can be predicted for, not tested")
+        return loader
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Return the test batches: their order is that of `rows("test")`."""
+        """Return the test batches: their order is that of `rows("test")`. Without targets these are `(B, 0)`."""
         return self._loader("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to treat new samples as the training ones were."""
-        return {"mean": self._mean, "std": self._std, "class_names": self.class_names}
+        """Return what a checkpoint needs to treat new samples as the training ones were; nothing before `setup`."""
+        return dict(self.learned)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over statistics and class names.
+        """Take over what a checkpoint learned.
 
         Raises:
-            UsageError: When the data at hand has other classes than the checkpoint was trained on.
+            UsageError: When the data at hand has other classes or columns than the checkpoint was trained on, or
+                would go on with its training on other data.
         """
+        self.learned = dict(state_dict)
         if self.indices:
-            self._check_class_names(state_dict["class_names"], self.class_names)
-        self._mean, self._std, self.class_names = (state_dict[key] for key in ("mean", "std", "class_names"))
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Load, unless it is done, and split; learn from the training split, or take what a checkpoint learned."""
+        trainer = self.trainer
+        fits = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        if trainer is not None and trainer.ckpt_path and not fits and not self.learned:
+            raise UsageError(f"the checkpoint was trained without {type(self).__name__}: it cannot scale its samples")
+        if self._samples is None or self._is_other(self._samples):
+            self._samples, self._rows = self._load()
+        samples = self._samples
+        assert samples.targets is not None
+        if self._is_other(samples):
+            if fits:
+                raise UsageError(f"{self._source} is not what the checkpoint was trained on: go on with the same data")
+            nothing = np.arange(0)
+            self.indices = {"train": nothing, "val": nothing, "test": np.arange(len(samples.inputs))}
+        elif samples.lacks or not samples.targets.size:
+            raise UsageError(samples.lacks or f"{self._source} has no targets to learn from")
+        else:
+            with about(self._source):
+                self.indices = split(samples, self._rows, self.val_fraction, self.test_fraction, self.split_seed)
+        if self.learned:
+            self._check_learned(samples)
+        else:
+            self._learn(samples)
+        self._scale = self.learned["mean"], self.learned["std"]
+
+    def _load(self) -> tuple[Samples, Indices]:
+        loaded = self.load()
+        with about(loaded.source or type(self).__name__):
+            if len(self.augment) and not (loaded.inputs.dtype == np.uint8 and loaded.inputs.ndim == 4):
+                raise UsageError("augment is for images, which are uint8 of (N, C, H, W)")
+            samples, rows = clean(loaded, self.on_bad)
+        self.dropped = len(loaded.inputs) - len(rows)
+        return samples, rows
+
+    def _is_other(self, samples: Samples) -> bool:
+        """Tell whether a checkpoint was trained on other data than these samples are from."""
+        return bool(self.learned) and self.learned["digest"] != samples.digest
+
+    def _learn(self, samples: Samples) -> None:
+        train = torch.from_numpy(samples.inputs[self.indices["train"]])
+        mean, std = None, None
+        self.learned = {name: getattr(samples, name) for name in _COMPARED} | {"digest": samples.digest, **self._cut}
+        self.learned |= self.learn(train)
+        if train.is_floating_point() or train.dtype == torch.uint8:
+            with about(self._source):
+                mean, std = statistics(self.encode(train))
+        self.learned |= {"mean": mean, "std": std}
+
+    def _check_learned(self, samples: Samples) -> None:
+        """Refuse samples of other classes or columns than a checkpoint was trained on."""
+        assert samples.targets is not None
+        changed = [f"{name}={self.learned[name]}" for name, value in self._cut.items() if self.learned[name] != value]
+        if changed and not self._is_other(samples):
+            raise UsageError(
+                f"the checkpoint was trained with {', '.join(changed)}: another split mixes train and test"
+            )
+        for name in _COMPARED if samples.targets.size else ["columns"]:
+            known, found = self.learned[name], getattr(samples, name)
+            if known != found:
+                raise UsageError(f"the checkpoint was trained on the {name} {known}, but {self._source} has {found}")
+        mean, inputs = self.learned["mean"], self.encode(torch.from_numpy(samples.inputs[:1]))
+        if mean is not None and len(mean) != inputs.shape[1]:
+            raise UsageError(
+                f"the checkpoint was trained on {len(mean)} columns or channels, but {self._source} has "
+                f"{inputs.shape[1]}"
+            )
+
+    def _scaled(self, inputs: Tensor) -> Tensor:
+        """Return floats with the mean and the deviation of the training split taken out."""
+        if self._scale[0].device != inputs.device:
+            self._scale = self._scale[0].to(inputs.device), self._scale[1].to(inputs.device)
+        mean, std = self._scale
+        scaled: Tensor = (inputs - mean).div_(std)
+        return scaled
+
+    @property
+    def _cut(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in ("split_seed", "val_fraction", "test_fraction")}
+
+    @property
+    def _source(self) -> str:
+        return (self._samples and self._samples.source) or type(self).__name__
 
     def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
         return DataLoader(
@@ -198,39 +292,6 @@ class DataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
         )
-
-    def _check_class_names(self, trained_on: list[str], found: list[str]) -> None:
-        if trained_on != found:
-            raise UsageError(f"the checkpoint was trained on the classes {trained_on}, but the data has {found}")
-
-    def _labels(self, targets: NDArray[Any]) -> NDArray[Any]:
-        """Return class indices as int64, and other targets as they are."""
-        if not self.class_names:
-            return targets
-        wrong = np.flatnonzero((targets < 0) | (targets >= len(self.class_names)) | (targets % 1 != 0))
-        if len(wrong):
-            raise UsageError(
-                f"{type(self).__name__} has {len(self.class_names)} classes, but row {self._rows[wrong[0]]} has the "
-                f"label {targets[wrong[0]]}: labels are 0 to {len(self.class_names) - 1}"
-            )
-        return targets.astype(np.int64)
-
-    def _split(self, targets: NDArray[Any]) -> dict[Split, NDArray[np.int64]]:
-        """Return the samples of each split, shuffled, with the classes in the same proportions in each."""
-        rest: NDArray[np.int64] = np.arange(len(targets))
-        held_out = []
-        try:
-            for fraction in (self.test_fraction, self.val_fraction):
-                rest, part = train_test_split(
-                    rest,
-                    test_size=round(fraction * len(targets)),
-                    random_state=self.split_seed,
-                    stratify=targets[rest] if self.class_names else None,
-                )
-                held_out.append(part)
-        except ValueError as error:
-            raise UsageError(f"{type(self).__name__} cannot split {len(targets)} samples: {error}") from error
-        return {"train": rest, "val": held_out[1], "test": held_out[0]}
 
 
 def _as_it_is(batch: Any) -> Batch:

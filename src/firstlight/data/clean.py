@@ -1,81 +1,145 @@
 """Arrays as they were loaded become arrays that can be trained on, or are refused by row and column.
 
-Shapes: `N` samples; `...` whatever one sample is shaped like. Columns are counted in a flattened sample.
+Rows are counted from 0, columns too where they have no names, in a flattened sample. Shapes: `N` samples, `W` values of
+a flattened sample, `K` targets of a sample.
 """
 
+import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from firstlight.data.samples import SPLITS, Samples
 from firstlight.errors import UsageError
 
-__all__ = ["clean"]
+__all__ = ["OnBad", "clean"]
+
+OnBad = Literal["refuse", "drop", "mean"]
 
 _SHOWN = 3
+_MISSING = (None, "", "NA", "NaN", "nan")
 
 
-def clean(
-    inputs: NDArray[Any], targets: NDArray[Any], on_bad: Literal["refuse", "drop"] = "refuse"
-) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.int64]]:
-    """Return inputs and targets in which every value is a finite number.
+def clean(samples: Samples, on_bad: OnBad) -> tuple[Samples, NDArray[np.int64]]:
+    """Return samples in which every value is a finite number and every label one of the classes.
 
     Args:
-        inputs: `(N, ...)`, numbers or what can be read as numbers.
-        targets: `(N, ...)`; integers stay class indices and become int64, other numbers become float32.
-        on_bad: What to do with a row that holds anything else: `"refuse"` it or `"drop"` it.
+        samples: As they were loaded.
+        on_bad: What to do with a row that holds anything else: `"refuse"` it or `"drop"` it. With `"mean"`, NaN and
+            what is empty stay NaN in the inputs, to be filled, and anything else is refused.
 
     Returns:
-        The inputs as float32, the targets, and the rows `(N,)` of the arrays that they come from.
+        The samples, and the rows `(N,)` of the loaded ones that they come from. Inputs are float32, or uint8 and
+        integers as they were; targets are int64 class indices, float32 `(N, K)` or integers as they were. Without
+        targets they are `(N, 0)`.
 
     Raises:
-        UsageError: When a row is bad and `on_bad` is `"refuse"`, when no good row is left, or when the two arrays
-            have different lengths. The message names rows and columns.
+        UsageError: When something does not fit. The message names rows and columns.
     """
-    if len(inputs) != len(targets):
-        raise UsageError(f"there are {len(inputs)} inputs but {len(targets)} targets")
+    _check_shapes(samples)
+    _check_integers(samples.inputs)
+    inputs = samples.inputs
+    targets = np.empty((len(inputs), 0), np.float32) if samples.targets is None else samples.targets
+    numbers, bad_inputs = _read(inputs)
+    if on_bad == "mean" and bad_inputs.size:
+        bad_inputs = np.isinf(_flat(numbers))
+    labels, bad_targets = _read(targets)
+    bad = bad_inputs.any(axis=1) | bad_targets.any(axis=1)
+    if bad.any():
+        places = _places(bad_inputs, inputs, samples.columns, "column {}")
+        places += _places(bad_targets, targets, samples.columns[_flat(inputs).shape[1] :], "target")
+        more = ", ..." if len(places) > _SHOWN else ""
+        count = int(bad.sum())
+        found = f"{count} row{'s' * (count != 1)} with something that is no finite number: "
+        found += ", ".join(places[:_SHOWN]) + more
+        if on_bad != "drop":
+            raise UsageError(f"{found}; on_bad=drop leaves such rows out")
+        if bad.all():
+            raise UsageError(f"no row is left: {found}")
+    rows = np.flatnonzero(~bad)
+    marks = None if samples.split is None else samples.split[rows]
+    return replace(
+        samples, inputs=numbers[rows], targets=_labels(labels[rows], samples.class_names, rows), split=marks
+    ), rows
+
+
+def _check_shapes(samples: Samples) -> None:
+    inputs, targets, split = samples.inputs, samples.targets, samples.split
     if not len(inputs):
         raise UsageError("there is no sample at all")
-    columns = _numbers(inputs.reshape(len(inputs), -1))
-    labels = _numbers(targets.reshape(len(targets), -1))
-    bad = ~np.isfinite(np.concatenate([columns, labels], axis=1))
-    if bad.any() and on_bad == "refuse":
-        raise UsageError(_describe(bad, inputs, targets) + "; on_bad=drop leaves such rows out")
-    kept = np.flatnonzero(~bad.any(axis=1))
-    if not len(kept):
-        raise UsageError(f"no row is left: {_describe(bad, inputs, targets)}")
-    classes = targets.dtype.kind in "iub"
-    # Not by way of float32, which has no odd numbers above 2**24.
-    good = targets[kept].astype(np.int64) if classes else labels[kept].reshape(-1, *targets.shape[1:])
-    return columns[kept].reshape(-1, *inputs.shape[1:]), good, kept
+    if inputs.ndim < 2 or not inputs.size:
+        raise UsageError(f"the inputs have shape {inputs.shape}: the first axis is samples, the second columns")
+    if targets is not None and len(inputs) != len(targets):
+        raise UsageError(f"there are {len(inputs)} inputs but {len(targets)} targets")
+    if split is not None and len(inputs) != len(split):
+        raise UsageError(f"there are {len(inputs)} inputs but {len(split)} marks of a split")
+    if split is not None and not np.isin(split, SPLITS).all():
+        wrong = np.flatnonzero(~np.isin(split, SPLITS))
+        raise UsageError(f"row {wrong[0]} is marked as split {split[wrong[0]]!s}: it is one of {', '.join(SPLITS)}")
 
 
-def _numbers(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Return float32 values, with NaN where something is no number and infinity where it is too large for one."""
+def _check_integers(inputs: NDArray[Any]) -> None:
+    if inputs.dtype.kind not in "iu":
+        return
+    if inputs.dtype.kind == "u" and inputs.dtype != np.uint8:
+        raise UsageError(f"inputs are {inputs.dtype}: pixels are uint8, tokens int8 to int64, numbers floats")
+    if inputs.min() < 0:
+        row, column = np.argwhere(_flat(inputs) < 0)[0]
+        raise UsageError(f"row {row} column {column} is {_flat(inputs)[row, column]}: tokens are at least 0")
+
+
+def _labels(targets: NDArray[Any], names: list[str], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """Return targets of the type and shape that `Samples` promises, and refuse labels that are no class."""
+    if not names or not targets.size:
+        if targets.dtype.kind == "f":
+            return targets.reshape(len(targets), -1) if targets.ndim == 1 else targets
+        return targets if targets.dtype.kind == "i" else targets.astype(np.int64)
+    columns = 0 if targets.ndim == 1 else targets.shape[1]
+    if targets.ndim > 2 or (columns and len(names) != max(columns, 2)):
+        raise UsageError(f"targets of shape {targets.shape} do not fit {len(names)} class names")
+    most = 1 if columns else len(names) - 1
+    wrong = np.argwhere((targets < 0) | (targets > most) | (targets % 1 != 0))
+    if len(wrong):
+        raise UsageError(
+            f"row {rows[wrong[0][0]]} has the label {targets[tuple(wrong[0])]:g}: labels are 0 to {most}, "
+            f"of the classes {', '.join(names)}"
+        )
+    return targets.astype(np.int64 if targets.ndim == 1 else np.float32)
+
+
+def _flat(values: NDArray[Any]) -> NDArray[Any]:
+    return values.reshape(len(values), math.prod(values.shape[1:]))
+
+
+def _read(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return integers as they are and else float32, and what is bad in a sample `(N, W)`, of integers nothing.
+
+    NaN stands where something is missing, infinity where it is no number or too large for one.
+    """
+    if values.dtype.kind in "iu":
+        return values, np.zeros((len(values), 0), bool)
     with np.errstate(over="ignore"):
-        if values.dtype.kind in "iubf":
-            return values.astype(np.float32)
-        numbers = [[_number(value) for value in row] for row in values]
-        return np.array(numbers, dtype=np.float64).reshape(values.shape).astype(np.float32)
+        if values.dtype.kind not in "bf":
+            numbers = [_number(value) for value in values.reshape(-1)]
+            values = np.array(numbers, dtype=np.float64).reshape(values.shape)
+        values = values.astype(np.float32)
+    return values, ~np.isfinite(_flat(values))
 
 
 def _number(value: Any) -> float:
     try:
-        return float(value)
+        return float("nan") if value in _MISSING else float(value)
     except (TypeError, ValueError):
-        return float("nan")
+        return float("inf")
 
 
-def _describe(bad: NDArray[np.bool_], inputs: NDArray[Any], targets: NDArray[Any]) -> str:
-    """Name the first bad places: `2 rows hold something that is no finite number: row 3 column 17 (nan), ...`."""
-    found = inputs.reshape(len(inputs), -1), targets.reshape(len(targets), -1)
-    width = found[0].shape[1]
+def _places(bad: NDArray[np.bool_], values: NDArray[Any], names: list[str], otherwise: str) -> list[str]:
+    """Name the first bad places, for example `row 3 column 17 (nan)`, at most one more than are shown."""
     places = []
-    for row, column in np.argwhere(bad)[:_SHOWN]:
-        where, value = (
-            (f"column {column}", found[0][row, column]) if column < width else ("target", found[1][row, column - width])
-        )
-        places.append(f"row {row} {where} ({value})")
-    count = int(bad.any(axis=1).sum())
-    more = ", ..." if bad.sum() > _SHOWN else ""
-    return f"{count} row{'s' * (count != 1)} with something that is no finite number: {', '.join(places)}{more}"
+    for row, column in np.argwhere(bad)[: _SHOWN + 1]:
+        value = _flat(values)[row, column]
+        where = f"column {names[column]}" if names else otherwise.format(column)
+        places.append(f"row {row} {where} ({'empty' if value in (None, '') else value})")
+    return places

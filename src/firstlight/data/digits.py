@@ -9,7 +9,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import interpolate
 
-from firstlight.data.base import DataModule, Samples
+from firstlight.data.base import DataModule
+from firstlight.data.samples import Samples
 from firstlight.errors import UsageError
 
 __all__ = ["Digits"]
@@ -33,9 +34,9 @@ class Digits(DataModule):
         self.size = size
 
     def load(self) -> Samples:
-        """Return the images, their labels and the ten names."""
+        """Return the images as uint8, their 17 shades 15 apart, their labels and the ten names."""
         digits = load_digits()
-        images = torch.from_numpy(digits.images).float().unsqueeze(1)
+        images = torch.from_numpy(digits.images).float().mul(15).unsqueeze(1)
         if self.size > 8:
-            images = interpolate(images, size=(self.size, self.size), mode="bilinear")
-        return Samples(images.numpy(), digits.target, [str(name) for name in digits.target_names])
+            images = interpolate(images, size=(self.size, self.size), mode="bilinear").round()
+        return Samples(images.byte().numpy(), digits.target, [str(name) for name in digits.target_names])

@@ -5,5 +5,16 @@ from firstlight.networks.embedding import EmbeddingNet
 from firstlight.networks.layers import ConvBlock
 from firstlight.networks.mlp import MLP, RegularizedNet, SimpleNet
 from firstlight.networks.resnet import ResNet
+from firstlight.networks.transformer import TransformerClassifier, TransformerLM
 
-__all__ = ["MLP", "ConvBlock", "ConvNet", "EmbeddingNet", "RegularizedNet", "ResNet", "SimpleNet"]
+__all__ = [
+    "MLP",
+    "ConvBlock",
+    "ConvNet",
+    "EmbeddingNet",
+    "RegularizedNet",
+    "ResNet",
+    "SimpleNet",
+    "TransformerClassifier",
+    "TransformerLM",
+]

@@ -1,32 +1,26 @@
 """What every task does with the parts it is given."""
 
-import logging
 import math
-import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric, MetricCollection
 
 from firstlight.compat import silence_known_warnings
 from firstlight.errors import UsageError, did_you_mean
 from firstlight.hyperparameters import keep_hyperparameters
-from firstlight.optim import parameter_groups
+from firstlight.optim import weights
 from firstlight.schedules import Schedule
 from firstlight.tasks.observed import Observed
+from firstlight.tasks.scheduled import Scheduled
+from firstlight.tasks.trial import attempt, described
 
 __all__ = ["Task"]
 
-_log = logging.getLogger(__name__)
 
-
-class Task(LightningModule):
+class Task(Scheduled):
     """One step for every split, an optimiser without decay on biases and norms, a schedule that counts its steps.
 
     Logged are `train/*` as means since the last logging, `val/*` and `test/*` as means over the samples of the split.
@@ -39,11 +33,16 @@ class Task(LightningModule):
         metrics: By name, the metrics of `(outputs, targets)`.
         monitor: The metric that decides which checkpoint is best and when to stop: `val/loss` or `val/` and the name
             of a metric. Whether more is better follows from the metric.
+        l1: While training, `l1` times the sum of the absolute weights is added to the loss, biases and norms left out;
+            at least 0. `train/loss` is logged without it, so that it can be compared with `val/loss`.
 
     Raises:
-        UsageError: When no metric has the name `monitor`, or when a checkpoint is loaded without a part that was given
-            as an object.
+        UsageError: When no metric has the name `monitor`, when `l1` is negative or infinite, or when a checkpoint is
+            loaded without a part that was given as an object.
     """
+
+    of_whole_splits: ClassVar[frozenset[str]] = frozenset()
+    """Metrics that mean something only, or are cheap only, for a whole split, and are left out of `train/*`."""
 
     def __init__(
         self,
@@ -53,23 +52,26 @@ class Task(LightningModule):
         schedule: Schedule,
         metrics: Mapping[str, Metric],
         monitor: str = "val/loss",
+        l1: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, schedule)
         silence_known_warnings()
         keep_hyperparameters(self, {"metrics"}, network=network, loss=loss, optimizer=optimizer, schedule=schedule)
         self.network = network
         self.loss = loss
-        self.build_optimizer = optimizer
-        self.schedule = schedule
+        if not 0 <= l1 < math.inf:
+            raise UsageError(f"{type(self).__name__} was given l1={l1}: it is a number, at least 0")
+        self.l1 = l1
         collection = MetricCollection(dict(metrics))
-        self.observed_train = Observed("train", collection)
+        while_training: dict[str, Metric | MetricCollection] = {
+            name: metric for name, metric in metrics.items() if name not in self.of_whole_splits
+        }
+        self.observed_train = Observed("train", MetricCollection(while_training))
         self.observed_val = Observed("val", collection)
         self.observed_test = Observed("test", collection)
         self.monitor = monitor
         self.mode = self._mode(metrics)
         self._logged_step = 0
-        self._horizon: dict[str, float] = {}
-        self._steps_done = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the outputs of the network."""
@@ -79,14 +81,20 @@ class Task(LightningModule):
     def shared_step(self, batch: tuple[Tensor, Tensor], observed: Observed) -> Tensor:
         """Return the loss of a batch `(inputs, targets)`, and remember what the metrics need."""
         inputs, targets = batch
-        outputs = self(inputs)
+        return self.score(self(inputs), targets, observed)
+
+    def score(self, outputs: Tensor, targets: Tensor, observed: Observed) -> Tensor:
+        """Return the loss of outputs, and remember what the metrics need; a task overrides this where they differ."""
         loss: Tensor = self.loss(outputs, targets)
         observed.add(loss, outputs, targets)
         return loss
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a training batch."""
-        return self.shared_step(batch, self.observed_train)
+        """Return the loss of a training batch, with the penalty on the weights."""
+        loss = self.shared_step(batch, self.observed_train)
+        if self.l1:
+            loss = loss + self.l1 * sum(weight.abs().sum() for weight in weights(self))
+        return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Observe a validation batch."""
@@ -112,44 +120,11 @@ class Task(LightningModule):
         """Log `test/*`."""
         self.log_dict(self.observed_test.read(), sync_dist=True)
 
-    @property
-    def total_steps(self) -> float:
-        """The optimiser steps that the whole run plans, infinite where nobody knows."""
-        planned = self.trainer.estimated_stepping_batches
-        return planned if planned >= 0 else math.inf  # Lightning says -1 for an iterable without a length.
-
-    @property
-    def planned_schedule(self) -> Schedule:
-        """The schedule that the run follows: a resumed run keeps the warm-up that it was first planned with."""
-        first = self._horizon["first"] if self.trainer.ckpt_path else self.total_steps
-        return self.schedule if first == self.total_steps else self.schedule.continued(first)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimiser, and step the schedule with it."""
-        try:
-            optimizer = self.build_optimizer(parameter_groups(self))
-        except ValueError as error:  # torch's word for a value out of its range
-            raise UsageError(f"optimizer: {error}") from error
-        total = self.total_steps
-        if self.trainer.ckpt_path and total < self._steps_done:
-            raise UsageError(
-                f"the run has done {self._steps_done:,} optimiser steps, and only {total:,} are planned now: plan more"
-            )
-        schedule = self.planned_schedule
-        schedule(0, total)  # A schedule that cannot serve this run says so before it starts.
-        # A plain function: LambdaLR would save the attributes of a callable object, and restore an old horizon.
-        scheduler = LambdaLR(optimizer, lambda step: schedule(step, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
     def on_train_start(self) -> None:
-        """Start to count anew, and move the learning rate at once where a resumed run has another horizon."""
+        """Start to count anew."""
+        super().on_train_start()
         self.observed_train.reset()
         self._logged_step = self.trainer.global_step
-        total = self.total_steps
-        before = self._horizon["now"] if self.trainer.ckpt_path else total
-        self._horizon = {"first": self._horizon["first"] if self.trainer.ckpt_path else total, "now": total}
-        if before != total:
-            self._move_to_horizon(before, total)
 
     def check(self, batch: tuple[Tensor, Tensor], targets: Tensor) -> None:
         """Refuse samples that this task cannot learn from; network and loss are tried without a gradient.
@@ -166,45 +141,24 @@ class Task(LightningModule):
         training = self.training
         self.eval()
         try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.filterwarnings("error", "Using a target size")  # What torch broadcasts to a wrong number.
-                outputs = _tried(lambda: self(inputs), f"{network} cannot take inputs of shape {tuple(inputs.shape)}")
-                self.check_outputs(outputs, few)
-                fault = f"{loss} cannot compare outputs {_described(outputs)} with targets {_described(few)}"
-                value = _tried(lambda: self.loss(outputs, few), fault)
+            outputs = attempt(lambda: self(inputs), f"{network} cannot take inputs of shape {tuple(inputs.shape)}")
+            self.check_outputs(outputs, few)
+            fault = f"{loss} cannot compare outputs {described(outputs)} with targets {described(few)}"
+            value = attempt(lambda: self.score(outputs, few, self.observed_val), fault)
         finally:
+            self.observed_val.reset()
             self.train(training)
         if value.ndim:
-            raise UsageError(f"{loss} gives {_described(value)}: a loss is one number, the mean over the batch")
+            raise UsageError(f"{loss} gives {described(value)}: a loss is one number, the mean over the batch")
 
     def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse outputs that this task cannot read; a task that knows their shape overrides this."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the validation metrics of this moment and the horizon of the schedule."""
+        """Add the validation metrics of this moment."""
+        super().on_save_checkpoint(checkpoint)
         metrics = self.trainer.callback_metrics
         checkpoint["metrics"] = {name: value.item() for name, value in metrics.items() if name.startswith("val/")}
-        checkpoint["horizon"] = self._horizon
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the horizon that the run was planned with."""
-        self._horizon = checkpoint["horizon"]
-        self._steps_done = checkpoint["global_step"]
-
-    def _move_to_horizon(self, before: float, total: float) -> None:
-        """Set the learning rate of this step to the new horizon's, which the scheduler does only from the next on."""
-        scheduler = self.lr_schedulers()
-        assert isinstance(scheduler, LambdaLR)
-        step = scheduler.last_epoch
-        groups = scheduler.optimizer.param_groups
-        old = groups[0]["lr"]
-        for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
-            group["lr"] = base * factor(step)
-        if self.trainer.is_global_zero:
-            _log.warning(
-                f"the run was planned with {before:,} optimiser steps and now has {total:,}: "
-                f"at step {step:,} the learning rate moves from {old:.3g} to {groups[0]['lr']:.3g}"
-            )
 
     def _mode(self, metrics: Mapping[str, Metric]) -> Literal["min", "max"]:
         known = {"val/loss": False, **{f"val/{name}": metric.higher_is_better for name, metric in metrics.items()}}
@@ -217,14 +171,3 @@ class Task(LightningModule):
         if better is None:
             raise UsageError(f"monitor={self.monitor} has no best value: neither more nor less of it is better")
         return "max" if better else "min"
-
-
-def _tried(call: Callable[[], Tensor], fault: str) -> Tensor:
-    try:
-        return call()
-    except (RuntimeError, ValueError, IndexError, UserWarning) as error:  # what torch says of shapes and dtypes
-        raise UsageError(f"{fault}: {' '.join(str(error).split())}") from error
-
-
-def _described(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

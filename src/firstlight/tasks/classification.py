@@ -1,5 +1,7 @@
 """Each sample belongs to one of several classes."""
 
+from typing import Any
+
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ class Classification(Task):
         optimizer: See `Task`.
         schedule: See `Task`.
         classes: Number of classes, at least 2.
-        monitor: `val/loss` or `val/accuracy`.
+        **options: See `Task`; `monitor` is `val/loss` or `val/accuracy`.
 
     Raises:
         UsageError: When `classes` is below 2, and as `Task` does.
@@ -34,12 +36,12 @@ class Classification(Task):
         optimizer: OptimizerCallable,
         schedule: Schedule,
         classes: int,
-        monitor: str = "val/loss",
+        **options: Any,
     ) -> None:
         if classes < 2:
             raise UsageError(f"Classification was given classes={classes}: there are at least 2")
         metrics = {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False)}
-        super().__init__(network, loss, optimizer, schedule, metrics, monitor)
+        super().__init__(network, loss, optimizer, schedule, metrics, **options)
         self.classes = classes
 
     def check(self, batch: tuple[Tensor, Tensor], targets: Tensor) -> None:

@@ -31,13 +31,21 @@ class Observed(nn.Module):
         self.loss = SumMetric(nan_strategy="disable")
         self.samples = SumMetric(nan_strategy="disable")
         self.metrics = metrics.clone(prefix=f"{split}/")
-        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._kept_elements = 0
         self._seen = False
 
-    def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Take a batch: its mean loss `()`, outputs `(B, ...)` and targets `(B, ...)`."""
-        self._kept.append((loss.detach(), outputs.detach(), targets))
+    def add(self, loss: Tensor, outputs: Tensor, targets: Tensor, scored: Tensor | None = None) -> None:
+        """Take a batch: its mean loss `()`, outputs `(B, ...)` and targets `(B, ...)`.
+
+        Args:
+            loss: `()`, a mean.
+            outputs: `(B, ...)`.
+            targets: `(B, ...)`.
+            scored: `()`, of how many targets the loss is the mean: `B` when it is not given.
+        """
+        weight = loss.new_full((), len(targets)) if scored is None else scored.to(loss.dtype)
+        self._kept.append((loss.detach(), outputs.detach(), targets, weight.detach()))
         self._kept_elements += outputs.numel()
         if self._kept_elements > _MOST_ELEMENTS:
             self._update()
@@ -56,17 +64,17 @@ class Observed(nn.Module):
         self._kept.clear()
         self._kept_elements = 0
         self._seen = False
-        self.loss.reset()
-        self.samples.reset()
-        self.metrics.reset()
+        with torch.inference_mode(False):  # Validation's zeros could not be added to in a fit that follows.
+            self.loss.reset()
+            self.samples.reset()
+            self.metrics.reset()
 
     def _update(self) -> None:
         if not self._kept:
             return
-        losses, outputs, targets = zip(*self._kept, strict=True)
-        sizes = [len(target) for target in targets]
-        self.loss.update(torch.stack(losses) @ torch.tensor(sizes, dtype=losses[0].dtype, device=losses[0].device))
-        self.samples.update(sum(sizes))
+        losses, outputs, targets, weights = map(list, zip(*self._kept, strict=True))
+        self.loss.update(torch.stack(losses) @ torch.stack(weights))
+        self.samples.update(torch.stack(weights).sum())
         self.metrics.update(torch.cat(outputs), torch.cat(targets))
         self._kept.clear()
         self._kept_elements = 0

@@ -1,0 +1,94 @@
+"""What is reached without a neural network of ours, on the same splits."""
+
+import lzma
+import math
+import warnings
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.neighbors import NearestNeighbors
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+
+from firstlight.data import DataModule
+from firstlight.tasks import Task
+
+METRICS = {
+    "Classification": "accuracy",
+    "BinaryClassification": "accuracy",
+    "Regression": "r2",
+    "Embedding": "nn_accuracy",
+    "LanguageModel": "bits_per_byte",
+}
+"""By task, the metric of the table."""
+
+MANY = 10_000
+"""Training samples above which a forest stands in for what would take hours."""
+
+
+def scores(task: Task, data: DataModule, seed: int) -> dict[str, float]:
+    """Return the score of each baseline for a task, by name."""
+    data.setup()
+    kind = type(task).__name__
+    if kind == "LanguageModel":
+        return compressors(data)
+    (train, labels), (test, truth) = (arrays(data, split) for split in ("train", "test"))
+    if kind == "Embedding":
+        return {"nearest pixels": leave_one_out(test, truth)}
+    if kind == "Regression":
+        models: list[Any] = [LinearRegression(), MLPRegressor(random_state=seed)]
+    elif data.dataset("train").inputs.ndim == 2 and not data.dataset("train").inputs.is_floating_point():
+        vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 3))
+        train = vectors.fit_transform("".join(map(chr, row[row > 0])) for row in train)
+        test = vectors.transform("".join(map(chr, row[row > 0])) for row in test)
+        models = [LogisticRegression(max_iter=1000)]
+    elif len(train) > MANY:
+        models = [RandomForestClassifier(random_state=seed)]
+    else:
+        models = [LogisticRegression(max_iter=1000), MLPClassifier(random_state=seed)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return {type(model).__name__: float(model.fit(train, labels).score(test, truth)) for model in models}
+
+
+def arrays(data: DataModule, split: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the inputs `(N, features)` that a network would get, and the targets `(N,)`."""
+    inputs, targets = data.tensors(split)
+    return inputs.flatten(1).numpy(), targets.numpy().ravel()
+
+
+def leave_one_out(inputs: NDArray[Any], labels: NDArray[Any]) -> float:
+    """Return the share of samples whose nearest other sample, by cosine, has the same label."""
+    _, nearest = NearestNeighbors(n_neighbors=2, metric="cosine").fit(inputs).kneighbors(inputs)
+    return float(np.mean(labels[nearest[:, 1]] == labels))
+
+
+def compressors(data: DataModule) -> dict[str, float]:
+    """Return the bits per byte of the test text, for whom the text before it is known."""
+    known, text = data.text("train") + data.text("val"), data.text("test")
+    both, alone = (len(lzma.compress(part, preset=9)) for part in (known + text, known))
+    return {"xz -9": (both - alone) * 8 / len(text), "Witten-Bell 5-gram": witten_bell(known, text, 5)}
+
+
+def witten_bell(known: bytes, text: bytes, order: int) -> float:
+    """Return the bits per byte of a Witten-Bell smoothed n-gram model (Witten and Bell, 1991, method C)."""
+    counts: dict[bytes, Counter[int]] = defaultdict(Counter)
+    for end in range(order, len(known)):
+        for length in range(order):
+            counts[known[end - length : end]][known[end]] += 1
+    totals = {context: sum(found.values()) for context, found in counts.items()}
+    bits = 0.0
+    past = known[-order:] + text
+    for end in range(order, len(past)):
+        probability = 1 / 256
+        for length in range(order):
+            if found := counts.get(past[end - length : end]):
+                kinds, total = len(found), totals[past[end - length : end]]
+                probability = (found[past[end]] + kinds * probability) / (total + kinds)
+        bits -= math.log2(probability)
+    return bits / len(text)

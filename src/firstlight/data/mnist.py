@@ -1,0 +1,127 @@
+"""MNIST and Fashion-MNIST: 70,000 grey images of 28x28 pixels in ten classes, of which the last 10,000 test.
+
+Sources: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", 1998; Xiao, Rasul
+and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms", 2017.
+"""
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firstlight.data.base import DataModule
+from firstlight.data.files import read_bytes
+from firstlight.data.samples import Samples
+from firstlight.errors import UsageError
+
+__all__ = ["MNIST", "FashionMNIST"]
+
+
+class MNIST(DataModule):
+    """Inputs `(B, 1, 28, 28)` float32, targets `(B,)` int64 from 0 to 9; the official test split.
+
+    The four IDX files, raw or as `.gz`, are looked for in `root`, `root/raw` and `root/NAME/raw`, where NAME is that of
+    the class and torchvision's place for them.
+
+    Args:
+        root: Folder of the files.
+        download: Whether to fetch them into `root/NAME/raw` when they are not there, which takes torchvision.
+        **options: What every `DataModule` takes.
+
+    Raises:
+        UsageError: When a value is out of its range, or a file is not there or not what it should be.
+    """
+
+    labels: tuple[str, ...] = tuple("0123456789")
+
+    def __init__(self, root: str, download: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.root = root
+        self.download = download
+
+    def load(self) -> Samples:
+        """Return the images and labels of both parts."""
+        images, targets, marks = [], [], []
+        for part, split in (("train", "train"), ("t10k", "test")):
+            pixels = read_idx(self._file(f"{part}-images-idx3-ubyte"), 3)
+            labels_file = self._file(f"{part}-labels-idx1-ubyte")
+            labels = read_idx(labels_file, 1)
+            if len(labels) != len(pixels):
+                raise UsageError(f"{labels_file} has {len(labels)} labels, but there are {len(pixels)} images")
+            images.append(pixels)
+            targets.append(labels)
+            marks += [split] * len(labels)
+        inputs = np.concatenate(images)[:, None]
+        return Samples(inputs, np.concatenate(targets), list(self.labels), np.array(marks), source=self.root)
+
+    def _file(self, name: str) -> Path:
+        kind = type(self).__name__
+        folders = [Path(self.root), Path(self.root, "raw"), Path(self.root, kind, "raw")]
+        paths = [path for folder in folders for path in (folder / name, folder / f"{name}.gz")]
+        if self.download and not any(path.is_file() for path in paths):
+            self._fetch(kind)
+        for path in paths:
+            if path.is_file():
+                return path
+        raise UsageError(f"there is no {name} or {name}.gz in {', '.join(map(str, folders))}: download=true fetches it")
+
+    def _fetch(self, kind: str) -> None:
+        try:
+            from torchvision import datasets
+        except (ImportError, RuntimeError) as error:  # RuntimeError where it was built for another torch.
+            raise UsageError(f"download=true needs torchvision, in the extra `download`: {error}") from error
+        try:
+            getattr(datasets, kind)(self.root, download=True)
+        except (OSError, RuntimeError) as error:
+            raise UsageError(f"cannot fetch {kind} into {self.root}: {error}") from error
+
+
+class FashionMNIST(MNIST):
+    """Inputs `(B, 1, 28, 28)` float32, targets `(B,)` int64: ten kinds of clothes; the official test split.
+
+    Debian's package `dataset-fashion-mnist` puts the files into `/usr/share/datasets/fashion-mnist`. Everything else is
+    as in `MNIST`.
+    """
+
+    labels = (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    )
+
+
+def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
+    """Return the array of an IDX file of unsigned bytes, which may be compressed.
+
+    Args:
+        path: The file; one whose name ends in `.gz` is decompressed.
+        axes: Number of axes that it must have.
+
+    Raises:
+        UsageError: When it cannot be read, is truncated, or is another kind of file.
+    """
+    content = read_bytes(str(path))
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UsageError(f"{path} cannot be decompressed: {error}") from error
+    magic, start = bytes([0, 0, 8, axes]), 4 + 4 * axes
+    if content[:4] != magic:
+        raise UsageError(f"{path} begins with {content[:4].hex(' ')}, but an IDX file of it with {magic.hex(' ')}")
+    shape = np.frombuffer(content[4:start].ljust(4 * axes, b"\0"), ">u4").tolist()
+    if len(content) != start + math.prod(shape):
+        expected = " x ".join(map(str, shape))
+        raise UsageError(f"{path} has {len(content) - start} bytes for {expected} values: it is truncated or too long")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

@@ -1,0 +1,77 @@
+"""What data modules load, and what their batches are taken from.
+
+Shapes: `N` samples, `K` targets of a sample, `B` of a batch; `...` whatever one sample is shaped like.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+__all__ = ["SPLITS", "Batch", "Samples", "Split", "TensorBatches"]
+
+Batch = tuple[Tensor, Tensor]
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a data module loads, before anything is done to it.
+
+    The type of the inputs says what they are. uint8 is pixels, or what else is counted from 0 to 255: it stays uint8 in
+    memory and in the loader's batches, and becomes scaled floats on the device. int8 to int64 are tokens, at least 0:
+    they are never scaled, and become int64 on the device. Everything else is numbers, or text that reads as numbers:
+    it is scaled once, in memory.
+
+    Args:
+        inputs: `(N, ...)`, at least two axes; each column or channel, the second axis, is scaled by itself.
+        targets: With class names, `(N,)` class indices, or `(N, K)` zeros and ones: `K` = 1 with the names of 0 and 1,
+            or a column for each name. Without, integers `(N, ...)` as they are (tokens), or numbers `(N, K)`, of which
+            `(N,)` becomes `(N, 1)`. None where there is nothing but inputs to predict for.
+        class_names: Name of each class; empty where targets are no classes.
+        split: `(N,)`, `"train"`, `"val"` or `"test"` for each sample, where the data says so.
+        columns: Names of the inputs' columns and then the targets', for messages.
+        source: What messages call the data, for example the name of a file.
+        digest: Of the content, where it may be another one when a checkpoint is used: see `DataModule`.
+        lacks: Why nothing can be learned from these samples, for example that there is no column of targets.
+    """
+
+    inputs: NDArray[Any]
+    targets: NDArray[Any] | None
+    class_names: list[str] = field(default_factory=list)
+    split: NDArray[Any] | None = None
+    columns: list[str] = field(default_factory=list)
+    source: str = ""
+    digest: str = ""
+    lacks: str = ""
+
+
+class TensorBatches(Dataset[Batch]):
+    """Samples in memory, of which a batch is taken by one indexing.
+
+    Args:
+        inputs: `(N, ...)`.
+        targets: `(N, ...)`.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
+        self.inputs = inputs
+        self.targets = targets
+
+    def __len__(self) -> int:
+        """Return `N`."""
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> Batch:
+        """Return one sample."""
+        return self.inputs[index], self.targets[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Return the batch of the samples at `indices`."""
+        index = torch.as_tensor(indices)
+        return self.inputs.index_select(0, index), self.targets.index_select(0, index)

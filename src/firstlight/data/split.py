@@ -1,0 +1,71 @@
+"""Which samples train, which validate and which test."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+
+from firstlight.data.samples import SPLITS, Samples, Split
+from firstlight.errors import UsageError
+
+__all__ = ["Indices", "split"]
+
+Indices = NDArray[np.int64]
+
+
+def split(
+    samples: Samples, rows: Indices, val_fraction: float, test_fraction: float, seed: int
+) -> dict[Split, Indices]:
+    """Return the positions of each split, with the classes in the same proportions in each.
+
+    Where the samples are marked, the marks are kept: only a missing validation split is cut, from training.
+
+    Args:
+        samples: After `clean`.
+        rows: Row of each sample in the data, for messages.
+        val_fraction: Share of all samples that validates; where they are marked, of those marked to train.
+        test_fraction: Share of all samples that tests; where they are marked, the marks say it.
+        seed: Of the shuffling.
+
+    Raises:
+        UsageError: When a split would be empty, or a class has too few samples for one in each.
+    """
+    targets = samples.targets
+    assert targets is not None
+    labels = targets.reshape(-1).astype(np.int64) if samples.class_names and targets.size == len(targets) else None
+    train: Indices = np.arange(len(targets))
+    parts: dict[Split, Indices] = {}
+    fractions: dict[Split, float] = {"test": test_fraction, "val": val_fraction}
+    if samples.split is not None:
+        parts = {name: np.flatnonzero(samples.split == name) for name in SPLITS}
+        for name in ("train", "test"):
+            if not len(parts[name]):
+                raise UsageError(f"the {name} split is empty: no row is marked {name}")
+        if len(parts["val"]):
+            return parts
+        train = parts["train"]
+        del fractions["test"]
+    if labels is not None:
+        _refuse_small_classes(labels[train], rows[train], samples.class_names, len(fractions) + 1)
+    whole = len(train)
+    for name, fraction in fractions.items():
+        size = round(fraction * whole)
+        if not 0 < size < len(train):
+            raise UsageError(f"the {name} split is empty: {fraction} of {whole} samples is {size}")
+        try:
+            train, parts[name] = train_test_split(
+                train, test_size=size, random_state=seed, stratify=None if labels is None else labels[train]
+            )
+        except ValueError as error:
+            raise UsageError(f"{whole} samples cannot be split: {error}") from error
+    return {"train": train, "val": parts["val"], "test": parts["test"]}
+
+
+def _refuse_small_classes(labels: Indices, rows: Indices, names: Sequence[str], needed: int) -> None:
+    found, counts = np.unique(labels, return_counts=True)
+    for label in found[counts < needed][:1]:
+        where = ", ".join(str(row) for row in rows[labels == label])
+        raise UsageError(
+            f"too few samples of class {names[label]} (row {where}) to have one in each of {needed} splits"
+        )

@@ -1,0 +1,65 @@
+"""Arrays or tensors that a program has at hand.
+
+Shapes: `N` samples, `K` targets of a sample; `...` whatever one sample is shaped like.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from firstlight.data.base import DataModule
+from firstlight.data.files import digest_of
+from firstlight.data.samples import Samples
+from firstlight.errors import UsageError
+
+__all__ = ["Tensors"]
+
+
+class Tensors(DataModule):
+    """Batches of what a program gives; `Samples` says what its types and shapes mean.
+
+    Args:
+        inputs: `(N, ...)`: floats are numbers, uint8 pixels, int8 to int64 tokens.
+        targets: `(N,)` classes or `(N, K)`; none to predict with a checkpoint. Whole numbers `(N,)` without
+            `class_names` are classes called 0, 1, ....
+        class_names: Name of each class.
+        split: `"train"`, `"val"` or `"test"` for each sample.
+        **options: What every `DataModule` takes.
+
+    Raises:
+        UsageError: When a value is out of its range, or inputs or targets are no numbers.
+    """
+
+    def __init__(
+        self,
+        inputs: NDArray[Any] | Tensor,
+        targets: NDArray[Any] | Tensor | None = None,
+        class_names: list[str] | None = None,
+        split: list[str] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self._inputs = _array(inputs, "inputs")
+        self._targets = None if targets is None else _array(targets, "targets")
+        self._class_names = class_names
+        self._split = None if split is None else np.array(split)
+
+    def load(self) -> Samples:
+        """Return what was given."""
+        targets, names = self._targets, self._class_names or self.class_names
+        if targets is not None and not names and targets.ndim == 1 and targets.dtype.kind in "iu" and len(targets):
+            names = [str(label) for label in range(targets.max() + 1)]
+        contents = [np.ascontiguousarray(values).data for values in (self._inputs, targets) if values is not None]
+        digest = digest_of(*contents)
+        lacks = "Tensors was given no targets" if targets is None else ""
+        return Samples(self._inputs, targets, names, self._split, digest=digest, lacks=lacks)
+
+
+def _array(values: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:
+    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise UsageError(f"Tensors was given {name} of type {array.dtype}: they are numbers")
+    return array

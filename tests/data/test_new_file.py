@@ -1,0 +1,93 @@
+"""A run's checkpoint and a file of the user's own, from the command line."""
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from firstlight.__main__ import main
+
+CONFIG = """
+model:
+  class_path: firstlight.tasks.Classification
+  init_args:
+    classes: 2
+    network: {class_path: firstlight.networks.MLP, init_args: {in_features: 3, hidden: [8], out_features: 2}}
+    loss: torch.nn.CrossEntropyLoss
+    optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.03}}
+    schedule: firstlight.schedules.WarmupCosine
+data:
+  class_path: firstlight.data.Table
+  init_args: {path: PATH, target: age group, kind: multiclass, columns: [age, city], categorical: [city]}
+trainer: {max_epochs: 10, log_every_n_steps: 1, enable_progress_bar: false}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that learned from a table who is older than 40."""
+    folder = tmp_path_factory.mktemp("run")
+    generator = random.Random(0)
+    ages = [generator.randint(20, 60) for _ in range(200)]
+    lines = [f"{age},{generator.choice(('Oslo', 'Rome'))},{'old' if age > 40 else 'young'}" for age in ages]
+    (folder / "data.csv").write_text("\n".join(["age,city,age group", *lines]))
+    (folder / "table.yaml").write_text(CONFIG.replace("PATH", str(folder / "data.csv")))
+    assert main(["run", "--config", str(folder / "table.yaml"), "--runs", str(folder / "runs")]) == 0
+    return folder / "runs" / "table" / (folder / "runs" / "table" / "latest").read_text().strip()
+
+
+@pytest.fixture
+def new(tmp_path):
+    def write(text):
+        (tmp_path / "new.csv").write_text(text)
+        return ["--data.path", str(tmp_path / "new.csv")]
+
+    return write
+
+
+def test_a_file_without_targets_is_predicted_with_the_classes_of_the_run(run, new):
+    given = new("city,note,age\nRome,a,25\nLima,b,59\nOslo,c,22\nRome,d,55\n")
+    assert main(["predict", "--run", str(run), *given]) == 0
+    written = max(run.glob("evaluations/predict-*")) / "predictions.csv"
+    rows = list(csv.DictReader(written.read_text().splitlines()))
+    assert [row["index"] for row in rows] == ["0", "1", "2", "3"]
+    assert [row["prediction"] for row in rows] == ["young", "old", "young", "old"]
+    assert rows[0].keys() == {"index", "prediction", "probabilities/old", "probabilities/young"}
+
+
+def test_all_rows_of_a_file_with_targets_are_tested(run, new):
+    given = new("city,age,age group\nRome,25,young\nOslo,21,young\nOslo,22,young\nRome,55,young\n")
+    assert main(["test", "--run", str(run), *given]) == 0
+    results = json.loads(max(run.glob("evaluations/test-*")).joinpath("results.json").read_text())
+    assert results["metrics"]["test/accuracy"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("verb", "text", "message"),
+    [
+        ("test", "city,age\nRome,25\n", "new.csv: there is no column age group among city, age: it can be predicted"),
+        ("validate", "city,age,age group\nRome,25,young\n", "all of it is the test split"),
+        ("predict", "city\nRome\n", "new.csv: there is no column age among city"),
+        ("predict", "city,age\nRome,x\n", "new.csv: 1 row with .* row 0 column age (x)"),
+        ("predict", "city,age,age group\nRome,25,baby\n", "row 0 column age group is baby, .* classes old, young"),
+        ("predict", "", "new.csv has no rows below its header"),
+        ("fit", "city,age\nRome,25\n", "new.csv: there is no column age group"),
+    ],
+)
+def test_a_file_that_does_not_fit_ends_with_one_line(verb, text, message, run, new, capsys):
+    before = sorted(run.rglob("*"))
+    assert main([verb, "--run", str(run), *new(text)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(part in line for part in message.split(" .* "))
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_fit_does_not_go_on_with_another_file(run, new, capsys):
+    config, results = ((run / name).read_bytes() for name in ("config.yaml", "results.json"))
+    changed = (run.parents[2] / "data.csv").read_text() + "\n30,Rome,young\n"
+    assert main(["fit", "--run", str(run), *new(changed), "--trainer.max_epochs=11"]) == 2
+    assert "new.csv is not what the checkpoint was trained on: go on with the same data" in capsys.readouterr().err
+    assert [config, results] == [(run / name).read_bytes() for name in ("config.yaml", "results.json")]
+    assert not list(Path(run).glob("*-until-*"))
