@@ -12,15 +12,18 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import NearestNeighbors
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from firstlight.data import DataModule
+from firstlight.data.corpus import Windows
 from firstlight.tasks import Task
 
 METRICS = {
     "Classification": "accuracy",
     "BinaryClassification": "accuracy",
+    "MultilabelClassification": "accuracy",
     "Regression": "r2",
     "Embedding": "nn_accuracy",
     "LanguageModel": "bits_per_byte",
@@ -35,13 +38,16 @@ def scores(task: Task, data: DataModule, seed: int) -> dict[str, float]:
     """Return the score of each baseline for a task, by name."""
     data.setup()
     kind = type(task).__name__
-    if kind == "LanguageModel":
+    if isinstance(data, Windows):
         return compressors(data)
     (train, labels), (test, truth) = (arrays(data, split) for split in ("train", "test"))
     if kind == "Embedding":
         return {"nearest pixels": leave_one_out(test, truth)}
+    models: list[Any]
     if kind == "Regression":
-        models: list[Any] = [LinearRegression(), MLPRegressor(random_state=seed)]
+        models = [LinearRegression(), MLPRegressor(random_state=seed)]
+    elif kind == "MultilabelClassification":
+        models = [OneVsRestClassifier(LogisticRegression(max_iter=1000)), MLPClassifier(random_state=seed)]
     elif data.dataset("train").inputs.ndim == 2 and not data.dataset("train").inputs.is_floating_point():
         vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 3))
         train = vectors.fit_transform("".join(map(chr, row[row > 0])) for row in train)
@@ -53,13 +59,17 @@ def scores(task: Task, data: DataModule, seed: int) -> dict[str, float]:
         models = [LogisticRegression(max_iter=1000), MLPClassifier(random_state=seed)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return {type(model).__name__: float(model.fit(train, labels).score(test, truth)) for model in models}
+        for model in models:
+            model.fit(train, labels)
+    if kind == "Regression":
+        return {type(model).__name__: float(model.score(test, truth)) for model in models}
+    return {type(model).__name__: float(np.mean(model.predict(test) == truth)) for model in models}
 
 
 def arrays(data: DataModule, split: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the inputs `(N, features)` that a network would get, and the targets `(N,)`."""
+    """Return the inputs `(N, features)` that a network would get, and the targets, `(N,)` where each has one."""
     inputs, targets = data.tensors(split)
-    return inputs.flatten(1).numpy(), targets.numpy().ravel()
+    return inputs.flatten(1).numpy(), targets.numpy().squeeze()
 
 
 def leave_one_out(inputs: NDArray[Any], labels: NDArray[Any]) -> float:
@@ -68,10 +78,12 @@ def leave_one_out(inputs: NDArray[Any], labels: NDArray[Any]) -> float:
     return float(np.mean(labels[nearest[:, 1]] == labels))
 
 
-def compressors(data: DataModule) -> dict[str, float]:
+def compressors(data: Windows) -> dict[str, float]:
     """Return the bits per byte of the test text, for whom the text before it is known."""
-    known, text = data.text("train") + data.text("val"), data.text("test")
-    both, alone = (len(lzma.compress(part, preset=9)) for part in (known + text, known))
+    whole, _ = data.text()
+    cut = len(whole) - round(data.test_fraction * len(whole))
+    known, text = whole[:cut], whole[cut:]
+    both, alone = (len(lzma.compress(part, preset=9)) for part in (whole, known))
     return {"xz -9": (both - alone) * 8 / len(text), "Witten-Bell 5-gram": witten_bell(known, text, 5)}
 
 

@@ -54,7 +54,7 @@ CASES = {
     "no accumulation": (["--trainer.accumulate_grad_batches=0"], r"accumulate_grad_batches=0 trains nothing"),
     "more processes than processors": (
         ["--trainer.accelerator=cpu", "--trainer.devices=999"],
-        r"trainer\.devices=999: on the CPU each is a process, and there are \d+ processors",
+        r"trainer\.devices=999: on the CPU each is a process, and \d+ are the most here",
     ),
     "no validation batches": (["--trainer.limit_val_batches=0"], r"nothing is ever validated \(limit_val_batches is 0"),
     "no validation in time": (

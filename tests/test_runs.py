@@ -170,10 +170,10 @@ def read(folder):
 
 
 def test_predictions_are_written_a_line_a_sample_with_the_names_of_the_classes(tmp_path):
-    columns = {"prediction": [1, 0], "probability": [[0.25, 0.75], [0.5, 0.5]], "target": [1, 1]}
+    columns = {"prediction": [1, 0], "probabilities": [[0.25, 0.75], [0.5, 0.5]], "target": [1, 1]}
     runs.write_predictions(tmp_path, columns, [12, 3], ["a cat", "Hund, groß"])
     assert read(tmp_path) == [
-        ["index", "prediction", "probability/a cat", "probability/Hund, groß", "target"],
+        ["index", "prediction", "probabilities/a cat", "probabilities/Hund, groß", "target"],
         ["12", "Hund, groß", "0.25", "0.75", "Hund, groß"],
         ["3", "a cat", "0.5", "0.5", "Hund, groß"],
     ]

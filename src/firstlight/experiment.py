@@ -60,8 +60,8 @@ class Experiment:
             self.datamodule.setup()
             for split in self.datamodule.indices:
                 samples = self.datamodule.dataset(split)
-                inputs, targets = samples.__getitems__(range(min(3, len(samples))))
-                self.task.check((self.datamodule.transform(inputs), targets), samples.targets)
+                few = samples.__getitems__(range(min(3, len(samples))))
+                self.task.check(self.datamodule.on_after_batch_transfer(few, 0), samples.targets)
         resumed = None if self.run_dir is None else runs.checkpoint(self.run_dir, "last")
         first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
         if self.run_dir is None:

@@ -149,7 +149,7 @@ class DataModule(LightningDataModule, ABC):
     def tensors(self, split: Split) -> Batch:
         """Return all samples of a split as a network takes them, without augmentation: inputs and targets."""
         samples = self.dataset(split)
-        return self.transform(samples.inputs), samples.targets
+        return self.on_after_batch_transfer((samples.inputs, samples.targets), 0)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Make of a batch on its device what the network takes."""

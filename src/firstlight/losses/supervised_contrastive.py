@@ -39,9 +39,7 @@ def supervised_contrastive_loss(embeddings: Tensor, labels: Tensor, temperature:
         directions = nn.functional.normalize(prepared(embeddings, labels), dim=1)
         logits = directions @ directions.T / temperature
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    # Not minus infinity, which has no gradient in a batch of one.
-    others = logits.masked_fill(itself, torch.finfo(logits.dtype).min)
-    log_probabilities = logits - others.logsumexp(dim=1, keepdim=True)
+    log_probabilities = logits - logits.masked_fill(itself, -torch.inf).logsumexp(dim=1, keepdim=True)
     positives = (labels.unsqueeze(0) == labels.unsqueeze(1)) & ~itself
     counts = positives.sum(dim=1)
     per_sample = torch.where(positives, log_probabilities, 0).sum(dim=1) / counts.clamp(min=1)
