@@ -39,6 +39,20 @@ CASES = {
         ["--model.network=firstlight.network.MLP"],
         r"firstlight has no network; did you mean networks\?",
     ),
+    "an optimiser that is not there": (
+        ["--model.optimizer=AdamX"],
+        r"model\.optimizer: there is no class AdamX; did you mean torch\.optim\.Adam",
+    ),
+    "a network that is not there by its short name": (
+        ["--model.network=MPL"],
+        r"model\.network: there is no class MPL; did you mean firstlight\.networks\.MLP\?",
+    ),
+    "a file without --config": (["configs/x.yaml"], r"there is no option configs/x\.yaml: is it a --config\?"),
+    "no training batches": (["--trainer.limit_train_batches=0"], r"trainer\.limit_train_batches=0 trains nothing"),
+    "a sum for a loss": (
+        ["--model.loss.init_args.reduction=sum"],
+        r"CrossEntropyLoss gives \S+ for some samples and \S+ for them twice: it is no mean",
+    ),
     "a folder as a file": (["--config=."], r"config: \S+ is no file$"),
     "a negative learning rate": (["--model.optimizer.lr=-1"], r"optimizer: Invalid learning rate: -1\.0"),
     "a loss for other targets": (
@@ -68,7 +82,7 @@ CASES = {
     "a network with too few logits": (["--model.network.out_features=9"], r"classes=10, but MLP gives .*\(3, 9\)"),
     "a network for other inputs": (
         ["--model.network=firstlight.networks.SimpleNet"],
-        r"SimpleNet cannot take .*\(3, 1, 8, 8\)",
+        r"SimpleNet cannot take .*\(1, 8, 8\)",
     ),
     "an output folder that cannot be": (["--runs=file"], r"cannot make the folder file/.*: Not a directory"),
     "a batch size of 0": (["--data.batch_size=0"], r"batch_size=0: a batch has at least 1 sample"),

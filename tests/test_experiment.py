@@ -209,6 +209,96 @@ def test_two_processes_share_one_run_and_test_each_sample_once(tmp_path):
     assert f"{right / 270:.6g}" in again.stdout
 
 
+def test_two_processes_validate_each_sample_once(tmp_path):
+    # 269 samples: one process has one more than the other, and the last batch of one is empty.
+    options = ["--trainer.max_epochs=1", "--data.val_fraction=0.1497", "--data.batch_size=67"]
+    firstlight("fit", "--config", CONFIG, "--config", DDP, *options, cwd=tmp_path)
+    run = newest(tmp_path)
+    firstlight("validate", "--run", str(run), cwd=tmp_path)
+    (written,) = run.glob("evaluations/validate-*/results.json")
+    scored, best = json.loads(written.read_text())["metrics"], results(run)["best"]
+    assert scored["val/accuracy"] * 269 == pytest.approx(round(scored["val/accuracy"] * 269))
+    assert scored["val/accuracy"] == best["val/accuracy"]
+    assert scored["val/loss"] == pytest.approx(best["val/loss"], rel=1e-6)
+
+
+KILL = """
+import os, signal
+from lightning.pytorch import Callback
+
+
+class Kill(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("overlay", [[], ["--config", DDP]], ids=["one process", "two processes"])
+def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(overlay, tmp_path):
+    (tmp_path / "mine.py").write_text(KILL)
+    options = ["--config", CONFIG, *overlay, "--trainer.max_epochs=4", "--trainer.log_every_n_steps=1"]
+    firstlight("fit", *options, "--experiment=whole", cwd=tmp_path)
+    whole = newest(tmp_path, "whole")
+    kill = ["--trainer.callbacks+=mine.Kill", "--trainer.callbacks.step=53", "--experiment=killed"]
+    command = [sys.executable, "-m", "firstlight", "fit", *options, *kill]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300).returncode != 0
+    killed = newest(tmp_path, "killed")
+    firstlight("fit", "--run", str(killed), "--trainer.callbacks=null", cwd=tmp_path)
+    for name in ("last", "best"):
+        ends = [torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for run in (whole, killed)]
+        assert ends[0]["global_step"] == ends[1]["global_step"]
+        assert all(torch.equal(value, ends[1]["state_dict"][key]) for key, value in ends[0]["state_dict"].items())
+        moments = [end["optimizer_states"][0]["state"] for end in ends]
+        assert all(torch.equal(moments[0][key]["exp_avg"], moments[1][key]["exp_avg"]) for key in moments[0])
+        assert ends[0]["metrics"] == ends[1]["metrics"]
+        assert ends[0]["lr_schedulers"] == ends[1]["lr_schedulers"]
+    assert dict(logged(killed, "lr")) == dict(logged(whole, "lr"))
+    assert dict(logged(killed, "val/loss")) == dict(logged(whole, "val/loss"))
+
+
+def test_the_same_command_goes_on_when_it_is_told_to_resume(tmp_path):
+    command = ["fit", "--config", CONFIG, "--resume"]
+    firstlight(*command, "--trainer.max_epochs=1", cwd=tmp_path)
+    first = newest(tmp_path)
+    done = firstlight(*command, "--trainer.max_epochs=2", "--model.optimizer.lr=0.1", cwd=tmp_path)
+    assert newest(tmp_path) == first
+    assert results(first)["steps"] == 80
+    assert "change model.init_args.optimizer.init_args.lr was 0.003 and is 0.1" in done.stdout
+    assert [value for _, value in logged(first, "lr")][-1] > 0.003
+    for option in ("--data.batch_size=16", "--trainer.accumulate_grad_batches=2", "--model.monitor=val/accuracy"):
+        done = firstlight(*command, "--trainer.max_epochs=3", option, cwd=tmp_path, code=2)
+        assert "the run cannot go on exactly; --inexact" in done.stderr
+    done = firstlight(*command, "--trainer.max_epochs=3", "--model.optimizer=torch.optim.Adam", cwd=tmp_path, code=2)
+    assert "keeps what torch.optim.AdamW remembers" in done.stderr
+    options = ["--trainer.max_epochs=3", "--trainer.accumulate_grad_batches=2", "--inexact"]
+    done = firstlight(*command, *options, cwd=tmp_path)
+    assert "100 optimiser steps" in done.stdout
+    assert results(first)["steps"] == 100
+
+
+def test_a_run_that_was_moved_keeps_its_best(tmp_path):
+    firstlight("fit", "--config", CONFIG, "--trainer.max_epochs=2", cwd=tmp_path)
+    run = newest(tmp_path)
+    moved = run.rename(tmp_path / "moved")
+    best = results(moved)["best"]
+    firstlight("fit", "--run", str(moved), "--trainer.max_epochs=3", "--model.l1=5", cwd=tmp_path)
+    assert results(moved)["best"] == best
+
+
+def test_a_fault_in_training_leaves_what_was_trained(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from lightning.pytorch import Callback\nfrom firstlight.errors import UsageError\n\n\nclass Refuse(Callback):\n"
+        "    def on_train_batch_start(self, trainer, *rest):\n        if trainer.global_step == 60:\n"
+        "            raise UsageError('no further')\n"
+    )
+    firstlight("fit", "--config", CONFIG, "--trainer.callbacks+=mine.Refuse", cwd=tmp_path, code=2)
+    assert (newest(tmp_path) / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     command = [sys.executable, "-m", "firstlight", "fit", "--config", CONFIG, "--trainer.max_epochs=2000"]
     command += [

@@ -1,6 +1,11 @@
 import csv
 
-from firstlight.loggers import MetricsCSV
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from firstlight.errors import UsageError
+from firstlight.loggers import History, MetricsCSV
 
 
 def read(path):
@@ -84,3 +89,34 @@ def test_nothing_is_made_before_the_first_number(tmp_path):
     logger.finalize("success")
     assert logger.path.is_file()
     assert logger.save_dir == str(tmp_path / "new")
+
+
+def test_history_holds_what_a_run_logged_and_writes_nothing(tmp_path):
+    class Counting(BoringModel):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.log("count", float(self.global_step))
+
+    history = History()
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_steps=6,
+        limit_val_batches=0,
+        log_every_n_steps=2,
+        logger=history,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Counting())
+    assert history["count"] == ([1, 3, 5], [1.0, 3.0, 5.0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_history_refuses_a_name_that_was_not_logged():
+    history = History()
+    with pytest.raises(UsageError, match="no val/loss was logged, but nothing"):
+        history["val/loss"]
+    history.log_metrics({"val/loss": 1.0}, step=0)
+    with pytest.raises(UsageError, match="no val/los was logged, but val/loss; did you mean val/loss"):
+        history["val/los"]

@@ -119,3 +119,11 @@ def test_the_compiled_network_equals_the_eager_one(name, options, shape, out_sha
     torch.compiler.reset()
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(inputs_of(shape, name)), network(inputs_of(shape, name)))
+
+
+@pytest.mark.parametrize("name", ["MLP", "ConvNet", "ResNet"])
+def test_all_but_the_last_layer_is_a_network_of_its_own(name):
+    options, shape, _ = EXAMPLES[name][0]
+    network = build(name, options).eval()
+    features = network[:-1](inputs_of(shape, name))
+    torch.testing.assert_close(network[-1](features), network(inputs_of(shape, name)))

@@ -147,7 +147,7 @@ def test_the_check_accepts_the_samples_and_leaves_no_trace(name):
 
 @every_task
 def test_the_check_refuses_inputs_that_the_network_cannot_take(name):
-    with pytest.raises(UsageError, match=r"MLP cannot take inputs of shape \(3, 5\)"):
+    with pytest.raises(UsageError, match=r"MLP cannot take samples of shape \(5,\)"):
         made(name).check((inputs()[:, :5][:3], EXAMPLES[name][3][:3]), EXAMPLES[name][3])
 
 

@@ -113,9 +113,9 @@ def test_fitting_samples_pass_the_check_and_the_task_goes_on_as_it_was():
     ("changes", "found"),
     [
         ({"network": Bigrams(out=5)}, "Bigrams has a vocabulary of 5, so tokens are 0 to 4, but there is a token 8"),
-        ({"network": Bigrams(vocabulary=5)}, "Bigrams cannot take inputs of shape .*: index out of range"),
+        ({"network": Bigrams(vocabulary=5)}, "Bigrams cannot take samples of shape .*: index out of range"),
         ({"network": nn.Sequential(Bigrams(), nn.Flatten())}, r"Sequential gives outputs of shape \(2, 72\)"),
-        ({"network": nn.Linear(8, 9)}, r"Linear cannot take inputs of shape \(2, 8\)"),
+        ({"network": nn.Linear(8, 9)}, r"Linear cannot take samples of shape \(8,\)"),
         ({"loss": nn.CrossEntropyLoss()}, "CrossEntropyLoss scores targets that are 0.*ignore_index=0"),
         ({"network": TransformerLM(max_length=7)}, "max_length=7, but was given sequences of 8 tokens"),
     ],

@@ -5,6 +5,10 @@ import warnings
 __all__ = ["silence_known_warnings"]
 
 _KNOWN = (
+    # Lightning 2.6.6 counts batches of an epoch; tasks and callbacks here log by the steps of the whole run.
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
+    # The first of the default checkpoint callbacks is the best one, which is what Lightning takes.
+    r"`\.\w+\(ckpt_path=\"best\"\)` is called with Trainer configured with multiple `ModelCheckpoint`",
     # Lightning 2.6.6 asks for worker processes whatever the data is; indexing a tensor in memory is faster without.
     r"The '\w+_dataloader' does not have many workers",
     # Lightning 2.6.6 calls what torch 2.13 deprecates; it can go when `lightning.pytorch.utilities._pytree` is mended.

@@ -21,7 +21,7 @@ from firstlight.callbacks.defaults import refuse_collisions
 from firstlight.changes import changes, inexact
 from firstlight.checks import refuse_no_validation, refuse_options
 from firstlight.data import DataModule
-from firstlight.errors import UsageError
+from firstlight.errors import UsageError, did_you_mean
 from firstlight.explain import weights_fault
 from firstlight.loggers import all_loggers, as_list
 from firstlight.tasks import Task
@@ -163,7 +163,7 @@ class Experiment:
                 raise UsageError(f"--ckpt {asked} is a checkpoint of a run: say which with --run DIR")
             return runs.checkpoint(self.run_dir, asked)
         if not Path(asked).is_file():
-            raise UsageError(f"there is no checkpoint {asked}")
+            raise UsageError(f"there is no checkpoint {asked}" + did_you_mean(asked, ["best", "last"]))
         return Path(asked)
 
     def _evaluate(self, verb: str, ckpt: Path) -> list[Any]:
@@ -217,6 +217,10 @@ class Experiment:
         for path, (before, now) in changed.items():
             if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
                 print(f"change {path} was {before} and is {now}")
+        if optimizer := changed.get("model.init_args.optimizer.class_path"):
+            raise UsageError(
+                f"the run keeps what {optimizer[0]} remembers, which {optimizer[1]} cannot use: start a new one"
+            )
         if hindrances := inexact(changed):
             if not self.inexact:
                 raise UsageError(

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: TensorBoard, and `metrics.csv`, which is only ever appended to."""
+"""Where the numbers of a run go: TensorBoard, `metrics.csv`, which is only ever appended to, or memory."""
 
 import csv
 from argparse import Namespace
@@ -10,7 +10,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-__all__ = ["MetricsCSV", "TensorBoard", "all_loggers", "as_list"]
+from firstlight.errors import UsageError, did_you_mean
+
+__all__ = ["History", "MetricsCSV", "TensorBoard", "all_loggers", "as_list"]
 
 
 class TensorBoard(TensorBoardLogger):
@@ -88,6 +90,53 @@ class MetricsCSV(Logger):
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+class History(Logger):
+    """Keep every logged number in memory, for a notebook that draws it; nothing is written.
+
+    >>> history = History()
+    >>> history.log_metrics({"val/loss": 0.5}, step=9)
+    >>> history.log_metrics({"val/loss": 0.25}, step=19)
+    >>> history["val/loss"]
+    ([9, 19], [0.5, 0.25])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._logged: dict[str, tuple[list[int], list[float]]] = {}
+
+    @property
+    def name(self) -> str:
+        """Nothing: there is no file."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Nothing: there is no file."""
+        return ""
+
+    def __getitem__(self, name: str) -> tuple[list[int], list[float]]:
+        """Return the steps at which `name` was logged, and its values.
+
+        Raises:
+            UsageError: When nothing was logged under that name.
+        """
+        if name not in self._logged:
+            known = ", ".join(self._logged) or "nothing"
+            raise UsageError(f"no {name} was logged, but {known}" + did_you_mean(name, self._logged))
+        return self._logged[name]
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Keep each of `metrics`."""
+        for name, value in metrics.items():
+            steps, values = self._logged.setdefault(name, ([], []))
+            steps.append(step or 0)
+            values.append(float(value))
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Keep nothing: whoever made the parts has them."""
 
 
 def all_loggers(folder: Path, given: Any, from_step: int | None = None) -> list[Logger]:

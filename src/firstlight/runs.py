@@ -134,7 +134,8 @@ def find(run: Path) -> Path:
     if (found / "config.yaml").is_file():
         return found
     if found.is_dir():
-        raise UsageError(f"{found} is no run: it has no config.yaml")
+        latest = f"; its newest is {found / 'latest'}" if (found / "latest").is_file() else ""
+        raise UsageError(f"{found} is no run: it has no config.yaml{latest}")
     if found.is_file() or found.name == "config.yaml":
         raise UsageError(f"{found} is a file: give the folder of the run, {found.parent}")
     near = found.parent

@@ -49,4 +49,4 @@ def fitted(epochs: int, steps: int, planned: float, stopped: bool) -> str:
     'fit    28 epochs, stopped early, 1,120 of 2,400 steps'
     """
     how = f"stopped early, {steps:,} of {planned:,} steps" if stopped and steps < planned else f"{steps:,} steps"
-    return f"fit    {epochs} epochs, {how}"
+    return f"fit    {epochs} epoch{'s' * (epochs != 1)}, {how}"

@@ -3,6 +3,7 @@
 Shapes: `N` samples of a split, `B` of a batch; `...` whatever one sample is shaped like.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from firstlight.compat import silence_known_warnings
 from firstlight.data.clean import OnBad, clean
 from firstlight.data.files import digest_of
+from firstlight.data.learned import COMPARED, refuse_others
 from firstlight.data.loader import Loader, loader
 from firstlight.data.samples import SPLITS, Batch, Samples, Split, TensorBatches
 from firstlight.data.scale import statistics
@@ -25,7 +27,7 @@ from firstlight.hyperparameters import keep_hyperparameters
 
 __all__ = ["DataModule"]
 
-_COMPARED = ("class_names", "columns")
+_log = logging.getLogger(__name__)
 
 
 class DataModule(LightningDataModule, ABC):
@@ -225,6 +227,10 @@ class DataModule(LightningDataModule, ABC):
         if self._is_other(samples):
             if fits:
                 raise UsageError(f"{self._source} is not what the checkpoint was trained on: go on with the same data")
+            _log.warning(
+                f"{self._source} is not what the checkpoint was trained on: all of its {len(samples.inputs):,} samples "
+                "are taken, also any that it may have learned from"
+            )
             nothing = np.arange(0)
             self.indices = {"train": nothing, "val": nothing, "test": np.arange(len(samples.inputs))}
         elif samples.lacks or not samples.targets.size:
@@ -233,7 +239,8 @@ class DataModule(LightningDataModule, ABC):
             with about(self._source):
                 self.indices = split(samples, self._rows, self.val_fraction, self.test_fraction, self.split_seed)
         if self.learned:
-            self._check_learned(samples)
+            columns = self.encode(torch.from_numpy(samples.inputs[:1])).shape[1]
+            refuse_others(self.learned, samples, self._source, columns, self._split_digest)
         else:
             self._learn(samples)
         self._scale = self.learned["mean"], self.learned["std"]
@@ -254,30 +261,13 @@ class DataModule(LightningDataModule, ABC):
     def _learn(self, samples: Samples) -> None:
         train = torch.from_numpy(samples.inputs[self.indices["train"]])
         mean, std = None, None
-        self.learned = {name: getattr(samples, name) for name in _COMPARED}
+        self.learned = {name: getattr(samples, name) for name in COMPARED}
         self.learned |= {"digest": samples.digest, "split": self._split_digest}
         self.learned |= self.learn(train)
         if train.is_floating_point() or train.dtype == torch.uint8:
             with about(self._source):
                 mean, std = statistics(self.encode(train))
         self.learned |= {"mean": mean, "std": std}
-
-    def _check_learned(self, samples: Samples) -> None:
-        """Refuse samples of other classes or columns than a checkpoint was trained on."""
-        assert samples.targets is not None
-        if self.learned["split"] != self._split_digest and not self._is_other(samples):
-            was = "split_seed, val_fraction, test_fraction and on_bad as they were"
-            raise UsageError(f"the checkpoint learned from another split of {self._source}: give {was}")
-        for name in _COMPARED if samples.targets.size else ["columns"]:
-            known, found = self.learned[name], getattr(samples, name)
-            if known != found:
-                raise UsageError(f"the checkpoint was trained on the {name} {known}, but {self._source} has {found}")
-        mean, inputs = self.learned["mean"], self.encode(torch.from_numpy(samples.inputs[:1]))
-        if mean is not None and len(mean) != inputs.shape[1]:
-            raise UsageError(
-                f"the checkpoint was trained on {len(mean)} columns or channels, but {self._source} has "
-                f"{inputs.shape[1]}"
-            )
 
     def _scaled(self, inputs: Tensor) -> Tensor:
         """Return floats with the mean and the deviation of the training split taken out."""

@@ -55,7 +55,7 @@ def clean(samples: Samples, on_bad: OnBad) -> tuple[Samples, NDArray[np.int64]]:
         found = f"{count} row{'s' * (count != 1)} with something that is no finite number: "
         found += ", ".join(places[:_SHOWN]) + more
         if on_bad != "drop":
-            raise UsageError(f"{found}; on_bad=drop leaves such rows out")
+            raise UsageError(f"{found}; on_bad=drop leaves such rows out, on_bad=mean fills what is missing in inputs")
         if bad.all():
             raise UsageError(f"no row is left: {found}")
     rows = np.flatnonzero(~bad)

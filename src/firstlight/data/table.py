@@ -3,6 +3,7 @@
 Shapes: `N` rows, `K` targets of a row, `C` columns of inputs, `F` features: a number each, or one for each category.
 """
 
+import logging
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,8 @@ from firstlight.data.samples import Samples
 from firstlight.errors import UsageError
 
 __all__ = ["Table"]
+
+_log = logging.getLogger(__name__)
 
 _CLASSES = ("multiclass", "binary")
 
@@ -77,10 +80,16 @@ class Table(DataModule):
         others = [name for name in header if name not in [*self.targets, *marks]]
         columns = self.columns or (self.learned["columns"][: -len(self.targets)] if self.learned else others)
         lacks = lacking(self.path, columns, header) or lacking(self.path, self.categorical, columns)
+        if not self.learned:
+            lacks = lacks or lacking(self.path, self.targets, header)
         if lacks or not columns:
             raise UsageError(lacks or f"{self.path} has no column to predict from, but {', '.join(header)}")
+        if not self.learned:
+            numeric = [*columns, *(self.targets if self.kind == "regression" else [])]
+            self._refuse_text({name: table[name] for name in numeric if name not in self.categorical})
         for name in self.categorical:
             self._found[name] = _categories(table[name])
+            self._say_unknown(name)
             table[name] = _codes(table[name], self._found[name])
         self._columns = columns
         targets, names = self._labels(table)
@@ -94,6 +103,21 @@ class Table(DataModule):
             digest=digest,
             lacks=lacking(self.path, [*self.targets, *marks], header),
         )
+
+    def _refuse_text(self, table: dict[str, NDArray[Any]]) -> None:
+        """Refuse columns without a single number."""
+        text = [name for name, values in table.items() if any(values) and not any(map(_is_number, values))]
+        if text:
+            held = ", ".join(f"{name} ({next(filter(None, table[name]))}, ...)" for name in text)
+            raise UsageError(
+                f"{self.path}: no number in {held}: categories are named in categorical, [{','.join(text)}]"
+            )
+
+    def _say_unknown(self, name: str) -> None:
+        known = self.learned["categories"][name] if self.learned else self._found[name]
+        unknown = [category for category in self._found[name] if category not in known]
+        if unknown:
+            _log.warning(f"{self.path}: {name} has {', '.join(unknown)}, which the checkpoint does not know")
 
     def learn(self, inputs: Tensor) -> dict[str, Any]:
         """Return by column the categories of the training inputs `(N, C)`."""
@@ -137,6 +161,14 @@ class Table(DataModule):
             raise UsageError(f"{self.path}: column {target} has {len(names)} classes, {', '.join(names)}: binary has 2")
         codes = _codes(labels, names)
         return codes[:, None] if self.kind == "binary" else codes, names
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _categories(values: NDArray[Any]) -> list[str]:

@@ -9,12 +9,12 @@ from itertools import pairwise
 from torch import nn
 
 from firstlight.errors import UsageError
-from firstlight.networks.layers import ConvBlock, check_dropout, check_sizes
+from firstlight.networks.layers import ConvBlock, Layers, check_dropout, check_sizes
 
 __all__ = ["ConvNet"]
 
 
-class ConvNet(nn.Sequential):
+class ConvNet(Layers):
     """Stages of `ConvBlock`s with 2x2 max pooling between them, the mean over all pixels, and one linear layer.
 
     Inputs are `(B, in_channels, H, W)` of any size that can be halved as often as there are poolings: `H` and `W` are

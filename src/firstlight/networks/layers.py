@@ -11,12 +11,25 @@ from torch import nn
 
 from firstlight.errors import UsageError, did_you_mean
 
-__all__ = ["ConvBlock", "Init", "check_dropout", "check_sizes", "initialise"]
+__all__ = ["ConvBlock", "Init", "Layers", "check_dropout", "check_sizes", "initialise"]
 
 Init = Literal["default", "kaiming", "xavier"]
 
 
-class ConvBlock(nn.Sequential):
+class Layers(nn.Sequential):
+    """Layers one after another, of which a part, such as all but the last, is a plain `nn.Sequential`.
+
+    `nn.Sequential` would make a part of the class itself, whose constructor takes something else than layers.
+    """
+
+    def __getitem__(self, index: int | slice) -> nn.Module:
+        """Return a layer, or several as a network."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
+
+
+class ConvBlock(Layers):
     """Convolution, batch normalisation, activation: `(B, in_channels, H, W)` to `(B, out_channels, H', W')`.
 
     The convolution is 3x3 with padding 1, so `H'` is `H / stride`, rounded up. It has no bias, because batch

@@ -10,12 +10,12 @@ from typing import Literal
 from torch import Tensor, nn
 
 from firstlight.errors import UsageError
-from firstlight.networks.layers import Init, check_dropout, check_sizes, initialise
+from firstlight.networks.layers import Init, Layers, check_dropout, check_sizes, initialise
 
 __all__ = ["MLP", "RegularizedNet", "SimpleNet"]
 
 
-class MLP(nn.Sequential):
+class MLP(Layers):
     """Linear layers with an activation after each but the last.
 
     A hidden layer is linear, normalisation, activation, dropout, in this order. Inputs of any shape `(B, ...)` are

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
 from firstlight.errors import UsageError
-from firstlight.networks.layers import ConvBlock, check_sizes, initialise
+from firstlight.networks.layers import ConvBlock, Layers, check_sizes, initialise
 
 __all__ = ["ResNet"]
 
 
-class ResNet(nn.Sequential):
+class ResNet(Layers):
     """The CIFAR-10 residual network of the paper, with its initialisation (He et al., 2015).
 
     A `ConvBlock`, then three stages of residual blocks of two convolutions each, `width`, `2 * width` and `4 * width`

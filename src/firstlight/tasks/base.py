@@ -145,7 +145,7 @@ class Task(Scheduled):
         training = self.training
         self.eval()
         try:
-            outputs = attempt(lambda: self(inputs), f"{network} cannot take inputs of shape {tuple(inputs.shape)}")
+            outputs = attempt(lambda: self(inputs), f"{network} cannot take samples of shape {tuple(inputs.shape[1:])}")
             self.check_outputs(outputs, few, targets)
             fault = f"{loss} cannot compare outputs {described(outputs)} with targets {described(few)}"
             value = attempt(lambda: self.score(outputs, few, self.observed_val), fault)

@@ -121,7 +121,7 @@ class Scheduled(LightningModule):
         old = groups[0]["lr"]
         for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
             group["initial_lr"], group["lr"] = base, base * factor(step)
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and f"{old:.3g}" != f"{groups[0]['lr']:.3g}":
             plan = (
                 f"the run was planned with {before:,} optimiser steps and now has {total:,}: "
                 if before != total
