@@ -268,7 +268,7 @@ def test_the_same_command_goes_on_when_it_is_told_to_resume(tmp_path):
     assert newest(tmp_path) == first
     assert results(first)["steps"] == 80
     assert "change model.init_args.optimizer.init_args.lr was 0.003 and is 0.1" in done.stdout
-    assert [value for _, value in logged(first, "lr")][-1] > 0.003
+    assert max(value for step, value in logged(first, "lr") if step >= 40) > 0.01
     for option in ("--data.batch_size=16", "--trainer.accumulate_grad_batches=2", "--model.monitor=val/accuracy"):
         done = firstlight(*command, "--trainer.max_epochs=3", option, cwd=tmp_path, code=2)
         assert "the run cannot go on exactly; --inexact" in done.stderr
@@ -291,8 +291,8 @@ def test_a_run_that_was_moved_keeps_its_best(tmp_path):
 
 def test_a_fault_in_training_leaves_what_was_trained(tmp_path):
     (tmp_path / "mine.py").write_text(
-        "from lightning.pytorch import Callback\nfrom firstlight.errors import UsageError\n\n\nclass Refuse(Callback):\n"
-        "    def on_train_batch_start(self, trainer, *rest):\n        if trainer.global_step == 60:\n"
+        "from lightning.pytorch import Callback\nfrom firstlight.errors import UsageError\n\n\n"
+        "class Refuse(Callback):\n    def on_train_batch_start(self, trainer, *rest):\n        if trainer.global_step == 60:\n"
         "            raise UsageError('no further')\n"
     )
     firstlight("fit", "--config", CONFIG, "--trainer.callbacks+=mine.Refuse", cwd=tmp_path, code=2)
