@@ -1,21 +1,31 @@
-"""What is reached without a neural network of ours, on the same splits."""
+"""What is reached without a neural network of ours, on the same splits.
 
+    python benchmarks/baselines.py --config FILE [options]
+
+prints what `results.py` keeps. Baselines learn from the training split and are scored once on the test split.
+"""
+
+import json
 import lzma
 import math
-import warnings
+import platform
+import sys
 from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import NearestNeighbors
 from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.preprocessing import StandardScaler
 
+from firstlight.cli import CLI
 from firstlight.data import DataModule
 from firstlight.data.corpus import Windows
 from firstlight.tasks import Task
@@ -30,6 +40,9 @@ METRICS = {
 }
 """By task, the metric of the table."""
 
+MOST = 1000
+"""Iterations, which with scikit-learn's defaults are too few to converge."""
+
 MANY = 10_000
 """Training samples above which a forest stands in for what would take hours."""
 
@@ -43,27 +56,26 @@ def scores(task: Task, data: DataModule, seed: int) -> dict[str, float]:
     (train, labels), (test, truth) = (arrays(data, split) for split in ("train", "test"))
     if kind == "Embedding":
         return {"nearest pixels": leave_one_out(test, truth)}
-    models: list[Any]
+    linear = LogisticRegression(max_iter=MOST)
+    perceptron = MLPClassifier(max_iter=MOST, random_state=seed)
+    models: dict[str, Any] = {"LogisticRegression": linear, "MLPClassifier": perceptron}
     if kind == "Regression":
-        models = [LinearRegression(), MLPRegressor(random_state=seed)]
+        perceptron = MLPRegressor(max_iter=MOST, early_stopping=True, random_state=seed)
+        scaled = TransformedTargetRegressor(perceptron, transformer=StandardScaler())
+        models = {"LinearRegression": LinearRegression(), "MLPRegressor": scaled}
     elif kind == "MultilabelClassification":
-        models = [OneVsRestClassifier(LogisticRegression(max_iter=1000)), MLPClassifier(random_state=seed)]
+        models["LogisticRegression"] = OneVsRestClassifier(linear)
     elif data.dataset("train").inputs.ndim == 2 and not data.dataset("train").inputs.is_floating_point():
         vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 3))
         train = vectors.fit_transform("".join(map(chr, row[row > 0])) for row in train)
         test = vectors.transform("".join(map(chr, row[row > 0])) for row in test)
-        models = [LogisticRegression(max_iter=1000)]
+        models = {"TfidfVectorizer + LogisticRegression": linear}
     elif len(train) > MANY:
-        models = [RandomForestClassifier(random_state=seed)]
-    else:
-        models = [LogisticRegression(max_iter=1000), MLPClassifier(random_state=seed)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        for model in models:
-            model.fit(train, labels)
+        models = {"RandomForestClassifier": RandomForestClassifier(random_state=seed)}
+    found = {name: model.fit(train, labels) for name, model in models.items()}
     if kind == "Regression":
-        return {type(model).__name__: float(model.score(test, truth)) for model in models}
-    return {type(model).__name__: float(np.mean(model.predict(test) == truth)) for model in models}
+        return {name: float(model.score(test, truth)) for name, model in found.items()}
+    return {name: float(np.mean(model.predict(test) == truth)) for name, model in found.items()}
 
 
 def arrays(data: DataModule, split: Any) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -104,3 +116,22 @@ def witten_bell(known: bytes, text: bytes, order: int) -> float:
                 probability = (found[past[end]] + kinds * probability) / (total + kinds)
         bits -= math.log2(probability)
     return bits / len(text)
+
+
+def main() -> None:
+    """Print what a run of the experiment is to be compared with."""
+    experiment = CLI("fit", sys.argv[1:]).experiment
+    seed = int(sys.argv[sys.argv.index("--seed_everything") + 1])
+    assert isinstance(experiment.datamodule, DataModule)
+    found = {
+        "metric": METRICS[type(experiment.task).__name__],
+        "parameters": sum(parameter.numel() for parameter in experiment.task.parameters()),
+        "baselines": scores(experiment.task, experiment.datamodule, seed),
+        "machine": f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} thread(s), {platform.machine()}",
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

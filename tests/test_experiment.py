@@ -289,12 +289,20 @@ def test_a_run_that_was_moved_keeps_its_best(tmp_path):
     assert results(moved)["best"] == best
 
 
+REFUSE = """
+from lightning.pytorch import Callback
+from firstlight.errors import UsageError
+
+
+class Refuse(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 60:
+            raise UsageError("no further")
+"""
+
+
 def test_a_fault_in_training_leaves_what_was_trained(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "from lightning.pytorch import Callback\nfrom firstlight.errors import UsageError\n\n\n"
-        "class Refuse(Callback):\n    def on_train_batch_start(self, trainer, *rest):\n        if trainer.global_step == 60:\n"
-        "            raise UsageError('no further')\n"
-    )
+    (tmp_path / "mine.py").write_text(REFUSE)
     firstlight("fit", "--config", CONFIG, "--trainer.callbacks+=mine.Refuse", cwd=tmp_path, code=2)
     assert (newest(tmp_path) / "checkpoints" / "last.ckpt").is_file()
 

@@ -92,7 +92,7 @@ class Scheduled(LightningModule):
         trainer = self.trainer
         checkpoint["done"] = {
             "steps": trainer.global_step,
-            "epochs": trainer.fit_loop.epoch_progress.current.completed,
+            "epochs": trainer.fit_loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
             "steps_an_epoch": trainer.estimated_stepping_batches / (trainer.max_epochs or math.inf),
         }
 
