@@ -1,4 +1,4 @@
-"""The command line: the only place that joins tasks, data and callbacks.
+"""The command line: from options to an experiment.
 
 All verbs share one schema, so a configuration that one of them wrote is read by every other.
 """

@@ -1,4 +1,4 @@
-"""A progress bar that costs nothing measurable, and plain lines where there is no terminal."""
+"""A progress bar that is drawn by the clock and not by the step, and plain lines where there is no terminal."""
 
 import math
 import sys
