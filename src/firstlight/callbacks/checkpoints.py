@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -21,11 +22,23 @@ __all__ = ["BestCheckpoint", "LastCheckpoint", "not_finite", "recorded"]
 
 
 class FiniteCheckpoint(ModelCheckpoint):
-    """A checkpoint that is never written of weights that are not finite."""
+    """A checkpoint that is never written of weights that are not finite, and fails on all processes or on none."""
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        refuse_not_finite(trainer, filepath)
-        super()._save_checkpoint(trainer, filepath)
+        write = super()._save_checkpoint
+        self._together(trainer, filepath, lambda: write(trainer, filepath))
+
+    def _together(self, trainer: Trainer, path: str | Path, write: Callable[[], None]) -> None:
+        """Write; where the first process cannot, the others would wait for it, and then blame the connection."""
+        refuse_not_finite(trainer, path)
+        fault = None
+        try:
+            write()
+        except UsageError as error:
+            fault = error
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # which the others have come to
+        if trainer.strategy.reduce_boolean_decision(fault is not None, all=False):
+            raise fault or UsageError(f"the first process could not write {path}")
 
 
 class BestCheckpoint(FiniteCheckpoint):
@@ -159,9 +172,8 @@ class LastCheckpoint(FiniteCheckpoint):
         self._step = trainer.global_step
         if stepped and (self._interrupted or self._is_due(trainer)):
             path = Path(str(self.dirpath)) / "last.ckpt"
-            refuse_not_finite(trainer, path)
             # Lightning's own would take an epoch that ends at this step for written.
-            trainer.save_checkpoint(path)
+            self._together(trainer, path, lambda: trainer.save_checkpoint(path))
             self._written = time.monotonic()
             if self._interrupted:
                 raise KeyboardInterrupt
