@@ -70,7 +70,7 @@ def write_on_and_on(path, elsewhere, done, io):
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint_and_the_next_start_no_temporary_file(kills, tmp_path):
+def test_a_kill_inside_a_writing_leaves_a_whole_checkpoint_and_the_next_start_no_temporary_file(kills, tmp_path):
     other = Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("needs another file system at /dev/shm")
@@ -78,7 +78,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint_and_the_next_start_no_te
     context.set_forkserver_preload(["firstlight.checkpoint_io"])
     path, rng, inside = tmp_path / "last.ckpt", random.Random(0), 0
     with tempfile.TemporaryDirectory(dir=other) as elsewhere:
-        for _ in range(kills):
+        while inside < kills:
             path.unlink(missing_ok=True)
             done = context.Value("i", 0)
             writer = context.Process(target=write_on_and_on, args=(path, elsewhere, done, IO))
@@ -88,16 +88,18 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint_and_the_next_start_no_te
                 assert writer.is_alive() and time.monotonic() < deadline
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.1))
+            while not any(tmp_path.glob(".*")):  # until a writing begins
+                assert writer.is_alive() and time.monotonic() < deadline
+            time.sleep(rng.uniform(0, 0.005))
             writer.kill()
             writer.join()
             loaded = IO.load_checkpoint(path)
             assert loaded["global_step"] in (done.value, done.value + 1)
             assert same(loaded, content(loaded["global_step"], 1_000_000))
-            inside += any(tmp_path.glob(".*"))
+            inside += any(tmp_path.glob(".*"))  # Other kills came just after it.
             remove_leftovers(tmp_path)
             assert os.listdir(tmp_path) == ["last.ckpt"]
         assert not os.listdir(elsewhere)
-    assert inside > kills / 5, "hardly a kill fell into a writing"
 
 
 @pytest.fixture(scope="module")
