@@ -13,12 +13,14 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from firstlight import callbacks, runs, summary
 from firstlight.callbacks.checkpoints import recorded
 from firstlight.callbacks.defaults import refuse_collisions
 from firstlight.changes import changes, inexact
+from firstlight.checkpoint_io import AtomicCheckpointIO, newest_resumable, remove_leftovers
 from firstlight.checks import refuse_no_validation, refuse_options
 from firstlight.data import DataModule
 from firstlight.errors import UsageError, did_you_mean
@@ -66,16 +68,20 @@ class Experiment:
                 samples = self.datamodule.dataset(split)
                 few = samples[range(min(3, len(samples)))]
                 self.task.check(self.datamodule.on_after_batch_transfer(few, 0), samples.targets)
+        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
         resumed = None
         if self.run_dir is not None:
             resumed = runs.checkpoint(self.run_dir, "last")
             self._compare(self.run_dir)
-        first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        if resumed and not self._own_io():  # What another plugin writes may be no zip file.
+            resumed = newest_resumable(resumed)
         if self.run_dir is None:
             # Lightning hands the first process's folder to the others.
             self.run_dir = runs.create(self.home.parent, self.home.name) if first else self.home
         lock = runs.lock(self.run_dir) if first else None
         try:
+            if first:
+                remove_leftovers(self.run_dir / "checkpoints")
             return self._fit(resumed, self.run_dir)
         except UsageError:
             if first and resumed is None and not self._trained:
@@ -190,9 +196,13 @@ class Experiment:
             raise weights_fault(error, ckpt) from error
         return found
 
+    def _own_io(self) -> bool:
+        return any(isinstance(each, CheckpointIO) for each in as_list(self.options["plugins"]))
+
     def _trainer(self, **changes: Any) -> Trainer:
+        plugins = as_list(self.options["plugins"]) + ([] if self._own_io() else [AtomicCheckpointIO()])
         try:
-            return Trainer(**{**self.options, **changes})
+            return Trainer(**{**self.options, **changes, "plugins": plugins})
         except (MisconfigurationException, ValueError) as error:
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
 
@@ -232,7 +242,7 @@ class Experiment:
     def _say_where(self, step: int, folder: Path) -> None:
         logged = runs.last_step(folder)
         if logged > step and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            print(f"resume the last checkpoint is of step {step:,}: steps up to {logged:,} are done and logged again")
+            print(f"resume the checkpoint is of step {step:,}: steps up to {logged:,} are done and logged again")
 
     def _left(self, trainer: Trainer, folder: Path) -> str:
         """Return what there is after Ctrl-C."""

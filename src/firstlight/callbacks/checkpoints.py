@@ -2,6 +2,8 @@
 
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -9,14 +11,38 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _NormBase
 
+from firstlight.callbacks.due import is_due
 from firstlight.errors import UsageError
 
-__all__ = ["BestCheckpoint", "LastCheckpoint", "recorded"]
+__all__ = ["BestCheckpoint", "LastCheckpoint", "not_finite", "recorded"]
 
 
-class BestCheckpoint(ModelCheckpoint):
-    """Keep `best.ckpt`, one file, of the validation with the best value of a metric.
+class FiniteCheckpoint(ModelCheckpoint):
+    """A checkpoint that is never written of weights that are not finite, and fails on all processes or on none."""
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        write = super()._save_checkpoint
+        self._together(trainer, filepath, lambda: write(trainer, filepath))
+
+    def _together(self, trainer: Trainer, path: str | Path, write: Callable[[], None]) -> None:
+        """Write; where the first process cannot, the others would wait for it, and then blame the connection."""
+        refuse_not_finite(trainer, path)
+        fault = None
+        try:
+            write()
+        except UsageError as error:
+            fault = error
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # which the others have come to
+        if trainer.strategy.reduce_boolean_decision(fault is not None, all=False):
+            raise fault or UsageError(f"the first process could not write {path}")
+
+
+class BestCheckpoint(FiniteCheckpoint):
+    """Keep `best.ckpt`, one file, of the validation with the best value of a metric; weights are finite, or it raises.
 
     Args:
         monitor: Name of the metric.
@@ -65,23 +91,67 @@ def recorded(path: str | Path) -> dict[str, float]:
     return {"epoch": checkpoint["epoch"] + 1, "step": checkpoint["global_step"], **checkpoint.get("metrics", {})}
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Keep `last.ckpt`, one file, written after every `every_n_epochs` epochs and when the run is interrupted.
+def not_finite(module: nn.Module) -> str | None:
+    """Return the name of the first parameter, or running statistic of a normalisation, that is not finite, or `None`.
+
+    Other buffers are left alone: a mask holds infinity. Waits for the device once.
+    """
+    named = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    for path, part in module.named_modules():
+        if isinstance(part, _NormBase):
+            named |= {f"{path}.{name}": buffer for name, buffer in part.named_buffers(recurse=False)}
+    if not named:
+        return None
+    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in named.values()]
+    finite = torch.stack([tensor.isfinite().all().to(local[0].device) for tensor in local]).tolist()
+    return next((name for name, is_finite in zip(named, finite, strict=True) if not is_finite), None)
+
+
+def refuse_not_finite(trainer: Trainer, path: str | Path) -> None:
+    """Refuse to write a checkpoint of weights that are not finite, on all processes alike.
+
+    Raises:
+        UsageError: Naming the first such tensor.
+    """
+    name = not_finite(trainer.lightning_module)
+    if trainer.strategy.reduce_boolean_decision(name is not None, all=False):
+        raise UsageError(
+            f"{path} is not written at step {trainer.global_step:,}: {name or 'a tensor of another process'} is not "
+            "finite; earlier checkpoints are kept"
+        )
+
+
+class LastCheckpoint(FiniteCheckpoint):
+    """Keep `last.ckpt`, one file, written after epochs, steps or seconds and when the run is interrupted.
+
+    It is written whether or not a metric improved, and never of weights that are not finite: then it raises.
 
     Ctrl-C lets the optimiser step under way finish, writes `last.ckpt` and raises `KeyboardInterrupt`; a second one
-    raises it at once. On several processes Ctrl-C is not caught, and the file is the last epoch's.
+    raises it at once. On several processes Ctrl-C is not caught, and the file is the one written last.
 
     Args:
         dirpath: Folder of the file; `None` leaves it to the logger.
         every_n_epochs: Epochs from one writing to the next, at least 1.
+        every_n_steps: Optimiser steps from one writing within an epoch to the next; 0 is never.
+        every_seconds: Seconds after which it is written again, after an optimiser step; 0 is never. Several processes
+            agree on the time only where something is logged (`log_every_n_steps`), because that waits for them.
 
     Raises:
-        UsageError: When `every_n_epochs` is below 1.
+        UsageError: When `every_n_epochs` is below 1, or another one is negative.
     """
 
-    def __init__(self, dirpath: Path | None = None, every_n_epochs: int = 1) -> None:
+    def __init__(
+        self,
+        dirpath: Path | None = None,
+        every_n_epochs: int = 1,
+        every_n_steps: int = 0,
+        every_seconds: float = 600,
+    ) -> None:
         if every_n_epochs < 1:
             raise UsageError(f"LastCheckpoint was given every_n_epochs={every_n_epochs}: it is at least 1")
+        for name, value in (("every_n_steps", every_n_steps), ("every_seconds", every_seconds)):
+            if not value >= 0:
+                raise UsageError(f"LastCheckpoint was given {name}={value}: it is at least 0, which is never")
         super().__init__(
             dirpath,
             "last",
@@ -89,6 +159,9 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+        self.every_n_steps = every_n_steps
+        self.every_seconds = every_seconds
+        self._written = 0.0
         self._interrupted = False
         self._step = 0
         self._handler: Any = None
@@ -98,6 +171,7 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._interrupted = False
         self._step = trainer.global_step
+        self._written = time.monotonic()
         # Someone else's handler, or another thread's training, is left alone.
         if trainer.world_size == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._handler = signal.signal(signal.SIGINT, self._interrupt)
@@ -105,13 +179,32 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the file and stop, if asked to, after an optimiser step that is whole."""
+        """Write the file when it is due, or stop if asked to, after an optimiser step that is whole."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         stepped = trainer.global_step > self._step
         self._step = trainer.global_step
-        if self._interrupted and stepped:
-            trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
-            raise KeyboardInterrupt
+        if stepped and (self._interrupted or self._is_due(trainer)):
+            path = Path(str(self.dirpath)) / "last.ckpt"
+            # Lightning's own would take an epoch that ends at this step for written.
+            self._together(trainer, path, lambda: trainer.save_checkpoint(path))
+            self._written = time.monotonic()
+            if self._interrupted:
+                raise KeyboardInterrupt
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self._written = time.monotonic()
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        epoch_end_writes = trainer.is_last_batch and (trainer.current_epoch + 1) % self._every_n_epochs == 0
+        if trainer.fast_dev_run or epoch_end_writes:  # type: ignore[attr-defined]  # set outside the class
+            return False
+        done = trainer.global_step // max(len(trainer.optimizers), 1)
+        late = 0 < self.every_seconds <= time.monotonic() - self._written
+        if trainer.world_size > 1 and self.every_seconds:
+            agree = is_due(done - 1, trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set outside the class
+            late = agree and trainer.strategy.broadcast(late)
+        return is_due(done - 1, self.every_n_steps) or late
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give Ctrl-C back."""
