@@ -28,9 +28,7 @@ def refuse_options(options: Mapping[str, Any]) -> None:
     on_cpu = options["accelerator"] == "cpu" or not torch.accelerator.is_available()
     if on_cpu and devices.isdigit() and int(devices) > processors:
         # Each is a process with a copy of everything: a slip of the finger could take the machine down.
-        raise UsageError(
-            f"trainer.devices={devices}: on the CPU each is a process, and {processors} are the most here"
-        )
+        raise UsageError(f"trainer.devices={devices}: on the CPU each is a process, and {processors} are the most here")
 
 
 def refuse_no_validation(trainer: Trainer, callbacks: Sequence[Callback]) -> None:

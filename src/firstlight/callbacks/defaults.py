@@ -12,6 +12,7 @@ from firstlight.callbacks.early_stopping import EarlyStopping
 from firstlight.callbacks.gradient_norm import GradientNorm
 from firstlight.callbacks.hparams import HParams
 from firstlight.callbacks.learning_rate import LearningRate
+from firstlight.callbacks.nonfinite import NonFinite
 from firstlight.callbacks.progress import Progress
 from firstlight.errors import UsageError, did_you_mean
 
@@ -22,6 +23,7 @@ DEFAULTS: dict[str, type[Callback]] = {
     "best": BestCheckpoint,
     "last": LastCheckpoint,
     "gradient_norm": GradientNorm,
+    "nonfinite": NonFinite,
     "lr": LearningRate,
     "hparams": HParams,
     "progress": Progress,
@@ -65,6 +67,9 @@ def defaults(
         callbacks.append(EarlyStopping(**monitored, **given["early_stopping"]))
     if "gradient_norm" in given:
         callbacks.append(GradientNorm(**given["gradient_norm"]))
+    if "nonfinite" in given:
+        # After the norm of the gradient, which is to be seen as it was.
+        callbacks.append(NonFinite(**given["nonfinite"]))
     if "lr" in given:
         callbacks.append(LearningRate(**given["lr"]))
     if "progress" in given:
