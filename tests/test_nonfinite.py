@@ -23,7 +23,7 @@ from firstlight.loggers import MetricsCSV
 from firstlight.networks import MLP
 from firstlight.schedules import Constant
 from firstlight.tasks import Classification
-from tests.helpers import CONFIG, ROOT, firstlight, logged, newest
+from tests.helpers import CONFIG, DDP, ROOT, firstlight, logged, newest
 
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=0.1)
@@ -111,11 +111,12 @@ def assert_same_bits(one, other):
     assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
 
 
-@pytest.fixture(params=["cpu", "device"])
+@pytest.fixture(params=["cpu", "device", "fast device"])
 def where(request, monkeypatch):
-    """On the CPU, or as on a device whose flags arrive only when they are waited for."""
-    if request.param == "device":
+    """On the CPU, or as on a device whose flags arrive only when they are waited for, or at once."""
+    if request.param != "cpu":
         monkeypatch.setattr(nonfinite, "_waits", lambda tensor: True)
+    if request.param == "device":
         monkeypatch.setattr(nonfinite._Step, "arrived", lambda self: False)
     return request.param
 
@@ -201,7 +202,7 @@ def test_a_gradient_that_is_not_finite_though_the_loss_is_names_the_parameter(tm
 def test_an_infinite_loss_is_found_though_its_gradient_is_zero(action, where, tmp_path):
     class Constant(Net):
         def training_step(self, batch, batch_idx):
-            loss = (self.head(self.norm(self.body(batch[0]))).relu() * 0).mean()
+            loss = (self.head(self.norm(self.body(batch[0]))) - (100 if batch_idx == 2 else 0)).relu().mean()
             return loss + math.inf if batch_idx == 2 else loss
 
     guard, seen = NonFinite(action), Snapshots()
@@ -302,12 +303,12 @@ def test_a_rate_that_explodes_stops_the_run_and_the_layer_is_named(tmp_path):
         fit(module, tmp_path, NonFinite(), data=data)
 
 
+@pytest.mark.parametrize("without", [[], ["best", "early_stopping"]])
 @pytest.mark.parametrize("steps", [1, 2])
-def test_neither_best_nor_last_is_written_from_weights_or_losses_that_are_not_finite(steps, tmp_path):
-    # Of one step the weights are not finite and their gradient was: only the validation would see it.
-    module, lr = task(), {1: math.inf, 2: 1e38}[steps]
-    module.build_optimizer = partial(torch.optim.SGD, lr=lr)
-    every = callbacks.defaults(module, tmp_path, without=["progress"])
+def test_neither_best_nor_last_is_written_from_weights_or_losses_that_are_not_finite(steps, without, tmp_path):
+    # After one step the weights are not finite, and no gradient has been calculated with them.
+    module = task(lr=math.inf)
+    every = callbacks.defaults(module, tmp_path, without=["progress", *without])
     trainer = Trainer(
         max_epochs=1,
         limit_train_batches=steps,
@@ -317,7 +318,7 @@ def test_neither_best_nor_last_is_written_from_weights_or_losses_that_are_not_fi
         enable_progress_bar=False,
         callbacks=every,
     )
-    with pytest.raises(TrainingError):
+    with pytest.raises(TrainingError, match="not finite" if steps == 2 else "not finite after 1 steps"):
         trainer.fit(module, datamodule=Digits())
     assert not list(tmp_path.glob("*.ckpt"))
 
@@ -343,10 +344,12 @@ def test_a_monitored_score_that_is_not_finite_is_no_best(action, tmp_path):
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 0
 
 
-def test_the_command_line_ends_with_1_and_says_where_in_five_lines(tmp_path):
-    options = ["--config", CONFIG, "--trainer.max_epochs=2", "--model.optimizer.init_args.lr=1e37"]
+@pytest.mark.parametrize("overlay", [[], ["--config", DDP]], ids=["one process", "two"])
+def test_the_command_line_ends_with_1_and_says_where_in_five_lines(overlay, tmp_path):
+    options = ["--config", CONFIG, *overlay, "--trainer.max_epochs=2", "--model.optimizer.init_args.lr=1e37"]
     done = firstlight("fit", *options, cwd=tmp_path, code=1)
     said = done.stderr[done.stderr.index("firstlight: ") :].splitlines()
+    assert done.stderr.count("firstlight: ") == 1
     assert len(said) <= 5
     assert "Traceback" not in done.stderr
     assert "layer whose output is not finite: network." in done.stderr
@@ -409,7 +412,7 @@ def test_a_loss_that_is_infinite_on_one_of_two_processes_is_decided_alike_by_bot
     )
     lines = sorted(line for line in done.stdout.splitlines() if line[:2] in ("0 ", "1 "))
     if action == "stop":
-        assert done.returncode == 1, done.stderr
+        assert done.returncode != 0, done.stderr  # gloo's threads abort the interpreter's exit now and then
         assert f"step {2 // accumulate} (epoch 1, batch_idx 2 of process 1)" in lines[0]
         assert {line[2:] for line in lines} == {lines[0][2:]}
     else:

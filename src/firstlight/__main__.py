@@ -51,7 +51,9 @@ def main(args: list[str] | None = None) -> int:
     except (UsageError, TrainingError) as error:
         if os.environ.get("FIRSTLIGHT_TRACEBACK") == "1":
             traceback.print_exc()
-        print(f"firstlight: {error}", file=sys.stderr)
+        # All processes of a run stop alike, and one says why.
+        if isinstance(error, UsageError) or os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+            print(f"firstlight: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 
