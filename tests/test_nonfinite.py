@@ -150,7 +150,7 @@ def test_a_skipped_step_leaves_weights_moments_and_running_means_as_they_are(fus
         weights = [states[sound][0]["body.weight"] for states in (seen.before, seen.after)]
         assert not torch.equal(*weights)
     assert (guard.skipped, trainer.global_step) == (1, 6)
-    assert [value for _, value in logged(tmp_path, "nonfinite/skipped")][-1] == 1
+    assert {(step, 1.0) for step in (4, 5)} <= set(logged(tmp_path, "nonfinite/skipped"))
 
 
 @pytest.mark.parametrize("make", [ADAMW, SGD, ADAGRAD])

@@ -86,6 +86,7 @@ class NonFinite(Callback):
         self._stepped = True
         self._replaying = False
         self._scaler: Any = None
+        self._judges_losses = False
         self._buffers: list[Tensor] = []
         self._kept: list[Tensor] = []
 
@@ -102,6 +103,8 @@ class NonFinite(Callback):
         self._forget()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        # A loss may be infinite where it is constant; but each process has its own, and all of them decide the same.
+        self._judges_losses = trainer.world_size == 1 and self._scaler is None
         # A run that goes on after such a step needs the buffers as they were.
         self._buffers = list(pl_module.buffers()) if self.action == "skip" or self._scaler else []
         self._kept = [buffer.clone() for buffer in self._buffers]
@@ -140,9 +143,7 @@ class NonFinite(Callback):
         ]
         if not gradients:
             return
-        # A loss may be constant where it is infinite. Each process has its own, and all of them decide the same.
-        alone = trainer.world_size == 1 and self._scaler is None
-        found = self._flag(gradients + self._window.losses if alone else gradients)
+        found = self._flag(gradients + self._window.losses if self._judges_losses else gradients)
         if self._reads_at_once(optimizer, found):
             if found.item():
                 self._judge(trainer, pl_module, _Step(trainer, self._window, found))
