@@ -6,7 +6,7 @@ import traceback
 from importlib import import_module
 
 from firstlight import __version__
-from firstlight.errors import UsageError, did_you_mean
+from firstlight.errors import TrainingError, UsageError, did_you_mean
 
 __all__ = ["VERBS", "main"]
 
@@ -29,9 +29,9 @@ _HELP = f"""usage: firstlight VERB [options]
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run a verb and return the exit code: 0, or 2 for wrong use, which is said in one line.
+    """Run a verb and return the exit code: 0, 2 for wrong use, said in one line, or 1 for a run that cannot go on.
 
-    `FIRSTLIGHT_TRACEBACK=1` shows where wrong use was found. Any other exception is a bug and passes through.
+    `FIRSTLIGHT_TRACEBACK=1` shows where either was found. Any other exception is a bug and passes through.
     """
     verb, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
     if verb in ("--help", "-h"):
@@ -48,11 +48,13 @@ def main(args: list[str] | None = None) -> int:
             raise UsageError(f"there is no verb {verb}: {', '.join(VERBS)}" + did_you_mean(verb, VERBS))
         module, function = VERBS[verb][1].split(":")
         getattr(import_module(module), function)(rest)
-    except UsageError as error:
+    except (UsageError, TrainingError) as error:
         if os.environ.get("FIRSTLIGHT_TRACEBACK") == "1":
             traceback.print_exc()
-        print(f"firstlight: {error}", file=sys.stderr)
-        return 2
+        # All processes of a run stop alike, and one says why.
+        if isinstance(error, UsageError) or os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+            print(f"firstlight: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Wrong use, said in one line."""
+"""What is said without a traceback: wrong use, and a run that cannot go on."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -10,6 +10,14 @@ class UsageError(Exception):
 
     The message is one line: what was found, where, and what would be right. The command line prints it and exits
     with code 2.
+    """
+
+
+class TrainingError(Exception):
+    """A run cannot go on: neither wrong use nor a bug.
+
+    The message is at most five lines: what happened, where, and what may help. The command line prints it and exits
+    with code 1.
     """
 
 

@@ -6,6 +6,7 @@ from firstlight.callbacks.early_stopping import EarlyStopping
 from firstlight.callbacks.gradient_norm import GradientNorm
 from firstlight.callbacks.hparams import HParams
 from firstlight.callbacks.learning_rate import LearningRate
+from firstlight.callbacks.nonfinite import NonFinite
 from firstlight.callbacks.progress import Progress
 from firstlight.callbacks.random_state import RandomState
 
@@ -16,6 +17,7 @@ __all__ = [
     "HParams",
     "LastCheckpoint",
     "LearningRate",
+    "NonFinite",
     "Progress",
     "RandomState",
     "defaults",

@@ -12,6 +12,7 @@ from firstlight.callbacks.early_stopping import EarlyStopping
 from firstlight.callbacks.gradient_norm import GradientNorm
 from firstlight.callbacks.hparams import HParams
 from firstlight.callbacks.learning_rate import LearningRate
+from firstlight.callbacks.nonfinite import NonFinite
 from firstlight.callbacks.progress import Progress
 from firstlight.callbacks.random_state import RandomState
 from firstlight.errors import UsageError, did_you_mean
@@ -24,6 +25,7 @@ DEFAULTS: dict[str, type[Callback]] = {
     "last": LastCheckpoint,
     "random_state": RandomState,
     "gradient_norm": GradientNorm,
+    "nonfinite": NonFinite,
     "lr": LearningRate,
     "hparams": HParams,
     "progress": Progress,
@@ -69,6 +71,9 @@ def defaults(
         callbacks.append(RandomState(**given["random_state"]))
     if "gradient_norm" in given:
         callbacks.append(GradientNorm(**given["gradient_norm"]))
+    if "nonfinite" in given:
+        # After the norm of the gradient, which is to be seen as it was.
+        callbacks.append(NonFinite(**given["nonfinite"]))
     if "lr" in given:
         callbacks.append(LearningRate(**given["lr"]))
     if "progress" in given:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from lightning.pytorch import Trainer
 
-__all__ = ["is_due", "log", "should_log"]
+__all__ = ["current_step", "is_due", "log", "should_log"]
 
 
 def is_due(step: int, every: int) -> bool:
@@ -18,16 +18,16 @@ def is_due(step: int, every: int) -> bool:
 
 def should_log(trainer: Trainer) -> bool:
     """Tell whether the optimiser step under way is logged."""
-    return is_due(_step(trainer), trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set outside the class
+    return is_due(current_step(trainer), trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set outside the class
 
 
 def log(trainer: Trainer, values: Mapping[str, float]) -> None:
     """Give `values` to the loggers, at the step under way."""
     for logger in trainer.loggers:
-        logger.log_metrics(dict(values), step=_step(trainer))
+        logger.log_metrics(dict(values), step=current_step(trainer))
 
 
-def _step(trainer: Trainer) -> int:
+def current_step(trainer: Trainer) -> int:
     """Return the index of the step under way, which is where Lightning draws `train/*` of that step.
 
     With several optimisers that each step once a batch, `trainer.global_step` counts all of them.

@@ -1,0 +1,135 @@
+"""Which layer was the first to give something that is no finite number."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor, nn
+
+__all__ = ["all_finite", "describe", "first_fault"]
+
+
+def first_fault(
+    trainer: Trainer, module: LightningModule, batches: Sequence[tuple[Any, int]]
+) -> tuple[int, str] | None:
+    """Run the training step of some batches again, and tell where the first number that is not finite came from.
+
+    Forward and backward are run, on this process alone; no optimiser steps and nothing is logged. Gradients, and
+    buffers such as running means, are not what they were before.
+
+    Args:
+        trainer: The trainer whose run is about to end.
+        module: Its module.
+        batches: Pairs of a batch on the module's device and its index.
+
+    Returns:
+        The index of the batch and what was found, or `None` when all was finite.
+    """
+    module.zero_grad()
+    for batch, index in batches:
+        found: list[str] = []
+        try:
+            with ExitStack() as stack:
+                _prepare(stack, trainer, module, found)
+                _step(trainer, module, batch, index, found)
+        except Exception as error:  # A step that asserts finite numbers, for example: what was found before counts.
+            found.append(f"{type(error).__name__} in training_step: {error}")
+        if found:
+            source = "" if all_finite(batch) else "the batch itself holds such numbers; "
+            return index, source + found[0]
+    return None
+
+
+def all_finite(value: Any) -> bool:
+    """Tell whether all numbers in a tensor, or in a nest of tuples, lists and dictionaries, are finite.
+
+    >>> all_finite({"a": [torch.ones(2), "text"]}), all_finite((torch.tensor(float("nan")),))
+    (True, False)
+    """
+    return all(bool(tensor.isfinite().all()) for tensor in _tensors(value))
+
+
+def describe(step: int, epoch: int, batches: list[int], found: list[tuple[int, str] | None]) -> str:
+    """Return the lines about a step that was not made.
+
+    Args:
+        step: Index of the optimiser step.
+        epoch: Index of the epoch.
+        batches: Indices of the batches of the step.
+        found: What a replay found, on each process: the index of the batch and what it is.
+
+    >>> print(describe(7, 0, [7], [None, (7, "the loss is nan")]))
+    step 7 (epoch 1, batch_idx 7 of process 1): the gradient is not finite, and no update was made from it
+    the loss is nan
+    no checkpoint was written from it; a lower learning rate or clipping may help
+    --nonfinite.action skip goes on without such steps
+    """
+    where, text = f"batch_idx {', '.join(map(str, batches))}", "replayed, the step gives finite numbers"
+    for process, each in enumerate(found):
+        if each is not None:
+            where, text = f"batch_idx {each[0]}" + (f" of process {process}" if len(found) > 1 else ""), each[1]
+            break
+    return (
+        f"step {step} (epoch {epoch + 1}, {where}): the gradient is not finite, and no update was made from it\n"
+        f"{text}\nno checkpoint was written from it; a lower learning rate or clipping may help\n"
+        "--nonfinite.action skip goes on without such steps"
+    )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
+
+
+def _prepare(stack: ExitStack, trainer: Trainer, module: LightningModule, found: list[str]) -> None:
+    """Watch each layer and each gradient, and keep the optimisers and the loggers still."""
+
+    def watch(layer: nn.Module, name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: Any, output: Any) -> None:
+            if not found and not all_finite(output):
+                weights = all(all_finite(parameter.detach()) for parameter in layer.parameters(recurse=False))
+                given = "" if all_finite(args) else ", whose input is not finite either"
+                given += "" if weights else ", whose weights are not finite"
+                found.append(f"the first layer whose output is not finite: {name} ({type(layer).__name__}){given}")
+
+        return hook
+
+    def watch_gradient(name: str) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            if not found and parameter.grad is not None and not all_finite(parameter.grad):
+                found.append(f"the first parameter whose gradient is not finite, in backward order: {name}")
+
+        return hook
+
+    for name, layer in module.named_modules():
+        if name:
+            stack.callback(layer.register_forward_hook(watch(layer, name)).remove)
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            handle = parameter.register_post_accumulate_grad_hook(watch_gradient(name))  # type: ignore[no-untyped-call]
+            stack.callback(handle.remove)
+    for optimizer in trainer.optimizers:  # Without a gradient torch's optimisers change nothing.
+        stack.callback(optimizer.register_step_pre_hook(lambda optimizer, *_: optimizer.zero_grad()).remove)
+    for name in ("log", "log_dict"):
+        stack.enter_context(patch.object(module, name))
+
+
+def _step(trainer: Trainer, module: LightningModule, batch: Any, index: int, found: list[str]) -> None:
+    by_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+    with torch.enable_grad(), trainer.precision_plugin.train_step_context():
+        output = module.training_step(batch, index) if by_index else module.training_step(batch)
+    loss = output["loss"] if isinstance(output, Mapping) else output
+    if loss is None or not module.automatic_optimization:
+        return
+    if not found and not all_finite(loss):
+        found.append(f"the loss is {loss.item():.4g}, and the output of every layer is finite")
+    loss.backward()
