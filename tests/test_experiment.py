@@ -361,7 +361,7 @@ def test_a_run_that_goes_on_from_before_its_end_says_so(tmp_path):
     run = newest(tmp_path)
     firstlight("fit", "--run", str(run), "--trainer.max_epochs=2", "--without=last", cwd=tmp_path)
     done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=3", "--without=[]", cwd=tmp_path)
-    assert "resume last.ckpt is of step 40: steps up to 80 are done and logged again" in done.stdout
+    assert "resume the checkpoint is of step 40: steps up to 80 are done and logged again" in done.stdout
     done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=2", cwd=tmp_path, code=2)
     assert "the run has done 120 optimiser steps, and only 80 are planned now" in done.stderr
 
