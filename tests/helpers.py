@@ -1,4 +1,5 @@
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -26,3 +27,11 @@ def logged(run, name):
     """Return the pairs (step, value) of a name in metrics.csv."""
     with (run / "metrics.csv").open() as file:
         return [(int(row["step"]), float(row["value"])) for row in csv.DictReader(file) if row["name"] == name]
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "evaluations" not in path.parts}

@@ -4,7 +4,7 @@ Shapes: `B` batch, `C` channels, `H` height, `W` width.
 """
 
 from collections import OrderedDict
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ class Layers(nn.Sequential):
     `nn.Sequential` would make a part of the class itself, whose constructor takes something else than layers.
     """
 
-    def __getitem__(self, index: int | slice) -> nn.Module:
+    def __getitem__(self, index: int | slice) -> Any:
         """Return a layer, or several as a network."""
         if isinstance(index, slice):
             return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
