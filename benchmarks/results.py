@@ -2,6 +2,7 @@
 
     python benchmarks/results.py                 measure the seeds that were not measured yet, and write the table
     python benchmarks/results.py NAME [NAME...]  those of these experiments alone; what is kept of them is forgotten
+    python benchmarks/results.py --table         measure nothing, and write the table of what is kept
 
 Each experiment is run as a user does, in a process of its own, with `--seed_everything S --data.split_seed S`: seconds
 and peak memory are those of the whole command. Beside it stands what `baselines.py` reaches on the same splits. What
@@ -67,14 +68,15 @@ def row(name: str, found: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Measure, and write the table."""
     os.chdir(ROOT)
-    for name in sys.argv[1:]:
+    names = sys.argv[1:]
+    for name in names:
         (KEPT / f"{name}.json").unlink(missing_ok=True)
     kept: dict[str, dict[str, Any]] = {}
     for config in sorted(Path("configs").glob("*.yaml")):
         path = KEPT / f"{config.stem}.json"
         found = json.loads(path.read_text()) if path.exists() else {}
         for seed in SEEDS:
-            if str(seed) not in found and (not sys.argv[1:] or config.stem in sys.argv[1:]):
+            if str(seed) not in found and (not names or config.stem in names):
                 found[str(seed)] = measure(str(config), seed)
                 path.write_text(json.dumps(found, indent=1) + "\n")
         if found:

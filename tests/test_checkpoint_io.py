@@ -255,11 +255,32 @@ def whole_after_no_room(done, run):
         IO.load_checkpoint(run / "checkpoints" / name)
 
 
+FILLS = """
+import shutil
+from lightning.pytorch import Callback
+
+
+class Fills(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1 and trainer.is_global_zero:
+            with open("of_someone_else", "wb") as file:
+                file.write(bytes(shutil.disk_usage(".").free - 2_000_000))
+"""
+
+
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_whose_disk_is_full_keeps_its_checkpoints(processes, small_disk):
-    options = ["--trainer.max_epochs=5", *WIDE, *(["--config", DDP] if processes == 2 else [])]
+def test_a_run_whose_disk_becomes_full_keeps_its_checkpoints(processes, small_disk):
+    (small_disk / "mine.py").write_text(FILLS)
+    options = ["--trainer.max_epochs=5", "--model.network.hidden=[512,512]", "--trainer.callbacks+=mine.Fills"]
+    options += ["--config", DDP] if processes == 2 else []
     done = firstlight("fit", "--config", CONFIG, *options, cwd=small_disk, code=2)
     whole_after_no_room(done, newest(small_disk))
+
+
+def test_a_run_whose_checkpoints_never_fit_is_refused_before_it_starts(small_disk):
+    done = firstlight("fit", "--config", CONFIG, *WIDE, cwd=small_disk, code=2)
+    assert re.search(r"has no room for the checkpoints: they need about [\d,]+ bytes, [\d,]+ are free", done.stderr)
+    assert not (small_disk / "runs").exists()
 
 
 def test_a_run_that_may_write_no_larger_file_keeps_its_checkpoints(tmp_path):
@@ -341,7 +362,7 @@ def test_a_url_is_refused(act, tmp_path, monkeypatch):
 
 def test_a_plugin_of_the_users_own_wins(monkeypatch, tmp_path):
     def made(*options):
-        return cli.CLI("fit", ["--config", CONFIG, *options]).experiment._trainer().strategy.checkpoint_io
+        return cli.CLI("fit", ["--config", CONFIG, *options]).experiment.trainer().strategy.checkpoint_io
 
     assert type(made()) is AtomicCheckpointIO
     assert type(made("--trainer.plugins=lightning.pytorch.plugins.TorchCheckpointIO")) is TorchCheckpointIO
@@ -451,5 +472,7 @@ def test_a_foreign_module_goes_on_from_what_a_thread_wrote(tmp_path):
 
 
 def test_a_run_that_is_refused_while_training_stays(small_disk):
-    firstlight("fit", "--config", CONFIG, "--trainer.max_epochs=5", *WIDE, cwd=small_disk, code=2)
+    (small_disk / "mine.py").write_text(FILLS)
+    options = ["--trainer.max_epochs=5", "--model.network.hidden=[512,512]", "--trainer.callbacks+=mine.Fills"]
+    firstlight("fit", "--config", CONFIG, *options, cwd=small_disk, code=2)
     assert runs.find(newest(small_disk))

@@ -25,6 +25,7 @@ CASES = {
     "a wrong type": (["--trainer.max_epochs=abc"], r"trainer\.max_epochs: expected int, got abc"),
     "a wrong type in a list": (["--model.network.hidden=[x]"], r"model\.network\.hidden: expected int, got x"),
     "a wrong type of the optimiser": (["--model.optimizer.lr=x"], r"model\.optimizer\.lr: expected float, got x$"),
+    "null for a part of a part": (["--model.network.norm=null"], r"norm: expected .*; null can be said in a YAML file"),
     "a wrong choice": (["--model.network.norm=bach"], r"norm: expected one of \['batch', 'layer'\], got bach"),
     "a class that is not there": (
         ["--model.network=firstlight.networks.MPL"],

@@ -44,19 +44,25 @@ class Kill(Callback):
 """
 
 
-@pytest.mark.parametrize("overlay", [[], ["--config", DDP]], ids=["one process", "two processes"])
-def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(overlay, tmp_path):
+@pytest.mark.parametrize(
+    ("overlay", "step", "last"),
+    [
+        pytest.param([], 53, 49, id="in the middle of an epoch"),
+        pytest.param(["--config", DDP], 53, 49, id="two processes"),
+        pytest.param(["--trainer.limit_train_batches=10"], 21, 20, id="at the end of an epoch that leaves samples out"),
+    ],
+)
+def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(overlay, step, last, tmp_path):
     (tmp_path / "mine.py").write_text(KILL)
-    # The last checkpoint before step 53 is in the middle of an epoch.
     options = ["--config", CONFIG, *overlay, "--trainer.max_epochs=4", "--trainer.log_every_n_steps=1"]
     options.append("--last.every_n_steps=7")
     firstlight("fit", *options, "--experiment=whole", cwd=tmp_path)
     whole = newest(tmp_path, "whole")
-    kill = ["--trainer.callbacks+=mine.Kill", "--trainer.callbacks.step=53", "--experiment=killed"]
+    kill = ["--trainer.callbacks+=mine.Kill", f"--trainer.callbacks.step={step}", "--experiment=killed"]
     command = [sys.executable, "-m", "firstlight", "fit", *options, *kill]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300).returncode != 0
     killed = newest(tmp_path, "killed")
-    assert torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 49
+    assert torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == last
     firstlight("fit", "--run", str(killed), "--trainer.callbacks=null", cwd=tmp_path)
     for name in ("last", "best"):
         ends = [torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for run in (whole, killed)]

@@ -444,3 +444,24 @@ def test_an_action_that_is_not_there_is_refused():
 def test_nothing_is_left_in_the_optimiser(where, tmp_path):
     trainer = fit(Net(partial(ADAMW, fused=True)), tmp_path, NonFinite(), data=loader(None))
     assert not hasattr(trainer.optimizers[0], "found_inf")
+
+
+class Complex(BoringModel):
+    """A foreign module with a complex parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx)["loss"] + (self.phase.abs() ** 2).sum()
+
+
+def test_complex_parameters_are_trained(tmp_path):
+    module = Complex()
+    trainer = Trainer(
+        max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+        enable_model_summary=False, callbacks=[NonFinite()], default_root_dir=tmp_path, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module)
+    assert not torch.equal(module.phase.detach(), torch.ones(2, dtype=torch.complex64))

@@ -179,6 +179,27 @@ def test_predictions_are_written_a_line_a_sample_with_the_names_of_the_classes(t
     ]
 
 
+def test_a_run_that_never_began_is_not_gone_on_with(tmp_path):
+    assert runs.unfinished(tmp_path / "digits") is None
+    begun = runs.create(tmp_path, "digits")
+    runs.write_config(begun, "a: 1\n")
+    assert runs.unfinished(tmp_path / "digits") is None
+    (begun / "checkpoints").mkdir()
+    (begun / "checkpoints" / "last.ckpt").touch()
+    runs.create(tmp_path, "digits")  # and killed before its first step
+    assert runs.unfinished(tmp_path / "digits") == begun
+
+
+def test_predictions_of_several_labels_have_a_column_for_each(tmp_path):
+    columns = {"prediction": [[1, 0]], "probabilities": [[0.75, 0.25]], "target": [[1.0, 1.0]]}
+    runs.write_predictions(tmp_path, columns, [5], ["sea", "sun"])
+    assert read(tmp_path)[0] == [
+        "index",
+        *(f"{name}/{label}" for name in ("prediction", "probabilities", "target") for label in ("sea", "sun")),
+    ]
+    assert read(tmp_path)[1] == ["5", "1", "0", "0.75", "0.25", "1.0", "1.0"]
+
+
 def test_predictions_without_classes_are_numbers(tmp_path):
     runs.write_predictions(tmp_path, {"prediction": [0.125, 2.0], "both": [[1.0, 2.0], [3.0, 4.0]]}, [0, 1], [])
     assert read(tmp_path) == [

@@ -13,6 +13,7 @@ __all__ = ["VERBS", "main"]
 VERBS = {
     "run": ("fit, then test the best checkpoint", "firstlight.cli:run"),
     "fit": ("train; with --run DIR, go on from its last checkpoint", "firstlight.cli:fit"),
+    "check": ("tell in seconds what is wrong with a fit before it starts", "firstlight.cli:check"),
     "validate": ("score a checkpoint on the validation split", "firstlight.cli:validate"),
     "test": ("score a checkpoint on the test split", "firstlight.cli:test"),
     "predict": ("write a checkpoint's predictions for the test split", "firstlight.cli:predict"),
@@ -53,7 +54,8 @@ def main(args: list[str] | None = None) -> int:
             traceback.print_exc()
         # All processes of a run stop alike, and one says why.
         if isinstance(error, UsageError) or os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
-            print(f"firstlight: {error}", file=sys.stderr)
+            # In one piece: several processes write at the same time.
+            sys.stderr.write(f"firstlight: {error}\n")
         return 2 if isinstance(error, UsageError) else 1
     return 0
 

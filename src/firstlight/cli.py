@@ -15,13 +15,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from firstlight import runs
 from firstlight.__main__ import VERBS
 from firstlight.callbacks.defaults import DEFAULTS, LINKED
+from firstlight.check import check as check_experiment
 from firstlight.errors import UsageError
 from firstlight.experiment import Experiment
 from firstlight.explain import explain, origin
 from firstlight.loggers import as_list
 from firstlight.tasks import Task
 
-__all__ = ["CLI", "fit", "predict", "run", "test", "validate"]
+__all__ = ["CLI", "check", "fit", "predict", "run", "test", "validate"]
 
 
 _USAGE = """firstlight {verb} --config FILE [--config OVERLAY] [options]    later files and options win
@@ -49,6 +50,15 @@ def fit(args: list[str]) -> None:
     results = experiment.fit()
     if results is not None:
         experiment.write_results(results)
+
+
+def check(args: list[str]) -> None:
+    """Print what is right and what is wrong with a fit, and train nothing."""
+    findings = check_experiment(CLI("check", args).training())
+    for finding in findings:
+        print(finding)
+    if failed := [finding.check for finding in findings if finding.state == "FAIL"]:
+        raise UsageError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}")
 
 
 def validate(args: list[str]) -> None:

@@ -15,17 +15,20 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from firstlight import callbacks, runs, summary
 from firstlight.callbacks.checkpoints import recorded
 from firstlight.callbacks.defaults import refuse_collisions
 from firstlight.changes import changes, inexact
 from firstlight.checkpoint_io import AtomicCheckpointIO, newest_resumable, remove_leftovers
-from firstlight.checks import refuse_no_validation, refuse_options
+from firstlight.checks import refuse_no_batches, refuse_no_validation, refuse_options, refuse_unknown_monitors
 from firstlight.data import DataModule
 from firstlight.errors import UsageError, did_you_mean
 from firstlight.explain import weights_fault
+from firstlight.lean import lean
 from firstlight.loggers import all_loggers, as_list
+from firstlight.preflight import check_data, check_room, check_sizes
 from firstlight.tasks import Task
 
 __all__ = ["Experiment"]
@@ -62,12 +65,7 @@ class Experiment:
     def fit(self) -> dict[str, Any] | None:
         """Train in a new run directory, or go on in an earlier one; return `results.json`, on the first process."""
         refuse_options(self.options)
-        if isinstance(self.datamodule, DataModule):
-            self.datamodule.setup()
-            for split in self.datamodule.indices:
-                samples = self.datamodule.dataset(split)
-                few = samples[range(min(3, len(samples)))]
-                self.task.check(self.datamodule.on_after_batch_transfer(few, 0), samples.targets)
+        check_data(self.task, self.datamodule)
         first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
         resumed = None
         if self.run_dir is not None:
@@ -77,7 +75,11 @@ class Experiment:
             resumed = newest_resumable(resumed)
         if self.run_dir is None:
             # Lightning hands the first process's folder to the others.
+            if first:
+                check_room(self.task, self.home, self.without)
             self.run_dir = runs.create(self.home.parent, self.home.name) if first else self.home
+        elif first:
+            check_room(self.task, self.run_dir, self.without)
         lock = runs.lock(self.run_dir) if first else None
         try:
             if first:
@@ -92,13 +94,13 @@ class Experiment:
                 lock.release()
 
     def _fit(self, resumed: Path | None, folder: Path) -> dict[str, Any] | None:
-        defaults = callbacks.defaults(self.task, folder / "checkpoints", self.without, **self.groups)
-        own = as_list(self.options["callbacks"])
-        refuse_collisions(own, defaults)
-        every = [*own, *defaults]
+        every = self.all_callbacks(folder)
         step = None if resumed is None else int(recorded(resumed)["step"])
-        started = LambdaCallback(on_train_start=lambda trainer, _: self._start(trainer, every))
-        trainer = self._trainer(
+        started = LambdaCallback(
+            on_sanity_check_end=lambda trainer, _: refuse_unknown_monitors(trainer, every),
+            on_train_start=lambda trainer, _: self._start(trainer, every),
+        )
+        trainer = self.trainer(
             default_root_dir=folder,
             logger=all_loggers(folder, self.options["logger"], step),
             callbacks=[*every, started],
@@ -106,6 +108,7 @@ class Experiment:
             enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in every),
             enable_progress_bar=any(isinstance(each, ProgressBar) for each in every),
         )
+        check_sizes(self.datamodule, trainer)
         try:
             with _interruptible(trainer, lambda: self._left(trainer, folder)), warnings.catch_warnings():
                 if step is not None:
@@ -113,17 +116,27 @@ class Experiment:
                     # The folder is meant to have checkpoints, and callbacks are left out on purpose.
                     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
                     warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
-                trainer.fit(self.task, datamodule=self.datamodule, ckpt_path=resumed, weights_only=True)
+                with lean(trainer):
+                    trainer.fit(self.task, datamodule=self.datamodule, ckpt_path=resumed, weights_only=True)
         except MisconfigurationException as error:
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
         except RuntimeError as error:
             raise weights_fault(error, resumed) from error
+        if not self._trained:
+            refuse_no_batches(trainer)
         if not trainer.is_global_zero:
             return None
         if not self._trained:
             print(summary.nothing(trainer.global_step))
             return None
         return self._results(trainer, folder)
+
+    def all_callbacks(self, folder: Path) -> list[Callback]:
+        """Return the callbacks of a fit, those that were asked for and the default ones."""
+        defaults = callbacks.defaults(self.task, folder / "checkpoints", self.without, **self.groups)
+        own = as_list(self.options["callbacks"])
+        refuse_collisions(own, defaults)
+        return [*own, *defaults]
 
     def test_best(self) -> dict[str, float]:
         """Return the test metrics of the best checkpoint of the run that was just trained."""
@@ -177,7 +190,7 @@ class Experiment:
         progress = [] if "progress" in self.without else [callbacks.Progress(**self.groups["progress"])]
         # One process counts no sample twice; the callbacks of the fit are missing on purpose.
         one = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-        trainer = self._trainer(
+        trainer = self.trainer(
             **one,
             logger=False,
             enable_checkpointing=False,
@@ -199,7 +212,8 @@ class Experiment:
     def _own_io(self) -> bool:
         return any(isinstance(each, CheckpointIO) for each in as_list(self.options["plugins"]))
 
-    def _trainer(self, **changes: Any) -> Trainer:
+    def trainer(self, **changes: Any) -> Trainer:
+        """Return a trainer of the options, of which some are changed."""
         plugins = as_list(self.options["plugins"]) + ([] if self._own_io() else [AtomicCheckpointIO()])
         try:
             return Trainer(**{**self.options, **changes, "plugins": plugins})
@@ -245,7 +259,7 @@ class Experiment:
             print(f"resume the checkpoint is of step {step:,}: steps up to {logged:,} are done and logged again")
 
     def _left(self, trainer: Trainer, folder: Path) -> str:
-        """Return what there is after Ctrl-C."""
+        """Return what there is after Ctrl-C or SIGTERM."""
         kept = sorted(file.name for file in (folder / "checkpoints").glob("*.ckpt"))
         then = f"kept: {', '.join(kept)}" if kept else "nothing was kept yet"
         if "last" not in self.without and "last.ckpt" in kept:
@@ -265,11 +279,12 @@ class Experiment:
 
 @contextmanager
 def _interruptible(trainer: Trainer, left: Callable[[], str]) -> Iterator[None]:
-    """Say what is left after Ctrl-C, and end with its exit code: Lightning 2.6.6 ends with 1 and says nothing."""
+    """Say what is left after Ctrl-C or SIGTERM, and end with its exit code: Lightning 2.6.6 says nothing."""
     try:
         yield
     except SystemExit as stopped:
         if not trainer.interrupted:
             raise
         print(left())
-        raise SystemExit(130) from stopped
+        told = stopped.code == 143 or isinstance(stopped, SIGTERMException)
+        raise SystemExit(143 if told else 130) from stopped

@@ -67,7 +67,9 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
         path = Path(found[1])
         near = [file.name for file in path.parent.glob("*.yaml")]
         return f"there is no file {path}" + did_you_mean(path.name, near)
-    return prefix + _innermost(message)
+    fault = _innermost(message)
+    # jsonargparse 4.53 makes a text of a null that is typed for a part of a part.
+    return prefix + fault + ("; null can be said in a YAML file" if fault.endswith("got None") else "")
 
 
 _HOMES = {

@@ -1,13 +1,17 @@
 """Where the numbers of a run go: TensorBoard, `metrics.csv`, which is only ever appended to, or memory."""
 
 import csv
+import logging
+import os
+import threading
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from firstlight.errors import UsageError, did_you_mean
@@ -15,10 +19,32 @@ from firstlight.errors import UsageError, did_you_mean
 __all__ = ["History", "MetricsCSV", "TensorBoard", "all_loggers", "as_list"]
 
 
-class TensorBoard(TensorBoardLogger):
+_log = logging.getLogger(__name__)
+
+
+class _GivesUp:
+    """A logger that stops writing, and says so once, when its disk is full or fails: training goes on."""
+
+    _gave_up = False
+
+    @contextmanager
+    def _writing(self, path: str | Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__  # Lightning hides it in a ValueError.
+            if not isinstance(cause, OSError):
+                raise
+            if not self._gave_up:
+                _log.warning(f"{path}: {cause.strerror}; nothing more is logged there, training goes on")
+            self._gave_up = True
+
+
+class TensorBoard(_GivesUp, TensorBoardLogger):
     """Lightning's TensorBoard logger, right in the folder, that writes every five seconds.
 
-    Lightning 2.6.6 waits for the disk at each logging, and writes an empty `hparams.yaml` beside the events.
+    Lightning 2.6.6 waits for the disk at each logging, writes an empty `hparams.yaml` beside the events, and ends the
+    training when the disk is full or fails; here that is said once, and nothing more is written.
 
     Args:
         folder: Where the events go.
@@ -27,16 +53,48 @@ class TensorBoard(TensorBoardLogger):
 
     def __init__(self, folder: Path, from_step: int | None = None) -> None:
         super().__init__(folder, name="", version="", default_hp_metric=False, flush_secs=5, purge_step=from_step)
+        _leave_faults_to_callers()
+
+    @property
+    def experiment(self) -> Any:
+        """TensorBoard's writer; on other processes than the first, and on a disk that failed, one of nothing."""
+        with self._writing(str(self.save_dir)):
+            if not self._gave_up:
+                return super().experiment
+        return DummyLogger().experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Hand `metrics` to TensorBoard's own thread."""
+        if not self._gave_up:
+            with self._writing(str(self.save_dir)):
+                super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Hand `params` to TensorBoard's own thread."""
+        if not self._gave_up:
+            with self._writing(str(self.save_dir)):
+                super().log_hyperparams(params, *args, **kwargs)
 
     def save(self) -> None:
         """Leave writing to TensorBoard's own thread, which `finalize` waits for."""
 
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Wait until all is written."""
+        with self._writing(str(self.save_dir)):
+            super().finalize(status)
 
-class MetricsCSV(Logger):
+
+class MetricsCSV(_GivesUp, Logger):
     """Append one line `step,name,value` for each logged number.
 
     Lightning 2.6.6's `CSVLogger` deletes the file of an earlier logger in the same folder, so that a resumed run loses
     its history, and rewrites all of it whenever a new name comes up. This class can go when it does neither.
+
+    When the disk is full or fails, that is said once, and nothing more is written; of a line only a part of which is
+    there, nothing is kept, since the number at its end may have lost digits.
 
     Args:
         path: The file; it is made with its folder when the first number comes.
@@ -65,15 +123,15 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append a line for each of `metrics`."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            before = self.path.read_bytes() if self.path.exists() else b""
-            self._file = self.path.open("a", newline="", encoding="utf-8")
-            if not before:
-                csv.writer(self._file).writerow(["step", "name", "value"])
-            elif not before.endswith(b"\n"):
-                self._file.write("\r\n")  # A killed run left half a line.
-        csv.writer(self._file).writerows([step, name, value] for name, value in metrics.items())
+        with self._writing(self.path):
+            if self._gave_up:
+                return
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("a", newline="", encoding="utf-8")
+                if not _drop_half_a_line(self.path):
+                    csv.writer(self._file).writerow(["step", "name", "value"])
+            csv.writer(self._file).writerows([step, name, value] for name, value in metrics.items())
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Write nothing: `config.yaml` holds them."""
@@ -81,15 +139,22 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Hand what was appended to the operating system."""
-        if self._file is not None:
-            self._file.flush()
+        if self._file is not None and not self._gave_up:
+            with self._writing(self.path):
+                self._file.flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Close the file; another number opens it again."""
-        if self._file is not None:
+        if self._file is None:
+            return
+        self.save()
+        with suppress(OSError):  # It closes, and cannot write what `save` could not either.
             self._file.close()
-            self._file = None
+        self._file = None
+        if self._gave_up:
+            with suppress(OSError):
+                _drop_half_a_line(self.path)
 
 
 class History(Logger):
@@ -137,6 +202,27 @@ class History(Logger):
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Keep nothing: whoever made the parts has them."""
+
+
+def _drop_half_a_line(path: Path) -> int:
+    """Drop what follows the last whole line of a file; return the bytes that are left."""
+    whole = path.read_bytes().rfind(b"\n") + 1
+    if whole < path.stat().st_size:
+        os.truncate(path, whole)
+    return whole
+
+
+def _leave_faults_to_callers() -> None:
+    """Keep TensorBoard's thread from printing a traceback of the `OSError` that it hands to whoever logs next."""
+    before = threading.excepthook
+    if before.__module__ == __name__:
+        return
+
+    def quiet(args: threading.ExceptHookArgs) -> None:
+        if not (type(args.thread).__name__ == "_AsyncWriterThread" and isinstance(args.exc_value, OSError)):
+            before(args)
+
+    threading.excepthook = quiet
 
 
 def all_loggers(folder: Path, given: Any, from_step: int | None = None) -> list[Logger]:

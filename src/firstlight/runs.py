@@ -147,12 +147,10 @@ def find(run: Path) -> Path:
 
 
 def unfinished(experiment: Path) -> Path | None:
-    """Return the newest run of an experiment, if there is one with a last checkpoint to go on from."""
-    run = experiment / "latest"
-    if not run.is_file():
-        return None
-    found = find(run)
-    return found if (found / "checkpoints" / "last.ckpt").is_file() else None
+    """Return the newest run of an experiment that has begun, if it has a last checkpoint to go on from."""
+    begun = [path.parent for path in experiment.glob("*/config.yaml")]
+    newest = max(begun, key=lambda run: (run / "config.yaml").stat().st_mtime_ns, default=None)
+    return newest if newest is not None and (newest / "checkpoints" / "last.ckpt").is_file() else None
 
 
 def checkpoint(run: Path, name: str) -> Path:
@@ -196,7 +194,8 @@ def write_predictions(
 
     Args:
         folder: Where to write.
-        columns: By name, a value a sample; a list of values becomes a column each, and of `probabilities` one a class.
+        columns: By name, a value a sample; a list of values becomes a column each, named by the classes where
+            there are as many.
         rows: Index of each sample in the data.
         class_names: Stand for class indices; empty where there are none.
     """
@@ -207,7 +206,8 @@ def write_predictions(
     header, series = ["index"], [rows]
     for name, values in columns.items():
         if values and isinstance(values[0], list):
-            header += [f"{name}/{named(i) if name == 'probabilities' else i}" for i in range(len(values[0]))]
+            per_class = name == "probabilities" or len(values[0]) == len(class_names)
+            header += [f"{name}/{named(i) if per_class else i}" for i in range(len(values[0]))]
             series += zip(*values, strict=True)
         else:
             header.append(name)

@@ -169,10 +169,11 @@ def test_a_long_text_is_cut_and_that_is_said(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("header", "rows", "found"),
     [
-        ("text,label", [*ROWS, ("hm", "")], "texts.csv: row 20 has nothing in column label"),
-        ("text,label", [("", "de"), *ROWS], "texts.csv: row 0 has nothing in column text"),
+        ("text,label", [*ROWS, ("hm", "")], r"texts.csv: 1 row with .*: row 20 target \(empty\); on_bad=drop"),
+        ("text,label", [("", "de"), *ROWS], "texts.csv: 1 row with .*: row 0 without a token; on_bad=drop"),
         ("tekst,label", ROWS, "texts.csv: there is no column text among tekst, label; did you mean tekst"),
         ("text,lable", ROWS, "texts.csv: there is no column label among text, lable; did you mean lable"),
+        ("text;label", [("a;b",)] * 20, "texts.csv: its values are separated by ';', in a CSV file .* by commas"),
         ("text,label", [*ROWS, ("hm",)], "texts.csv: row 20 has 1 values"),
     ],
 )
@@ -180,6 +181,15 @@ def test_texts_that_cannot_be_used_are_refused_by_row_and_column(tmp_path, heade
     with pytest.raises(UsageError, match=found) as error:
         LabelledText(table(tmp_path, rows, header)).setup()
     assert "\n" not in str(error.value)
+
+
+def test_rows_without_a_text_or_a_label_are_left_out_and_counted(tmp_path):
+    data = LabelledText(table(tmp_path, [("", "de"), *ROWS, ("hm", ""), ("", "")]), on_bad="drop")
+    data.setup()
+    assert data.dropped == 3
+    kept = sorted(row for split in ("train", "val", "test") for row in data.rows(split))
+    assert kept == list(range(1, 21))
+    assert data.class_names == ["de", "en"]
 
 
 def test_texts_without_labels_are_predicted_for_and_others_keep_the_classes_of_the_checkpoint(tmp_path):

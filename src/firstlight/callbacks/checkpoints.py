@@ -127,7 +127,8 @@ class LastCheckpoint(FiniteCheckpoint):
     It is written whether or not a metric improved, and never of weights that are not finite: then it raises.
 
     Ctrl-C lets the optimiser step under way finish, writes `last.ckpt` and raises `KeyboardInterrupt`; a second one
-    raises it at once. On several processes Ctrl-C is not caught, and the file is the one written last.
+    raises it at once. SIGTERM does the same and raises `SystemExit(143)`; a second one is ignored, as schedulers
+    repeat it. On several processes neither is caught, and the file is the one written last.
 
     Args:
         dirpath: Folder of the file; `None` leaves it to the logger.
@@ -162,19 +163,21 @@ class LastCheckpoint(FiniteCheckpoint):
         self.every_n_steps = every_n_steps
         self.every_seconds = every_seconds
         self._written = 0.0
-        self._interrupted = False
+        self._stop: BaseException | None = None
         self._step = 0
-        self._handler: Any = None
+        self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Catch Ctrl-C while training."""
+        """Catch Ctrl-C and SIGTERM while training."""
         super().on_train_start(trainer, pl_module)
-        self._interrupted = False
+        self._stop = None
         self._step = trainer.global_step
         self._written = time.monotonic()
         # Someone else's handler, or another thread's training, is left alone.
         if trainer.world_size == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._handler = signal.signal(signal.SIGINT, self._interrupt)
+            self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+            # Lightning's own only ends the run, with 0 and without a checkpoint.
+            self._handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._interrupt)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -183,13 +186,13 @@ class LastCheckpoint(FiniteCheckpoint):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         stepped = trainer.global_step > self._step
         self._step = trainer.global_step
-        if stepped and (self._interrupted or self._is_due(trainer)):
+        if stepped and (self._stop or self._is_due(trainer)):
             path = Path(str(self.dirpath)) / "last.ckpt"
             # Lightning's own would take an epoch that ends at this step for written.
             self._together(trainer, path, lambda: trainer.save_checkpoint(path))
             self._written = time.monotonic()
-            if self._interrupted:
-                raise KeyboardInterrupt
+            if self._stop:
+                raise self._stop
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
@@ -207,21 +210,23 @@ class LastCheckpoint(FiniteCheckpoint):
         return is_due(done - 1, self.every_n_steps) or late
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give Ctrl-C back."""
+        """Give the signals back."""
         super().teardown(trainer, pl_module, stage)
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give Ctrl-C back; Lightning runs no teardown after an exception."""
+        """Give the signals back; Lightning runs no teardown after an exception."""
         super().on_exception(trainer, pl_module, exception)
         self._release()
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self._release()
-        self._interrupted = True
+        if number == signal.SIGTERM:
+            self._stop = self._stop or SystemExit(128 + number)
+            return
+        signal.signal(number, self._handlers.pop(number))
+        self._stop = self._stop or KeyboardInterrupt()
         print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
 
     def _release(self) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            self._handler = None
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())

@@ -136,7 +136,7 @@ class NonFinite(Callback):
             return
         self._stepped = True
         gradients = [
-            gradient._values() if gradient.is_sparse else gradient
+            torch.view_as_real(values) if (values := _values(gradient)).is_complex() else values
             for group in optimizer.param_groups
             for parameter in group["params"]
             if (gradient := parameter.grad) is not None
@@ -280,6 +280,10 @@ def verdict(action: Literal["stop", "skip"], scale: float | None, finite_loss: b
     """
     overflowed = scale is not None and finite_loss and scale >= 1
     return "skip" if overflowed else action
+
+
+def _values(gradient: Tensor) -> Tensor:
+    return gradient._values() if gradient.is_sparse else gradient
 
 
 def _waits(tensor: Tensor) -> bool:

@@ -42,7 +42,7 @@ class DataModule(LightningDataModule, ABC):
         val_fraction: Share of the samples that validates, in (0, 1). Of those that train, where the data has a test
             split of its own; nothing, where it has a validation split of its own, too.
         test_fraction: Share of the samples that tests, in (0, 1); nothing, where the data has a test split of its own.
-        on_bad: A row with something that is no finite number is refused (`"refuse"`), or left out and counted
+        on_bad: A row with something missing or not finite is refused (`"refuse"`), or left out and counted
             (`"drop"`). With `"mean"`, NaN and what is empty in the inputs become the mean of the training split, and
             anything else is refused.
         num_workers: Processes that load batches. Batches in memory are fastest with 0.

@@ -27,8 +27,8 @@ def clean(samples: Samples, on_bad: OnBad) -> tuple[Samples, NDArray[np.int64]]:
 
     Args:
         samples: As they were loaded.
-        on_bad: What to do with a row that holds anything else: `"refuse"` it or `"drop"` it. With `"mean"`, NaN and
-            what is empty stay NaN in the inputs, to be filled, and anything else is refused.
+        on_bad: What to do with a row that holds anything else, or of tokens only padding: `"refuse"` it or `"drop"`
+            it. With `"mean"`, NaN and what is empty stay NaN in the inputs, to be filled, and anything else is refused.
 
     Returns:
         The samples, and the rows `(N,)` of the loaded ones that they come from. Inputs are float64, or uint8 and
@@ -43,16 +43,20 @@ def clean(samples: Samples, on_bad: OnBad) -> tuple[Samples, NDArray[np.int64]]:
     inputs = samples.inputs
     targets = np.empty((len(inputs), 0), np.float32) if samples.targets is None else samples.targets
     numbers, bad_inputs = _read(inputs)
-    if on_bad == "mean" and bad_inputs.size:
+    if inputs.dtype.kind == "i":
+        bad_inputs = np.count_nonzero(_flat(inputs), axis=1)[:, None] == 0  # Of tokens nothing but padding.
+    elif on_bad == "mean" and bad_inputs.size:
         bad_inputs = np.isinf(_flat(numbers).astype(np.float32))
     labels, bad_targets = _read(targets)
     bad = bad_inputs.any(axis=1) | bad_targets.any(axis=1)
     if bad.any():
         places = _places(bad_inputs, inputs, samples.columns, "column {}")
+        if inputs.dtype.kind == "i":
+            places = [f"row {row} without a token" for row in np.flatnonzero(bad_inputs)[: _SHOWN + 1]]
         places += _places(bad_targets, targets, samples.columns[_flat(inputs).shape[1] :], "target")
         more = ", ..." if len(places) > _SHOWN else ""
         count = int(bad.sum())
-        found = f"{count} row{'s' * (count != 1)} with something that is no finite number: "
+        found = f"{count} row{'s' * (count != 1)} with something missing or not finite: "
         found += ", ".join(places[:_SHOWN]) + more
         if on_bad != "drop":
             raise UsageError(f"{found}; on_bad=drop leaves such rows out, on_bad=mean fills what is missing in inputs")

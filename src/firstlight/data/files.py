@@ -35,8 +35,8 @@ def read_csv(path: str) -> tuple[list[str], list[list[str]], str]:
     """Return the header of a CSV file in UTF-8, its rows, without empty lines, and the digest of its content.
 
     Raises:
-        UsageError: When it cannot be read, a column has no name of its own, or a row has not as many values as the
-            header.
+        UsageError: When it cannot be read, is not separated by commas, a column has no name of its own, or a row has
+            not as many values as the header.
     """
     content = read_bytes(path)
     try:
@@ -49,6 +49,9 @@ def read_csv(path: str) -> tuple[list[str], list[list[str]], str]:
         header, *rows = [row for row in reader if row] or [[]]
     except csv.Error as error:
         raise UsageError(f"{path} is no CSV file: line {reader.line_num}: {error}") from error
+    for separator in (";", "\t"):
+        if len(header) == 1 and separator in header[0]:
+            raise UsageError(f"{path}: its values are separated by {separator!r}, in a CSV file they are by commas")
     for index, name in enumerate(header):
         if not name or name in header[:index]:
             raise UsageError(f"{path}: column {index} is named {name!r}: each column has a name of its own")

@@ -73,7 +73,7 @@ class Texts(DataModule):
                 "were cut"
             )
         cut = [np.frombuffer(each[: self.max_length], np.uint8) for each in encoded]
-        tokens = np.zeros((len(cut), max(map(len, cut))), np.int16)
+        tokens = np.zeros((len(cut), max(1, *map(len, cut))), np.int16)
         for row, each in zip(tokens, cut, strict=True):
             row[: len(each)] = each.astype(np.int16) + 1
         return tokens
@@ -102,33 +102,27 @@ class LabelledText(Texts):
         """Return the texts and their labels.
 
         Raises:
-            UsageError: When a column is missing, a row has no text or no label, or a label that the checkpoint at hand
-                has not learned.
+            UsageError: When a column is missing, or a row has a label that the checkpoint at hand has not learned.
         """
         header, rows, digest = read_csv(self.path)
         if missing := lacking(self.path, [self.text], header):
             raise UsageError(missing)
-        tokens = self.tokens(self._column(self.text, header, rows), self.path)
+        table = {name: [row[place] for row in rows] for place, name in enumerate(header)}
+        tokens = self.tokens(table[self.text], self.path)
         lacks = lacking(self.path, [self.label], header)
         if lacks:
             return Samples(tokens, None, source=self.path, digest=digest, lacks=lacks)
-        labels = self._column(self.label, header, rows)
-        names = self.class_names or sorted(set(labels))
+        labels = table[self.label]
+        names = self.class_names or sorted(set(labels) - {""})
         for row, label in enumerate(labels):
-            if label not in names:
+            if label not in (*names, ""):
                 raise UsageError(
                     f"{self.path}: row {row} has the {self.label} {label!r}, but the checkpoint was trained on the "
                     f"classes {', '.join(names)}"
                 )
-        targets = np.array([names.index(label) for label in labels])
+        # What is empty stays so, for `clean` to refuse or to drop.
+        targets = np.array([names.index(label) if label else "" for label in labels], object)
         return Samples(tokens, targets, names, source=self.path, digest=digest)
-
-    def _column(self, name: str, header: list[str], rows: list[list[str]]) -> list[str]:
-        column = header.index(name)
-        for index, row in enumerate(rows):
-            if not row[column]:
-                raise UsageError(f"{self.path}: row {index} has nothing in column {name}")
-        return [row[column] for row in rows]
 
 
 class UnicodeNames(Texts):

@@ -44,6 +44,8 @@ class Order(DistributedSampler[list[int]]):
         self.num_replicas = world_size
         self.epoch = 0
         self.start = 0
+        self.start_epoch: int | None = None
+        self.running = 0
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -52,7 +54,8 @@ class Order(DistributedSampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of the epoch, from `start` on this once."""
         start, self.start = self.start, 0
-        epoch = self.epoch
+        epoch = self.running = self.epoch
+        start = start if epoch == self.start_epoch else 0
         self.epoch += 1  # Where nobody sets it.
         order = torch.arange(self.samples)
         if self.shuffle:
@@ -97,16 +100,17 @@ class Loader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader promises a class of its own
         """Yield the batches that are left of the epoch."""
-        self.taken = self.order.start
+        self.taken = self.order.start if self.order.epoch == self.order.start_epoch else 0
         for batch in super().__iter__():
             self.taken += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many batches of the epoch were taken, none after its end, and what their order depends on."""
+        """Return which epoch is under way, how many of its batches were taken, and what their order depends on."""
         order = self.order
         return {
-            "taken": self.taken % len(order),
+            "taken": self.taken,
+            "epoch": order.running,
             "seed": order.seed,
             "samples": order.samples,
             "batch_size": order.batch_size,
@@ -126,6 +130,7 @@ class Loader(DataLoader[Batch]):
             raise UsageError(f"the run cannot go on exactly: {found}; --inexact starts the epoch anew with what is now")
         self.order.seed = state_dict["seed"]
         self.order.start = state_dict["taken"]
+        self.order.start_epoch = state_dict["epoch"]
 
 
 def loader(

@@ -1,0 +1,336 @@
+"""The same training by hand, by firstlight and by its peers.
+
+    python benchmarks/contenders.py CONTENDER CASE FOLDER
+
+trains a case of `cases/` and prints, as JSON, the seconds of each epoch, validation included, but for the first, and
+the peak memory. What the others train on is written into FOLDER by `prepare CASE FOLDER`, in the form in which
+firstlight hands it to its network, so that nobody else has to load or scale anything. Each peer is written as its own
+documentation writes it, where that is the fastest of its ways known to us.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from functools import cached_property, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+CASES = Path(__file__).parent / "cases"
+
+
+def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy of logits `(..., classes)` against targets `(...)`."""
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), ignore_index=-100 if outputs.ndim == 2 else 0)
+
+
+def hits_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return how many targets are the largest of their logits."""
+    return (outputs.argmax(-1) == targets).sum()
+
+
+class Stamps:
+    """The moment at which each epoch's first batch reaches the network."""
+
+    def __init__(self, kind: type[nn.Module], steps: int) -> None:
+        self.times: list[float] = []
+        forward, seen = kind.forward, 0
+
+        def stamped(module: nn.Module, inputs: Tensor) -> Tensor:
+            nonlocal seen
+            if module.training:
+                if seen % steps == 0:
+                    self.times.append(time.perf_counter())
+                seen += 1
+            return forward(module, inputs)
+
+        kind.forward = stamped
+
+
+class Work:
+    """What is trained on what, for how long."""
+
+    def __init__(self, case: str, folder: Path) -> None:
+        self.config, self.prepared, self.folder = CASES / f"{case}.yaml", folder / f"{case}.pt", folder
+        config = yaml.safe_load(self.config.read_text())
+        model = config["model"]["init_args"]
+        self.optimizer = partial(torch.optim.Adam, **model["optimizer"]["init_args"])
+        self.lr = model["optimizer"]["init_args"]["lr"]
+        self.batch_size = config["data"]["init_args"]["batch_size"]
+        self.epochs, self.steps = config["trainer"]["max_epochs"], config["trainer"]["limit_train_batches"]
+        part = model["network"] if isinstance(model["network"], dict) else {"class_path": model["network"]}
+        module, name = part["class_path"].rsplit(".", 1)
+        kind = getattr(__import__(module, fromlist=[name]), name)
+        torch.manual_seed(0)
+        self.network: nn.Module = kind(**part.get("init_args", {}))
+        self.stamps = Stamps(kind, self.steps)
+
+    @cached_property
+    def splits(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Return inputs and targets of the training split, and of the validation split."""
+        splits: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] = torch.load(self.prepared)
+        return splits
+
+    def loaders(self) -> tuple[DataLoader[Any], DataLoader[Any]]:
+        """Return torch's own loaders."""
+        train, val = (TensorDataset(*split) for split in self.splits)
+        return DataLoader(train, self.batch_size, shuffle=True), DataLoader(val, self.batch_size)
+
+
+def prepare(case: str, folder: Path) -> None:
+    """Write what the others train on."""
+    from firstlight.cli import CLI
+
+    work = Work(case, folder)
+    data = CLI("fit", ["--config", str(work.config)]).experiment.datamodule
+    data.setup()
+    inputs, targets = data.tensors("train")
+    order = torch.randperm(len(inputs))[: work.batch_size * work.steps]
+    torch.save(((inputs[order], targets[order]), data.tensors("val")), work.prepared)
+
+
+def floor(work: Work) -> None:
+    """By hand, over tensors in memory."""
+    optimizer = work.optimizer(work.network.parameters())
+    (inputs, targets), (val_inputs, val_targets) = work.splits
+    for _ in range(work.epochs):
+        work.network.train()
+        for index in torch.randperm(len(inputs)).split(work.batch_size):
+            loss = loss_of(work.network(inputs[index]), targets[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        work.network.eval()
+        with torch.inference_mode():
+            total = hits = torch.zeros(())
+            for start in range(0, len(val_inputs), work.batch_size):
+                few = val_targets[start : start + work.batch_size]
+                outputs = work.network(val_inputs[start : start + work.batch_size])
+                total, hits = total + loss_of(outputs, few) * len(few), hits + hits_of(outputs, few)
+            print(f"{total.item() / len(val_targets):.4f} {hits.item() / val_targets.numel():.4f}", file=sys.stderr)
+
+
+def dataloader(work: Work) -> None:
+    """By hand, with torch's DataLoader."""
+    by_hand(work, work.network, work.optimizer(work.network.parameters()), *work.loaders(), Tensor.backward)
+
+
+def accelerate(work: Work) -> None:
+    """The loop by hand, its parts wrapped by accelerate."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    parts = accelerator.prepare(work.network, work.optimizer(work.network.parameters()), *work.loaders())
+    by_hand(work, *parts, accelerator.backward)
+
+
+def by_hand(work: Work, network: Any, optimizer: Any, train: Any, val: Any, backward: Callable[[Tensor], None]) -> None:
+    """Train and validate batches that loaders give."""
+    for _ in range(work.epochs):
+        network.train()
+        for inputs, targets in train:
+            loss = loss_of(network(inputs), targets)
+            optimizer.zero_grad()
+            backward(loss)
+            optimizer.step()
+        network.eval()
+        with torch.inference_mode():
+            total = hits = torch.zeros(())
+            for inputs, targets in val:
+                outputs = network(inputs)
+                total, hits = total + loss_of(outputs, targets) * len(targets), hits + hits_of(outputs, targets)
+            print(f"{total.item():.4f} {hits.item()}", file=sys.stderr)
+
+
+def lightning(work: Work) -> None:
+    """Lightning as its tutorials write it."""
+    from lightning.pytorch import LightningModule, Trainer
+    from torchmetrics.classification import MulticlassAccuracy
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = work.network
+            classes = work.network(work.splits[1][0][:1]).shape[-1]
+            self.train_accuracy = MulticlassAccuracy(classes, average="micro")
+            self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            inputs, targets = batch
+            outputs = self.network(inputs)
+            loss = loss_of(outputs, targets)
+            self.train_accuracy(outputs.flatten(0, -2), targets.flatten())
+            self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+            self.log("train/accuracy", self.train_accuracy, on_step=True, on_epoch=True)
+            return loss
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            inputs, targets = batch
+            outputs = self.network(inputs)
+            self.val_accuracy(outputs.flatten(0, -2), targets.flatten())
+            self.log("val/loss", loss_of(outputs, targets), prog_bar=True)
+            self.log("val/accuracy", self.val_accuracy)
+
+        def configure_optimizers(self) -> Any:
+            return work.optimizer(self.parameters())
+
+    trainer = Trainer(max_epochs=work.epochs, accelerator="cpu", devices=1, default_root_dir=work.folder / "lightning")
+    trainer.fit(Module(), *work.loaders())
+
+
+def skorch(work: Work) -> None:
+    """The network as a scikit-learn estimator."""
+    from skorch import NeuralNet
+    from skorch.callbacks import EpochScoring
+    from skorch.dataset import Dataset
+    from skorch.helper import predefined_split
+
+    train, val = work.splits
+
+    class Loss(nn.Module):
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return loss_of(outputs, targets)
+
+    def accuracy(net: Any, data: Any, _: Any) -> float:
+        return float((net.forward(data).argmax(-1) == val[1]).float().mean())
+
+    net = NeuralNet(
+        work.network,
+        criterion=Loss,
+        optimizer=torch.optim.Adam,
+        optimizer__fused=True,
+        lr=work.lr,
+        batch_size=work.batch_size,
+        max_epochs=work.epochs,
+        iterator_train__shuffle=True,
+        train_split=predefined_split(Dataset(*val)),
+        callbacks=[EpochScoring(accuracy, lower_is_better=False, use_caching=True)],
+    )
+    net.fit(*train)
+
+
+def fastai(work: Work) -> None:
+    """A Learner."""
+    from fastai.callback.progress import ProgressCallback  # noqa: F401
+    from fastai.data.core import DataLoaders
+    from fastai.learner import Learner
+    from fastai.optimizer import OptimWrapper
+
+    def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+        return hits_of(outputs, targets) / targets.numel()
+
+    learner = Learner(
+        DataLoaders(*work.loaders(), device="cpu"),
+        work.network,
+        loss_func=loss_of,
+        opt_func=lambda parameters, **options: OptimWrapper(parameters, work.optimizer),
+        metrics=[accuracy],
+        path=work.folder,
+    )
+    learner.fit(work.epochs, lr=work.lr)
+
+
+def keras(work: Work) -> None:
+    """Keras on torch."""
+    import os
+
+    os.environ["KERAS_BACKEND"] = "torch"
+    import keras
+
+    train, val = work.splits
+    model = keras.Sequential([keras.layers.TorchModuleWrapper(work.network)])
+    model.compile(
+        optimizer=keras.optimizers.Adam(work.lr),
+        loss=lambda targets, outputs: loss_of(outputs, targets.long()),
+        metrics=[keras.metrics.SparseCategoricalAccuracy()],
+    )
+    model.fit(*train, batch_size=work.batch_size, epochs=work.epochs, validation_data=val)
+
+
+def transformers(work: Work) -> None:
+    """The Trainer of transformers."""
+    from transformers import Trainer, TrainingArguments
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = work.network
+
+        def forward(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            outputs = self.network(inputs)
+            return {"loss": loss_of(outputs, labels), "logits": outputs}
+
+    def collate(samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        inputs, labels = zip(*samples, strict=True)
+        return {"inputs": torch.stack(inputs), "labels": torch.stack(labels)}
+
+    def hits(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.argmax(-1) == targets
+
+    train, val = work.splits
+    arguments = TrainingArguments(
+        output_dir=str(work.folder / "transformers"),
+        num_train_epochs=work.epochs,
+        per_device_train_batch_size=work.batch_size,
+        per_device_eval_batch_size=work.batch_size,
+        learning_rate=work.lr,
+        weight_decay=0.0,
+        optim="adamw_torch_fused",
+        eval_strategy="epoch",
+        logging_steps=50,
+        save_strategy="epoch",
+        save_total_limit=1,
+        report_to=[],
+        use_cpu=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+    trainer = Trainer(
+        Model(),
+        arguments,
+        data_collator=collate,
+        train_dataset=TensorDataset(*train),
+        eval_dataset=TensorDataset(*val),
+        preprocess_logits_for_metrics=hits,
+        compute_metrics=lambda found: {"accuracy": float(found.predictions.mean())},
+    )
+    trainer.train()
+
+
+def firstlight(work: Work) -> None:
+    """This package with everything on."""
+    from firstlight.__main__ import main
+
+    if code := main(["fit", "--config", str(work.config), "--runs", str(work.folder)]):
+        sys.exit(code)
+
+
+CONTENDERS: dict[str, Callable[[Work], None]] = {
+    each.__name__: each
+    for each in (floor, dataloader, firstlight, accelerate, lightning, skorch, fastai, keras, transformers)
+}
+
+
+def main() -> None:
+    """Train, and print what it took."""
+    name, case, folder = sys.argv[1:]
+    if name == "prepare":
+        prepare(case, Path(folder))
+        return
+    work = Work(case, Path(folder))
+    CONTENDERS[name](work)
+    epochs = [after - before for before, after in pairwise(work.stamps.times)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"epochs": epochs[1:], "steps": work.steps, "MiB": round(peak)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Lightning's hooks without what nobody uses, for as long as a fit lasts.
+
+Lightning 2.6.6 enters a context of its profiler for each callback and hook of a step, about 90 with the callbacks of a
+run though nothing is profiled, most of them around functions that do nothing; it sets an attribute of the module
+through `torch.nn.Module.__setattr__` some 50 times; and it inspects the signature of `training_step` at every step.
+The functions here call the same hooks with the same arguments in the same order, but for those whose body is empty.
+They take the place of Lightning's only where Lightning's are, letter for letter, those that they were written for.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any
+from unittest.mock import patch
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loops import training_epoch_loop
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+__all__ = ["KNOWN", "lean", "source_of"]
+
+KNOWN = {
+    "_call_callback_hooks": "c413fb9a6a9ce1a3",
+    "_call_lightning_module_hook": "558a87d04c4680e1",
+    "_call_strategy_hook": "ff429e3ac60d2a80",
+    "is_param_in_hook_signature": "6bd4f22c778d7ccc",
+}
+"""Digest of the source of each function of Lightning 2.6.4 to 2.6.6 that is replaced."""
+
+
+@contextmanager
+def lean(trainer: Trainer) -> Iterator[bool]:
+    """Call hooks without their overhead in a context; yield whether that is so.
+
+    It is not, and all is as Lightning has it, with a profiler, inside another such context, and where Lightning's
+    functions are others than those of 2.6.6.
+    """
+    originals = {name: getattr(call, name, None) for name in KNOWN}
+    originals["is_param_in_hook_signature"] = is_param_in_hook_signature
+    profiler = trainer.profiler  # type: ignore[attr-defined]  # set outside the class
+    if type(profiler) is not PassThroughProfiler or KNOWN != {
+        name: source_of(each) for name, each in originals.items()
+    }:
+        yield False
+        return
+    with (
+        patch.object(call, "_call_callback_hooks", _Callbacks(trainer, originals["_call_callback_hooks"])),
+        patch.object(call, "_call_lightning_module_hook", _module_hook),
+        patch.object(call, "_call_strategy_hook", _strategy_hook),
+        patch.object(training_epoch_loop, "is_param_in_hook_signature", lru_cache(is_param_in_hook_signature)),
+    ):
+        yield True
+
+
+def source_of(function: Any) -> str:
+    """Return the digest of a function's source; of anything else, and where there is no source, nothing."""
+    try:
+        return sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+    except (OSError, TypeError):
+        return ""
+
+
+class _Callbacks:
+    """`_call_callback_hooks` for one trainer, which remembers who has something to do in which hook."""
+
+    def __init__(self, trainer: Trainer, original: Any) -> None:
+        self._trainer, self._original = trainer, original
+        self._callbacks: list[Any] = []
+        self._active: dict[str, list[Callable[..., Any]]] = {}
+
+    def __call__(
+        self, trainer: Trainer, hook: str, *args: Any, monitoring_callbacks: Any = None, **kwargs: Any
+    ) -> None:
+        if trainer is not self._trainer or monitoring_callbacks is not None:
+            self._original(trainer, hook, *args, monitoring_callbacks=monitoring_callbacks, **kwargs)
+            return
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set outside the class
+        if self._callbacks != callbacks:
+            self._callbacks, self._active = list(callbacks), {}
+        active = self._active.get(hook)
+        if active is None:
+            found = [getattr(callback, hook) for callback in self._callbacks]
+            active = self._active[hook] = [each for each in found if callable(each) and not _empty(each)]
+        if not active:
+            return
+        module = trainer.lightning_module
+        attributes: dict[str, Any] = vars(module)
+        before = attributes["_current_fx_name"]
+        attributes["_current_fx_name"] = hook
+        for each in active:
+            each(trainer, module, *args, **kwargs)
+        attributes["_current_fx_name"] = before
+
+
+def _module_hook(
+    trainer: Trainer, hook: str, *args: Any, pl_module: LightningModule | None = None, **kwargs: Any
+) -> Any:
+    module = pl_module or trainer.lightning_module
+    function = getattr(module, hook)
+    if not callable(function) or _empty(function):
+        return None
+    return _named(module, hook, function, *args, **kwargs)
+
+
+def _strategy_hook(trainer: Trainer, hook: str, *args: Any, **kwargs: Any) -> Any:
+    function = getattr(trainer.strategy, hook)
+    if not callable(function) or _empty(function):
+        return None
+    return _named(trainer.lightning_module, hook, function, *args, **kwargs)
+
+
+def _named(module: LightningModule, hook: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a hook while the module has its name, by which `log` knows where it is called."""
+    attributes: dict[str, Any] = vars(module)
+    before = attributes["_current_fx_name"]
+    attributes["_current_fx_name"] = hook
+    output = function(*args, **kwargs)
+    attributes["_current_fx_name"] = before
+    return output
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _empty(function: Callable[..., Any]) -> bool:
+    """Tell whether the body of a method is nothing but its documentation."""
+    code = getattr(getattr(function, "__func__", None), "__code__", None)
+    return code is not None and code.co_code == _nothing.__code__.co_code and code.co_consts[-1] is None

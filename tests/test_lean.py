@@ -1,0 +1,148 @@
+import csv
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
+from lightning.pytorch.trainer import call
+
+from firstlight import lean as lean_module
+from firstlight.__main__ import main
+from firstlight.lean import KNOWN, lean
+from tests.helpers import CONFIG, newest
+
+HOOKS = [name for name in dir(Callback) if name.startswith("on_") and "checkpoint" not in name]
+
+
+class Recording(Callback):
+    """Remembers each hook with the name under which the module would log in it, and what it was given."""
+
+    def __init__(self):
+        self.seen = []
+
+
+def remembering(name):
+    def hook(self, trainer, pl_module, *args, **kwargs):
+        given = [(type(each).__name__, each if isinstance(each, int) else None) for each in args]
+        self.seen.append((name, pl_module._current_fx_name, given, sorted(kwargs)))
+
+    return hook
+
+
+for each in HOOKS:
+    setattr(Recording, each, remembering(each))
+
+
+class Busy(BoringModel):
+    """Overrides hooks of a step, and logs in some of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.seen.append(("start", self._current_fx_name, batch_idx))
+        return -1 if batch_idx == 6 else None  # which ends the epoch
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)["loss"]
+        self.log("loss", loss, on_step=True, on_epoch=True)
+        return loss
+
+    def on_before_zero_grad(self, optimizer):
+        self.seen.append(("zero", self._current_fx_name, type(optimizer).__name__))
+
+    def on_after_backward(self):
+        self.log("after", 1.0)
+
+
+def fitted(tmp_path, is_lean, **options):
+    torch.manual_seed(0)
+    module, recording, silent = Busy(), Recording(), Callback()
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_epochs=2,
+        limit_train_batches=8,
+        limit_val_batches=2,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[silent, recording],
+        **{"logger": False, "enable_checkpointing": False, **options},
+    )
+    if is_lean:
+        with lean(trainer) as on:
+            assert on, "Lightning's functions are others than those that `lean` was written for"
+            trainer.fit(module)
+    else:
+        trainer.fit(module)
+    return module, recording, trainer
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3, "gradient_clip_val": 0.1}])
+def test_the_same_hooks_are_called_in_the_same_order_and_the_weights_are_the_same(tmp_path, options):
+    plain, before, was = fitted(tmp_path, False, **options)
+    module, recording, trainer = fitted(tmp_path, True, **options)
+    assert recording.seen == before.seen and len(before.seen) > 50
+    assert module.seen == plain.seen
+    assert all(torch.equal(one, other) for one, other in zip(module.parameters(), plain.parameters(), strict=True))
+    assert trainer.callback_metrics.keys() == was.callback_metrics.keys() >= {"loss_epoch", "after"}
+    assert all(torch.equal(value, was.callback_metrics[name]) for name, value in trainer.callback_metrics.items())
+
+
+def test_a_callback_that_comes_during_the_fit_is_called(tmp_path):
+    late = Recording()
+
+    class Adds(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 3 and late not in trainer.callbacks:
+                trainer.callbacks.append(late)
+
+    trainer = Trainer(
+        max_steps=6, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+        enable_model_summary=False, callbacks=[Adds()], default_root_dir=tmp_path,
+    )  # fmt: skip
+    with lean(trainer):
+        trainer.fit(BoringModel())
+    assert sum(name == "on_train_batch_end" for name, *_ in late.seen) == 3
+
+
+def test_another_lightning_and_a_profiler_have_it_their_way(tmp_path, monkeypatch):
+    original = call._call_callback_hooks
+    trainer = Trainer(logger=False, profiler=SimpleProfiler(), accelerator="cpu")
+    with lean(trainer) as on:
+        assert not on and call._call_callback_hooks is original
+    trainer = Trainer(logger=False, accelerator="cpu")
+    with lean(trainer) as on:
+        assert on and call._call_callback_hooks is not original
+        with lean(Trainer(logger=False, accelerator="cpu")) as again:
+            assert not again
+    assert call._call_callback_hooks is original
+    monkeypatch.setitem(KNOWN, "_call_callback_hooks", "another")
+    with lean(trainer) as on:
+        assert not on and call._call_callback_hooks is original
+
+
+@pytest.mark.parametrize("most", [4])
+def test_a_run_enters_few_contexts_a_step_and_gives_the_numbers_of_the_plain_path(tmp_path, monkeypatch, most):
+    entered = []
+    profile = PassThroughProfiler.profile
+    monkeypatch.setattr(PassThroughProfiler, "profile", lambda self, name: entered.append(name) or profile(self, name))
+    found, contexts = [], []
+    for name, digest in [("lean", KNOWN["_call_strategy_hook"]), ("plain", "another")]:
+        monkeypatch.setitem(lean_module.KNOWN, "_call_strategy_hook", digest)
+        folder = tmp_path / name
+        entered.clear()
+        command = ["fit", "--config", CONFIG, "--runs", str(folder / "runs"), "--trainer.max_epochs=3"]
+        assert main([*command, "--trainer.num_sanity_val_steps=0"]) == 0
+        contexts.append(len(entered) / 120)
+        run = newest(folder)
+        with (run / "metrics.csv").open() as file:
+            found.append(list(csv.reader(file)))
+        found.append(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
+    (numbers, weights, plain_numbers, plain_weights) = found
+    assert numbers == plain_numbers and len(numbers) > 50
+    assert all(torch.equal(value, plain_weights[name]) for name, value in weights.items())
+    assert contexts[0] <= most < contexts[1] / 10
