@@ -12,7 +12,7 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -24,7 +24,7 @@ from firstlight.changes import changes, inexact
 from firstlight.checkpoint_io import AtomicCheckpointIO, newest_resumable, remove_leftovers
 from firstlight.checks import refuse_no_batches, refuse_no_validation, refuse_options, refuse_unknown_monitors
 from firstlight.data import DataModule
-from firstlight.errors import UsageError, did_you_mean
+from firstlight.errors import TrainingError, UsageError, did_you_mean
 from firstlight.explain import weights_fault
 from firstlight.lean import lean
 from firstlight.loggers import all_loggers, as_list
@@ -105,7 +105,7 @@ class Experiment:
             logger=all_loggers(folder, self.options["logger"], step),
             callbacks=[*every, started],
             # Lightning puts its own in place of what is left out.
-            enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in every),
+            enable_checkpointing=any(isinstance(each, Checkpoint) for each in every),
             enable_progress_bar=any(isinstance(each, ProgressBar) for each in every),
         )
         check_sizes(self.datamodule, trainer)
@@ -121,6 +121,8 @@ class Experiment:
         except MisconfigurationException as error:
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
         except RuntimeError as error:
+            if lost := next((each.lost for each in every if isinstance(each, callbacks.Stop)), None):
+                raise TrainingError(f"{lost}\n{self._left(trainer, folder)}") from error
             raise weights_fault(error, resumed) from error
         if not self._trained:
             refuse_no_batches(trainer)
@@ -285,6 +287,6 @@ def _interruptible(trainer: Trainer, left: Callable[[], str]) -> Iterator[None]:
     except SystemExit as stopped:
         if not trainer.interrupted:
             raise
-        print(left())
+        rank_zero_only(print)(left(), flush=True)
         told = stopped.code == 143 or isinstance(stopped, SIGTERMException)
         raise SystemExit(143 if told else 130) from stopped

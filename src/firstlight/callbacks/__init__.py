@@ -9,6 +9,7 @@ from firstlight.callbacks.learning_rate import LearningRate
 from firstlight.callbacks.nonfinite import NonFinite
 from firstlight.callbacks.progress import Progress
 from firstlight.callbacks.random_state import RandomState
+from firstlight.callbacks.stop import Stop
 
 __all__ = [
     "BestCheckpoint",
@@ -20,5 +21,6 @@ __all__ = [
     "NonFinite",
     "Progress",
     "RandomState",
+    "Stop",
     "defaults",
 ]

@@ -1,11 +1,8 @@
 """The best checkpoint and the last one."""
 
-import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -15,7 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from firstlight.callbacks.due import is_due
+from firstlight.callbacks.due import is_due, validation_follows
 from firstlight.errors import UsageError
 
 __all__ = ["BestCheckpoint", "LastCheckpoint", "not_finite", "recorded"]
@@ -122,13 +119,9 @@ def refuse_not_finite(trainer: Trainer, path: str | Path) -> None:
 
 
 class LastCheckpoint(FiniteCheckpoint):
-    """Keep `last.ckpt`, one file, written after epochs, steps or seconds and when the run is interrupted.
+    """Keep `last.ckpt`, one file, written after epochs, steps or seconds, and when `Stop` ends the run.
 
     It is written whether or not a metric improved, and never of weights that are not finite: then it raises.
-
-    Ctrl-C lets the optimiser step under way finish, writes `last.ckpt` and raises `KeyboardInterrupt`; a second one
-    raises it at once. SIGTERM does the same and raises `SystemExit(143)`; a second one is ignored, as schedulers
-    repeat it. On several processes neither is caught, and the file is the one written last.
 
     Args:
         dirpath: Folder of the file; `None` leaves it to the logger.
@@ -163,70 +156,53 @@ class LastCheckpoint(FiniteCheckpoint):
         self.every_n_steps = every_n_steps
         self.every_seconds = every_seconds
         self._written = 0.0
-        self._stop: BaseException | None = None
+        self._written_step = -1
         self._step = 0
-        self._handlers: dict[int, Any] = {}
+        self._owed = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Catch Ctrl-C and SIGTERM while training."""
+        """Count from here on."""
         super().on_train_start(trainer, pl_module)
-        self._stop = None
-        self._step = trainer.global_step
+        self._step, self._written_step, self._owed = trainer.global_step, -1, False
         self._written = time.monotonic()
-        # Someone else's handler, or another thread's training, is left alone.
-        if trainer.world_size == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
-            # Lightning's own only ends the run, with 0 and without a checkpoint.
-            self._handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._interrupt)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the file when it is due, or stop if asked to, after an optimiser step that is whole."""
+        """Write the file when it is due, after an optimiser step that is whole."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         stepped = trainer.global_step > self._step
         self._step = trainer.global_step
-        if stepped and (self._stop or self._is_due(trainer)):
+        if stepped:
+            self._owed = self._is_due(trainer) or self._owed
+            if self._owed and not validation_follows(trainer, batch_idx):
+                self.write(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file when it is due, after the validation."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._owed:
+            self.write(trainer)
+
+    def write(self, trainer: Trainer) -> None:
+        """Write the file, on all processes together, unless this step's was written."""
+        if trainer.global_step != self._written_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = Path(str(self.dirpath)) / "last.ckpt"
             # Lightning's own would take an epoch that ends at this step for written.
             self._together(trainer, path, lambda: trainer.save_checkpoint(path))
-            self._written = time.monotonic()
-            if self._stop:
-                raise self._stop
+            self._note(trainer)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)
-        self._written = time.monotonic()
+        self._note(trainer)
+
+    def _note(self, trainer: Trainer) -> None:
+        self._written, self._written_step, self._owed = time.monotonic(), trainer.global_step, False
 
     def _is_due(self, trainer: Trainer) -> bool:
-        epoch_end_writes = trainer.is_last_batch and (trainer.current_epoch + 1) % self._every_n_epochs == 0
-        if trainer.fast_dev_run or epoch_end_writes:  # type: ignore[attr-defined]  # set outside the class
-            return False
         done = trainer.global_step // max(len(trainer.optimizers), 1)
         late = 0 < self.every_seconds <= time.monotonic() - self._written
         if trainer.world_size > 1 and self.every_seconds:
             agree = is_due(done - 1, trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set outside the class
             late = agree and trainer.strategy.broadcast(late)
         return is_due(done - 1, self.every_n_steps) or late
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        super().teardown(trainer, pl_module, stage)
-        self._release()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back; Lightning runs no teardown after an exception."""
-        super().on_exception(trainer, pl_module, exception)
-        self._release()
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM:
-            self._stop = self._stop or SystemExit(128 + number)
-            return
-        signal.signal(number, self._handlers.pop(number))
-        self._stop = self._stop or KeyboardInterrupt()
-        print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
-
-    def _release(self) -> None:
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())

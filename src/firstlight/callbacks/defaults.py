@@ -15,6 +15,7 @@ from firstlight.callbacks.learning_rate import LearningRate
 from firstlight.callbacks.nonfinite import NonFinite
 from firstlight.callbacks.progress import Progress
 from firstlight.callbacks.random_state import RandomState
+from firstlight.callbacks.stop import Stop
 from firstlight.errors import UsageError, did_you_mean
 
 __all__ = ["DEFAULTS", "LINKED", "defaults", "refuse_collisions"]
@@ -29,6 +30,7 @@ DEFAULTS: dict[str, type[Callback]] = {
     "lr": LearningRate,
     "hparams": HParams,
     "progress": Progress,
+    "stop": Stop,
 }
 """By name, which is also the name of its options on the command line."""
 
@@ -83,6 +85,8 @@ def defaults(
         callbacks += [HParams(best), best] if "hparams" in given else [best]
     if "last" in given:
         callbacks.append(LastCheckpoint(dirpath, **given["last"]))
+    if "stop" in given:
+        callbacks.append(Stop(**given["stop"]))
     return callbacks
 
 

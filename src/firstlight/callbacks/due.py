@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from lightning.pytorch import Trainer
 
-__all__ = ["current_step", "is_due", "log", "should_log"]
+__all__ = ["current_step", "is_due", "log", "should_log", "validation_follows"]
 
 
 def is_due(step: int, every: int) -> bool:
@@ -19,6 +19,19 @@ def is_due(step: int, every: int) -> bool:
 def should_log(trainer: Trainer) -> bool:
     """Tell whether the optimiser step under way is logged."""
     return is_due(current_step(trainer), trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set outside the class
+
+
+def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
+    """Tell whether a validation follows this batch before the next, or the epoch ends with it.
+
+    Lightning 2.6.6 never runs the validation that was due when a checkpoint was written between the two.
+    """
+    every, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if trainer.is_last_batch or not trainer.enable_validation or every is None:
+        return trainer.is_last_batch
+    if epochs is None:
+        return (trainer.fit_loop.total_batch_idx + 1) % every == 0
+    return (trainer.current_epoch + 1) % epochs == 0 and (batch_idx + 1) % every == 0
 
 
 def log(trainer: Trainer, values: Mapping[str, float]) -> None:

@@ -1,0 +1,149 @@
+"""What the processes of a run know of each other: who is alive, who failed, and after which step all of them stop."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+
+from torch.distributed import Store  # type: ignore[attr-defined]  # torch exports it without saying so
+
+__all__ = ["Peers"]
+
+_BEAT = 0.25
+"""Seconds from one beat to the next."""
+
+_QUIET = 8
+"""Beats after which a process counts as gone when a collective has failed: two seconds."""
+
+_GRACE = 40
+"""Beats that the main thread has to end by itself, after another process has failed: ten seconds."""
+
+
+class Peers:
+    """A thread that beats in a store that all processes share, and watches whether the others do.
+
+    Nothing is done in a training step: the thread notices. A process that has not answered for `silence` seconds, and
+    is on this machine, is killed, so that whoever waits for it in a collective gets an error. When a process failed,
+    the others have ten seconds to end by themselves and are then ended.
+
+    All processes make one, and then wait for each other.
+
+    Args:
+        store: Shared by the processes of this run alone.
+        rank: Number of this process, from 0.
+        world_size: `P`.
+        silence: Seconds.
+    """
+
+    def __init__(self, store: Store, rank: int, world_size: int, silence: float) -> None:
+        self.stop: tuple[int, int] | None = None
+        """The optimiser step after which all stop, and the signal that asked for it."""
+        self.rank = rank
+        self._store, self._ranks = store, range(world_size)
+        self._silence = silence / _BEAT
+        self._still = [0] * world_size  # Own beats since the last one of each, so that a pause of all does not count.
+        self._ended = set[int]()
+        self._fault: str | None = None
+        self._closed = threading.Event()
+        store.set(f"who/{rank}", f"{os.getpid()} {socket.gethostname()}")
+        store.set(f"beat/{rank}", "0")
+        self._thread = threading.Thread(target=self._watch, name="firstlight-peers", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat, when all processes have made theirs."""
+        self._thread.start()
+
+    def ask(self, step: int, number: int) -> None:
+        """Ask all to stop after an optimiser step that none of them has done, and wait until they know.
+
+        Args:
+            step: Number of steps done then.
+            number: Of the signal.
+        """
+        self._store.compare_set("stop", "", f"{step} {number}")
+        self._learn()
+        keys = [f"knows/{rank}" for rank in self._ranks]
+        while self._fault is None and not self._store.check(keys):
+            time.sleep(0.01)
+
+    def fail(self) -> None:
+        """Tell the others that this process fails by itself."""
+        with suppress(RuntimeError):
+            self._store.compare_set("fault", "", str(self.rank))
+
+    def blame(self, seconds: float = 5.0) -> str | None:
+        """Return who ended the run, as far as it shows in some seconds after a collective failed."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self._fault is not None:
+                return self._fault
+            quiet = [rank for rank in self._ranks if rank != self.rank and self._is_quiet(rank, _QUIET)]
+            if quiet:
+                return f"{self._who(quiet[0])} was killed or cannot be reached any more"
+            time.sleep(_BEAT)
+        return None
+
+    def speaks(self) -> bool:
+        """Tell whether this process is the one that says what happened to another: the first that is alive."""
+        return all(self._is_quiet(rank, _QUIET) for rank in self._ranks[: self.rank])
+
+    def close(self) -> None:
+        """End the thread; the others take this process for done."""
+        self._closed.set()
+        with suppress(RuntimeError):
+            self._store.set(f"beat/{self.rank}", "done")
+
+    def _watch(self) -> None:
+        last, left = [b""] * len(self._ranks), _GRACE
+        beats = [f"beat/{rank}" for rank in self._ranks]
+        number = 0
+        while not self._closed.wait(_BEAT):
+            try:
+                number += 1
+                self._store.set(beats[self.rank], str(number))
+                self._learn()
+                for rank, beat in enumerate(self._store.multi_get(beats)):
+                    self._still[rank] = 0 if beat != last[rank] else self._still[rank] + 1
+                    last[rank] = beat
+                    if beat == b"done":
+                        self._ended.add(rank)
+                    elif self._is_quiet(rank, self._silence):
+                        self._fault = f"{self._who(rank)} has not answered for {self._silence * _BEAT:g} s"
+                        self._kill(rank)
+            except RuntimeError:
+                # The store is in the first process, or in the launcher of all of them.
+                self._still[0] = _QUIET
+                self._fault = self._fault or "process 0 is gone"
+            left -= self._fault is not None
+            if left < 0:
+                if self.speaks():
+                    sys.stderr.write(f"firstlight: {self._fault}; the run cannot go on\n")
+                os._exit(1)  # The main thread waits in a collective, and would for half an hour.
+
+    def _learn(self) -> None:
+        if self.stop is None and self._store.check(["stop"]):
+            step, number = self._store.get("stop").split()
+            self.stop = int(step), int(number)
+            self._store.set(f"knows/{self.rank}", "")
+        if self._fault is None and self._store.check(["fault"]):
+            rank = int(self._store.get("fault"))
+            if rank != self.rank:
+                self._fault = f"{self._who(rank)} failed: its error stands above"
+
+    def _is_quiet(self, rank: int, beats: float) -> bool:
+        return rank not in self._ended and self._still[rank] >= beats
+
+    def _who(self, rank: int) -> str:
+        with suppress(RuntimeError):
+            pid, host = self._store.get(f"who/{rank}").decode().split()
+            return f"process {rank} (PID {pid} on {host})"
+        return f"process {rank}"
+
+    def _kill(self, rank: int) -> None:
+        pid, host = self._store.get(f"who/{rank}").decode().split()
+        if host == socket.gethostname():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)

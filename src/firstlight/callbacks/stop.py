@@ -1,0 +1,167 @@
+"""A run ends as a whole: on a signal after a step that all its processes have done, and when one of them fails."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch exports them
+
+from firstlight.callbacks.checkpoints import LastCheckpoint
+from firstlight.callbacks.due import validation_follows
+from firstlight.callbacks.peers import Peers
+from firstlight.errors import UsageError
+
+__all__ = ["Stop"]
+
+
+class Stop(Checkpoint):
+    """Stop all processes of a fit after the same step, on a signal to any of them, and none of them without the others.
+
+    SIGTERM, Ctrl-C and, in a job of SLURM, SIGUSR1 let the optimiser step under way finish, and a validation that
+    follows it. `LastCheckpoint` writes its file, and `SystemExit(143)` is raised, or `KeyboardInterrupt` for Ctrl-C. A
+    second Ctrl-C stops at once; another SIGTERM is ignored, as schedulers repeat it.
+
+    A process that failed, was killed or is frozen ends the others; `lost` says which it was. Processes that Lightning
+    started are waited for, and killed after ten seconds, so that none is left.
+
+    It is a `Checkpoint`, so that Lightning calls it after all others; it comes after `LastCheckpoint`.
+
+    Args:
+        silence: Seconds after which a process that does not answer counts as frozen.
+
+    Raises:
+        UsageError: When `silence` is below 5 seconds.
+    """
+
+    def __init__(self, silence: float = 300) -> None:
+        if not silence >= 5:
+            raise UsageError(f"Stop was given silence={silence}: it is at least 5 seconds")
+        self.silence = silence
+        self.lost: str | None = None
+        self._asked: int | None = None
+        self._step = 0
+        self._peers: Peers | None = None
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._handlers: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the processes know of each other."""
+        self.lost = self._asked = self._peers = None
+        if trainer.world_size > 1:
+            self._peers = Peers(_store(trainer), trainer.global_rank, trainer.world_size, self.silence)
+            trainer.strategy.barrier()
+            self._peers.start()
+            # Lightning 2.6.6 watches what it started, and kills this process without a word when one has ended.
+            self._children = list(_started(trainer))
+            _started(trainer).clear()
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Catch the signals before the first step, which is when they take effect."""
+        self._listen()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Catch the signals."""
+        self._step = trainer.global_step
+        self._listen()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop if asked to, after a step that is whole."""
+        stepped = trainer.global_step > self._step
+        self._step = trainer.global_step
+        if stepped:
+            if self._asked and self._peers and self._peers.stop is None:
+                # No process gets beyond the next step, which needs the gradient of this one.
+                self._peers.ask(trainer.global_step + 1, self._asked)
+            if not validation_follows(trainer, batch_idx):
+                self._stop_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop if asked to, after the validation."""
+        self._stop_if_due(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the others alone; what was asked for at the very end is done all the same."""
+        asked = self._peers.stop[1] if self._peers and self._peers.stop else self._asked
+        self._release(trainer)
+        if asked:
+            raise _ending(asked)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End the others, and find out which of them it was."""
+        if self._peers and isinstance(exception, Exception):
+            if isinstance(exception, DistError) or "gloo" in str(exception):
+                self.lost = self._peers.blame()
+            if self.lost is None:
+                self._peers.fail()
+            elif trainer.global_rank and self._peers.speaks():
+                sys.stderr.write(f"firstlight: {self.lost}\n")
+        children = self._children
+        self._release(trainer)
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(10)
+            child.kill()
+
+    def _stop_if_due(self, trainer: Trainer) -> None:
+        step, asked = self._peers.stop or (0, None) if self._peers else (0, self._asked)
+        if asked and trainer.global_step >= step:
+            for each in trainer.checkpoint_callbacks:
+                if isinstance(each, LastCheckpoint):
+                    each.write(trainer)
+            raise _ending(asked)
+
+    def _listen(self) -> None:
+        """Take the place of Lightning's handlers, which end with 0 and no checkpoint, or wait for ever for others."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        numbers = [signal.SIGTERM]
+        # Someone else's handler is left alone.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            numbers.append(signal.SIGINT)
+        if "SLURM_JOB_ID" in os.environ:
+            numbers.append(signal.SIGUSR1)
+        for number in numbers:
+            if number not in self._handlers:
+                self._handlers[number] = signal.signal(number, self._take)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self._asked = self._asked or number
+        if number == signal.SIGINT:
+            signal.signal(number, self._handlers.pop(number))
+            if self._peers is None or not self._peers.rank:
+                print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+
+    def _release(self, trainer: Trainer) -> None:
+        """Give back what was taken. Lightning runs no teardown after an exception."""
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+        if self._peers:
+            self._peers.close()
+            _started(trainer).extend(self._children)
+        self._peers, self._children = None, []
+
+
+def _ending(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
+
+
+def _started(trainer: Trainer) -> list[Any]:
+    """Return the processes that Lightning started, as the list that its observer looks at."""
+    processes: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
+    return processes
+
+
+def _store(trainer: Trainer) -> PrefixStore:
+    """Return a store of this fit alone, where the processes found each other."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    name = trainer.strategy.broadcast(f"firstlight/{os.getpid()}/{os.urandom(8).hex()}")
+    return PrefixStore(name, TCPStore(address, port, is_master=False, wait_for_workers=False))
