@@ -1,0 +1,200 @@
+"""Runs that are killed with `kill -9`, go on, and end with the bits of one that was never stopped."""
+
+import json
+import random
+import time
+import zlib
+
+import pytest
+import torch
+
+from firstlight.__main__ import main
+from firstlight.data import Digits
+from tests.helpers import CONFIG, DDP, Ranks, logged, newest
+
+MODES = {
+    "one process": ([], 1),
+    "2 workers": (["--data.num_workers=2"], 1),
+    "2 processes": (["--config", DDP], 2),
+}
+OPTIONS = [
+    "--trainer.max_epochs=9",
+    "--last.every_n_steps=7",
+    "--early_stopping.patience=2",
+    "--data.val_fraction=0.03",
+]
+OPTIONS += ["--model.optimizer.lr=0.01"]
+every_mode = pytest.mark.parametrize("mode", MODES)
+
+
+def begin(mode, cwd, *more):
+    """Start a fit of digits, shuffled and with dropout, which goes on where it was killed."""
+    options, ranks = MODES[mode]
+    cwd.mkdir(exist_ok=True)
+    args = ["fit", "--config", CONFIG, *options, *OPTIONS, *more]
+    return Ranks(main, args, cwd=cwd, ranks=ranks)
+
+
+def go_on(mode, cwd, callbacks=()):
+    """Go on with a run that has a checkpoint; begin anew where it had none yet."""
+    if not list(cwd.glob("runs/digits_mlp/*/checkpoints/last.ckpt")):
+        return begin(mode, cwd, "--resume")
+    args = ["fit", "--run", str(newest(cwd)), f"--trainer.callbacks={json.dumps(list(callbacks))}"]
+    return Ranks(main, args, cwd=cwd, ranks=MODES[mode][1])
+
+
+def killed_after(run, seconds):
+    """Kill a run so long after its training began; tell whether it had not ended before."""
+    began = run.wait_for("\nplan ")
+    time.sleep(seconds)
+    return run.kill() and began
+
+
+def leaves(value, folder, path=""):
+    """Yield all that a checkpoint holds, after where it is, and nothing of the name of its folder."""
+    if isinstance(value, dict | list | tuple):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, folder, f"{path}.{key}".replace(folder, ""))
+    else:
+        yield path, value.replace(folder, "") if isinstance(value, str) else value
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return type(one) is type(other) and one == other
+
+
+def differences(whole, killed):
+    """Return in words what of a run that was killed is other than in one that was not."""
+    found = [path.name for path in (killed / "checkpoints").iterdir() if path.suffix != ".ckpt"]
+    for name in ("last", "best"):
+        files = {run: torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for run in (whole, killed)}
+        ends = [dict(leaves(file, str(run))) for run, file in files.items()]
+        paths = dict.fromkeys([*ends[0], *ends[1]])
+        found += [f"{name}{path}" for path in paths if not same(ends[0].get(path), ends[1].get(path))]
+    found += [name for name in ("val/loss", "val/accuracy", "lr") if curve(whole, name) != curve(killed, name)]
+    return ", ".join(found)
+
+
+def curve(run, name):
+    """Return the values of a name by step; where a step was done again, that of the last time."""
+    return dict(logged(run, name))
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory):
+    """By mode, a run that was not stopped and how long it trained."""
+    made = {}
+
+    def get(mode):
+        if mode not in made:
+            cwd = tmp_path_factory.mktemp("whole")
+            run = begin(mode, cwd)
+            run.wait_for("\nplan ")
+            began = time.monotonic()
+            run.succeed()
+            made[mode] = newest(cwd), time.monotonic() - began
+        return made[mode]
+
+    return get
+
+
+@every_mode
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_killed_at_a_random_moment_ends_with_the_bits_of_one_that_was_not(
+    kills, mode, never_stopped, figure, tmp_path
+):
+    whole, seconds = never_stopped(mode)
+    draw = random.Random(mode)
+    with figure(f"kill -9 at random moments, shuffle and dropout, {mode}: the same bits", kills) as count:
+        for number in range(3 * kills):
+            after = draw.uniform(0, seconds)
+            cwd = tmp_path / str(number)
+            if not killed_after(begin(mode, cwd), after):
+                continue
+            go_on(mode, cwd).succeed()
+            wrong = differences(whole, newest(cwd))
+            print(f"killed {after:.3f} s of {seconds:.3f} after training began: {wrong or 'the same bits'}")
+            count.trial(wrong and f"killed {after:.3f} s after training began: {wrong}")
+            if count.reached + len(count.faults) == kills:
+                break
+
+
+@every_mode
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(mode, never_stopped, figure, tmp_path):
+    whole, seconds = never_stopped(mode)
+    draw = random.Random(mode)
+    with figure(f"kill -9 up to four times in one run, {mode}: the same bits", 3) as count:
+        for number in range(3):
+            cwd, kills = tmp_path / str(number), 0
+            run = begin(mode, cwd)
+            for _ in range(4):
+                kills += killed_after(run, draw.uniform(0, seconds / 3))
+                run = go_on(mode, cwd)
+            run.succeed()
+            count.trial(differences(whole, newest(cwd)) or (kills < 2 and f"it was killed {kills} times"))
+
+
+OWN = """
+import os, signal, zlib
+from lightning.pytorch import Callback
+
+
+class Kill(Callback):
+    def __init__(self, step: int, validating: bool) -> None:
+        self.step = step
+        self.validating = validating
+
+    def kill(self, trainer, validating):
+        if trainer.global_step >= self.step and self.validating == validating:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_batch_end(self, trainer, *_):
+        self.kill(trainer, False)
+
+    def on_validation_batch_end(self, trainer, *_):
+        self.kill(trainer, True)
+
+
+class Seen(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        samples = [zlib.crc32(sample.numpy().tobytes()) for sample in batch[0]]
+        with open(f"seen-{trainer.global_rank}", "a") as file:
+            print(trainer.current_epoch, batch_idx, *samples, file=file)
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("mode", "validating"), [*((mode, False) for mode in MODES), ("one process", True), ("2 processes", True)]
+)
+def test_a_run_killed_within_an_epoch_or_a_validation_takes_each_sample_once_an_epoch(
+    mode, validating, never_stopped, figure, tmp_path
+):
+    whole, _ = never_stopped(mode)
+    (tmp_path / "mine.py").write_text(OWN)
+    callbacks = [
+        {"class_path": "mine.Seen"},
+        {"class_path": "mine.Kill", "init_args": {"step": 53, "validating": validating}},
+    ]
+    with figure("kill -9 within an epoch and within a validation: the same bits, each sample once an epoch") as count:
+        codes = begin(mode, tmp_path, f"--trainer.callbacks={json.dumps(callbacks)}").wait()
+        assert set(codes) == {-9}
+        go_on(mode, tmp_path, callbacks[:1]).succeed()
+        taken = {}
+        for path in tmp_path.glob("seen-*"):
+            for line in path.read_text().splitlines():
+                epoch, batch, *samples = map(int, line.split())
+                taken[epoch, batch, path.name] = samples  # A batch that was taken again counts once.
+        inputs, _ = Digits(val_fraction=0.03).tensors("train")
+        expected = sorted(zlib.crc32(sample.numpy().tobytes()) for sample in inputs)
+        epochs = {key[0] for key in taken}
+        wrong = [
+            epoch
+            for epoch in epochs
+            if sorted(sample for key, batch in taken.items() if key[0] == epoch for sample in batch) != expected
+        ]
+        assert len(epochs) > 2
+        count.trial(differences(whole, newest(tmp_path)) or (wrong and f"other samples in epochs {wrong}"))
