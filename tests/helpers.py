@@ -83,10 +83,10 @@ class Ranks:
             process.kill()
         return all(code == -9 for code in self.wait())
 
-    def wait(self):
-        """Return the exit codes."""
+    def wait(self, seconds=300):
+        """Return the exit codes; those that have not ended by then have none."""
         for process in self.processes:
-            process.join(300)
+            process.join(seconds)
         return [process.exitcode for process in self.processes]
 
     def succeed(self):

@@ -102,7 +102,9 @@ def refuse_collisions(own: Sequence[Callback], default: Sequence[Callback]) -> N
             name = next(name for name, kind in DEFAULTS.items() if type(theirs) is kind)
             bars = isinstance(mine, ProgressBar) and isinstance(theirs, ProgressBar)
             files = isinstance(mine, ModelCheckpoint) and (mine.filename == name or (name == "last" and mine.save_last))
-            if mine.state_key == theirs.state_key or bars or files:
+            # Where neither has a state, classes may share a name.
+            same = mine.state_key == theirs.state_key and (type(mine) is type(theirs) or bool(mine.state_dict()))
+            if same or bars or files:
                 raise UsageError(
                     f"trainer.callbacks holds {type(mine).__name__}, which the default callback {name} does already: "
                     f"set the options of {name}, or leave it out with --without {name}"

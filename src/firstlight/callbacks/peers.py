@@ -48,12 +48,16 @@ class Peers:
         self._ended = set[int]()
         self._fault: str | None = None
         self._closed = threading.Event()
+        self._parent = os.getppid()
+        self._who: list[tuple[int, str]] = []
         store.set(f"who/{rank}", f"{os.getpid()} {socket.gethostname()}")
         store.set(f"beat/{rank}", "0")
         self._thread = threading.Thread(target=self._watch, name="firstlight-peers", daemon=True)
 
     def start(self) -> None:
         """Begin to beat, when all processes have made theirs."""
+        found = [each.decode().split() for each in self._store.multi_get([f"who/{rank}" for rank in self._ranks])]
+        self._who = [(int(pid), host) for pid, host in found]
         self._thread.start()
 
     def ask(self, step: int, number: int) -> None:
@@ -71,8 +75,9 @@ class Peers:
 
     def fail(self) -> None:
         """Tell the others that this process fails by itself."""
-        with suppress(RuntimeError):
-            self._store.compare_set("fault", "", str(self.rank))
+        if self._fault is None:
+            with suppress(RuntimeError):
+                self._store.compare_set("fault", "", str(self.rank))
 
     def blame(self, seconds: float = 5.0) -> str | None:
         """Return who ended the run, as far as it shows in some seconds after a collective failed."""
@@ -82,7 +87,7 @@ class Peers:
                 return self._fault
             quiet = [rank for rank in self._ranks if rank != self.rank and self._is_quiet(rank, _QUIET)]
             if quiet:
-                return f"{self._who(quiet[0])} was killed or cannot be reached any more"
+                return f"{self._named(quiet[0])} was killed or cannot be reached any more"
             time.sleep(_BEAT)
         return None
 
@@ -93,35 +98,45 @@ class Peers:
     def close(self) -> None:
         """End the thread; the others take this process for done."""
         self._closed.set()
-        with suppress(RuntimeError):
-            self._store.set(f"beat/{self.rank}", "done")
+        if self._fault is None:
+            with suppress(RuntimeError):
+                self._store.set(f"beat/{self.rank}", "done")
 
     def _watch(self) -> None:
-        last, left = [b""] * len(self._ranks), _GRACE
+        last, left, number = [b""] * len(self._ranks), _GRACE, 0
         beats = [f"beat/{rank}" for rank in self._ranks]
-        number = 0
         while not self._closed.wait(_BEAT):
-            try:
-                number += 1
-                self._store.set(beats[self.rank], str(number))
-                self._learn()
-                for rank, beat in enumerate(self._store.multi_get(beats)):
-                    self._still[rank] = 0 if beat != last[rank] else self._still[rank] + 1
-                    last[rank] = beat
-                    if beat == b"done":
-                        self._ended.add(rank)
-                    elif self._is_quiet(rank, self._silence):
-                        self._fault = f"{self._who(rank)} has not answered for {self._silence * _BEAT:g} s"
-                        self._kill(rank)
-            except RuntimeError:
-                # The store is in the first process, or in the launcher of all of them.
-                self._still[0] = _QUIET
-                self._fault = self._fault or "process 0 is gone"
-            left -= self._fault is not None
-            if left < 0:
-                if self.speaks():
-                    sys.stderr.write(f"firstlight: {self._fault}; the run cannot go on\n")
-                os._exit(1)  # The main thread waits in a collective, and would for half an hour.
+            if self._fault is not None:
+                left -= 1
+                if left == 0:
+                    if self.speaks():
+                        sys.stderr.write(f"firstlight: {self._fault}; the run cannot go on\n")
+                    os._exit(1)  # The main thread waits in a collective, and would for half an hour.
+            elif os.getppid() != self._parent:  # Asked first: torch writes fifty lines about a store that is gone.
+                self._lose(0, "is gone, or the launcher of all is")
+            else:
+                try:
+                    number += 1
+                    self._store.set(beats[self.rank], str(number))
+                    self._learn()
+                    for rank, beat in enumerate(self._store.multi_get(beats)):
+                        self._still[rank] = 0 if beat != last[rank] else self._still[rank] + 1
+                        last[rank] = beat
+                        if beat == b"done":
+                            self._ended.add(rank)
+                        elif self._is_quiet(rank, self._silence):
+                            self._lose(rank, f"has not answered for {self._silence * _BEAT:g} s")
+                except RuntimeError:  # The store, which is in the first process, gave no answer for as long.
+                    self._lose(0, f"has not answered for {self._silence * _BEAT:g} s")
+
+    def _lose(self, rank: int, why: str) -> None:
+        """Give a process up, and kill it where that can be done, so that whoever waits for it gets an error."""
+        pid, host = self._who[rank]
+        self._still[rank] = _QUIET
+        self._fault = f"{self._named(rank)} {why}"
+        if host == socket.gethostname():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _learn(self) -> None:
         if self.stop is None and self._store.check(["stop"]):
@@ -131,19 +146,10 @@ class Peers:
         if self._fault is None and self._store.check(["fault"]):
             rank = int(self._store.get("fault"))
             if rank != self.rank:
-                self._fault = f"{self._who(rank)} failed: its error stands above"
+                self._fault = f"{self._named(rank)} failed: its error stands above"
 
     def _is_quiet(self, rank: int, beats: float) -> bool:
         return rank not in self._ended and self._still[rank] >= beats
 
-    def _who(self, rank: int) -> str:
-        with suppress(RuntimeError):
-            pid, host = self._store.get(f"who/{rank}").decode().split()
-            return f"process {rank} (PID {pid} on {host})"
-        return f"process {rank}"
-
-    def _kill(self, rank: int) -> None:
-        pid, host = self._store.get(f"who/{rank}").decode().split()
-        if host == socket.gethostname():
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+    def _named(self, rank: int) -> str:
+        return f"process {rank} (PID {self._who[rank][0]} on {self._who[rank][1]})"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -55,7 +56,7 @@ class Stop(Checkpoint):
         """Let the processes know of each other."""
         self.lost = self._asked = self._peers = None
         if trainer.world_size > 1:
-            self._peers = Peers(_store(trainer), trainer.global_rank, trainer.world_size, self.silence)
+            self._peers = Peers(_store(trainer, self.silence), trainer.global_rank, trainer.world_size, self.silence)
             trainer.strategy.barrier()
             self._peers.start()
             # Lightning 2.6.6 watches what it started, and kills this process without a word when one has ended.
@@ -160,8 +161,9 @@ def _started(trainer: Trainer) -> list[Any]:
     return processes
 
 
-def _store(trainer: Trainer) -> PrefixStore:
-    """Return a store of this fit alone, where the processes found each other."""
+def _store(trainer: Trainer, silence: float) -> PrefixStore:
+    """Return a store of this fit alone, where the processes found each other; what it does takes `silence` at most."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     name = trainer.strategy.broadcast(f"firstlight/{os.getpid()}/{os.urandom(8).hex()}")
-    return PrefixStore(name, TCPStore(address, port, is_master=False, wait_for_workers=False))
+    limit = timedelta(seconds=silence)
+    return PrefixStore(name, TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=limit))
