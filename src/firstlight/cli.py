@@ -86,7 +86,7 @@ class CLI(LightningCLI):
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.started = time.monotonic()
-        self.stored: Path | None = None
+        self.stored: str | None = None
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         early.add_argument("--run", type=Path, default=None)
         early.add_argument("--runs", default="runs")
@@ -107,7 +107,7 @@ class CLI(LightningCLI):
                 args = ["--config", str(given.config[0]), *args]
             configured = given.config or given.model or given.data or given.ckpt in (None, "best", "last")
             if not configured and verb in ("validate", "test", "predict"):
-                self.stored = Path(given.ckpt)
+                self.stored = given.ckpt
                 args = ["--config", stored_config(self.stored), *args]
             self.trust = [] if given.trust is None else given.trust.split(",")
             super().__init__(

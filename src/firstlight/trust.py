@@ -126,7 +126,7 @@ class SafeLoading:
                     if not (inspect.isclass(built) and issubclass(built, cls)):
                         raise UsageError(f"{checkpoint_path} holds a {class_path}, which is no {cls.__name__}")
                 loaded: Self = super(SafeLoading, built).load_from_checkpoint(  # type: ignore[misc]  # of the next base
-                    checkpoint_path, map_location, weights_only=True, **options
+                    Path(checkpoint_path).absolute(), map_location, weights_only=True, **options
                 )
         except ArgumentError as error:
             raise UsageError(f"{checkpoint_path}: {explain(str(error), [], [])}") from error
@@ -137,7 +137,7 @@ class SafeLoading:
         return loaded
 
 
-def stored_config(path: Path) -> str:
+def stored_config(path: str | Path) -> str:
     """Return the configuration of task and data that a checkpoint of the command line holds, as YAML, not yet judged.
 
     Raises:
