@@ -18,7 +18,7 @@ from torch.utils.serialization import config
 
 from firstlight.errors import UsageError
 
-__all__ = ["AtomicCheckpointIO", "damage", "newest_resumable", "remove_leftovers"]
+__all__ = ["AtomicCheckpointIO", "damage", "newest_resumable", "read", "remove_leftovers"]
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -68,7 +68,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         if weights_only is False:
             raise UsageError(f"weights_only=False would run code in {path}: leave it out")
-        return _read(_local(path), map_location)
+        return read(path, map_location)
+
+
+def read(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
+    """Return what a checkpoint holds, after its bytes were checked; no code in it is run.
+
+    Args:
+        path: A file on a local disk.
+        map_location: Where its tensors go.
+        mmap: Leave the tensors in the file until they are used.
+
+    Raises:
+        UsageError: When it is not there, damaged, or holds objects whose reading would run code.
+    """
+    path = _local(path)
+    if not path.is_file():
+        raise UsageError(f"there is no checkpoint {path}")
+    if wrong := damage(path):
+        raise UsageError(f"{path} is damaged: {wrong}")
+    try:
+        found: dict[str, Any] = torch.load(path, map_location, weights_only=True, mmap=mmap)
+    except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            raise UsageError(f"{path} holds a {refused[1]}, whose reading could run code: it is not read") from error
+        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is no checkpoint: it holds a {type(found).__name__}")
+    return found
 
 
 def newest_resumable(path: Path) -> Path:
@@ -83,7 +110,7 @@ def newest_resumable(path: Path) -> Path:
     faults = []
     for file in [path, *sorted(others, key=lambda file: file.stat().st_mtime, reverse=True)]:
         try:
-            if "optimizer_states" in _read(file, "cpu", mmap=True):
+            if "optimizer_states" in read(file, mmap=True):
                 break
             faults.append(f"{file} holds weights only")
         except UsageError as error:
@@ -139,20 +166,6 @@ def _write(checkpoint: dict[str, Any], beside: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _read(path: Path, map_location: Any, mmap: bool = False) -> dict[str, Any]:
-    if not path.is_file():
-        raise UsageError(f"there is no checkpoint {path}")
-    if wrong := damage(path):
-        raise UsageError(f"{path} is damaged: {wrong}")
-    try:
-        found: dict[str, Any] = torch.load(path, map_location, weights_only=True, mmap=mmap)
-    except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
-        if refused := re.search(r"GLOBAL (\S+)", str(error)):
-            raise UsageError(f"{path} holds a {refused[1]}, whose reading could run code: it is not read") from error
-        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    return found
 
 
 def _local(path: str | Path) -> Path:

@@ -6,6 +6,7 @@ All verbs share one schema, so a configuration that one of them wrote is read by
 import argparse
 import logging
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +22,14 @@ from firstlight.experiment import Experiment
 from firstlight.explain import explain, origin
 from firstlight.loggers import as_list
 from firstlight.tasks import Task
+from firstlight.trust import only_trusted, stored_config
 
 __all__ = ["CLI", "check", "fit", "predict", "run", "test", "validate"]
 
 
 _USAGE = """firstlight {verb} --config FILE [--config OVERLAY] [options]    later files and options win
        firstlight {verb} --run DIR [options]                           DIR's own configuration comes first
+       firstlight {verb} --ckpt PATH [options]                         test, validate, predict: PATH says what it needs
        firstlight {verb} --config FILE --print_config                  everything that would be used
        firstlight {verb} --model.help CLASS                            the options of a task; --data.help alike"""
 
@@ -83,12 +86,15 @@ class CLI(LightningCLI):
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.started = time.monotonic()
+        self.stored: str | None = None
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         early.add_argument("--run", type=Path, default=None)
         early.add_argument("--runs", default="runs")
         early.add_argument("--experiment")
         early.add_argument("--resume", action="store_true")
         early.add_argument("--config", "-c", type=Path, action="append", default=[])
+        for name in ("--ckpt", "--trust", "--model", "--data"):
+            early.add_argument(name)
         given = argparse.Namespace(config=[])
         try:
             given = early.parse_known_args(args)[0]
@@ -99,6 +105,11 @@ class CLI(LightningCLI):
             if self.run_dir is not None:
                 given.config.insert(0, self.run_dir / "config.yaml")
                 args = ["--config", str(given.config[0]), *args]
+            configured = given.config or given.model or given.data or given.ckpt in (None, "best", "last")
+            if not configured and verb in ("validate", "test", "predict"):
+                self.stored = given.ckpt
+                args = ["--config", stored_config(self.stored), *args]
+            self.trust = [] if given.trust is None else given.trust.split(",")
             super().__init__(
                 Task,
                 LightningDataModule,
@@ -135,18 +146,30 @@ class CLI(LightningCLI):
             help="Go on although the batches will be others than they would have been.",
         )
         add("--ckpt", type=str | None, help="What validate, test and predict score: best (default), last, or a path.")
+        add("--trust", type=str | None, help="Modules, A,B, that a checkpoint may name if --ckpt PATH is all there is.")
         add("--without", type=list[str] | str, default=[], help=f"Left out, A,B: {', '.join(DEFAULTS)}.")
         for name, callback in DEFAULTS.items():
             parser.add_class_arguments(callback, name, skip=LINKED, instantiate=False)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; Lightning's own warns when a program hands over arguments."""
-        self.config = parser.parse_args(args)
+        with self._judged():
+            self.config = parser.parse_args(args)
+        if self.config.trust and self.stored is None:
+            raise UsageError(
+                "--trust is for test, validate and predict with nothing but --ckpt PATH: what a --config or a run's "
+                "own configuration names is trusted"
+            )
+
+    def _judged(self) -> AbstractContextManager[None]:
+        """Watch over what is imported and built where a checkpoint, and not the user, says what that is."""
+        return nullcontext() if self.stored is None else only_trusted(self.stored, self.trust)
 
     def instantiate_classes(self) -> None:
         """Build model, data, and what trainers are made of."""
         try:
-            self.config_init = self.parser.instantiate_classes(self.config)
+            with self._judged():
+                self.config_init = self.parser.instantiate_classes(self.config)
         except ValueError as error:
             # jsonargparse 4.53 folds whatever a constructor raises into its own error.
             raise origin(error) from None
@@ -158,7 +181,8 @@ class CLI(LightningCLI):
             without |= {"best", "last"}
         name = self.config.experiment or self.name
         config = self.config.clone()
-        for key, value in {"run": None, "ckpt": None, "experiment": name, "resume": False, "inexact": False}.items():
+        once = {"run": None, "ckpt": None, "experiment": name, "resume": False, "inexact": False, "trust": None}
+        for key, value in once.items():
             config[key] = value
         self.experiment = Experiment(
             self.config_init["model"],

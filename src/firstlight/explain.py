@@ -1,9 +1,10 @@
 """What a parser's error means, in one line."""
 
+import inspect
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
-from inspect import signature
 from pathlib import Path
 
 import yaml
@@ -48,7 +49,7 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         return _unknown(found[1], where, _class_given(message, classes), options)
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
-        return f"{prefix}{found[1]} has no {found[2]}" + did_you_mean(found[2], dir(import_module(found[1])))
+        return f"{prefix}{found[1]} has no {found[2]}" + did_you_mean(found[2], dir(sys.modules.get(found[1])))
     if found := re.search(r"No module named '([^']+)'", message):
         name = found[1].split(".")[0]
         hint = f"; run it from the folder that holds {name}.py" if name == found[1] else ""
@@ -112,8 +113,10 @@ def _unknown(option: str, where: str, class_path: str, options: Iterable[str]) -
     if not class_path:
         return f"there is no option {full}" + did_you_mean(f"--{full}", options).replace("--", "")
     module, _, name = class_path.rpartition(".")
-    kinds = [kind for kind in getattr(import_module(module), name).__mro__ if "__init__" in vars(kind)]
-    found = [each for kind in kinds[:-1] for each in list(signature(kind).parameters.values())]
+    # A message may quote a checkpoint, so it must not be what imports a module.
+    built = getattr(sys.modules.get(module), name, object)
+    kinds = [kind for kind in inspect.getmro(built) if "__init__" in vars(kind)]
+    found = [each for kind in kinds[:-1] for each in list(inspect.signature(kind).parameters.values())]
     known = list(dict.fromkeys(each.name for each in found if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)))
     return f"{full} is no option of {class_path}, which takes {', '.join(known)}" + did_you_mean(option, known)
 

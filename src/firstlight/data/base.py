@@ -24,13 +24,14 @@ from firstlight.data.scale import statistics
 from firstlight.data.split import Indices, split
 from firstlight.errors import UsageError, about
 from firstlight.hyperparameters import keep_hyperparameters
+from firstlight.trust import SafeLoading
 
 __all__ = ["DataModule"]
 
 _log = logging.getLogger(__name__)
 
 
-class DataModule(LightningDataModule, ABC):
+class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  # rarer options by name only
     """Data that fits in memory. A subclass says what `load` returns; everything else is here.
 
     What was learned from the training split, and the class names, travel in the checkpoint, so that it can predict

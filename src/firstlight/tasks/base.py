@@ -17,11 +17,12 @@ from firstlight.schedules import Schedule
 from firstlight.tasks.observed import Observed
 from firstlight.tasks.scheduled import Scheduled
 from firstlight.tasks.trial import attempt, described
+from firstlight.trust import SafeLoading
 
 __all__ = ["Task"]
 
 
-class Task(Scheduled):
+class Task(SafeLoading, Scheduled):  # type: ignore[misc]  # it takes the rarer options by name only
     """One step for every split, an optimiser without decay on biases and norms, a schedule that counts its steps.
 
     Logged are `train/*` as means since the last logging, `val/*` and `test/*` as means over the samples of the split.
