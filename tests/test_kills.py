@@ -14,7 +14,7 @@ from tests.helpers import CONFIG, DDP, Ranks, logged, newest
 
 MODES = {
     "one process": ([], 1),
-    "2 workers": (["--data.num_workers=2"], 1),
+    "2 workers": (["--data.num_workers=2", "--trainer.max_epochs=4"], 1),  # They start anew in each epoch.
     "2 processes": (["--config", DDP], 2),
 }
 OPTIONS = [
@@ -31,7 +31,7 @@ def begin(mode, cwd, *more):
     """Start a fit of digits, shuffled and with dropout, which goes on where it was killed."""
     options, ranks = MODES[mode]
     cwd.mkdir(exist_ok=True)
-    args = ["fit", "--config", CONFIG, *options, *OPTIONS, *more]
+    args = ["fit", "--config", CONFIG, *OPTIONS, *options, *more]
     return Ranks(main, args, cwd=cwd, ranks=ranks)
 
 
