@@ -101,7 +101,7 @@ def never_stopped(tmp_path_factory):
 
 
 @every_mode
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_killed_at_a_random_moment_ends_with_the_bits_of_one_that_was_not(
     kills, mode, never_stopped, figure, tmp_path
 ):
