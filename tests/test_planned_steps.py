@@ -50,10 +50,9 @@ CASES = {
 def test_the_schedule_follows_the_optimiser_steps_of_the_run(fits, totals, figure, tmp_path):
     with figure(CASE) as count:
         for number, (options, total) in enumerate(zip(fits, totals, strict=True)):
-            given = (
-                ["--run", str(newest(tmp_path))] if number else ["--config", CONFIG, "--trainer.log_every_n_steps=1"]
-            )
-            run = Ranks(main, ["fit", *given, *options], cwd=tmp_path, ranks=2 if DDP in options else 1)
+            given = ["--run", str(newest(tmp_path))] if number else ["--config", CONFIG]
+            args = ["fit", *given, *options, "--trainer.log_every_n_steps=1"]
+            run = Ranks(main, args, cwd=tmp_path, ranks=2 if DDP in options else 1)
             run.succeed()
             assert f" {total:,} optimiser steps" in run.printed.read_text()
         first, last = totals[0], totals[-1]
@@ -66,11 +65,11 @@ def test_the_schedule_follows_the_optimiser_steps_of_the_run(fits, totals, figur
         count.trial()
 
 
-class Unending(IterableDataset):
-    """A stream of batches whose length nobody knows."""
+class Stream(IterableDataset):
+    """Samples of which nobody knows how many come."""
 
     def __iter__(self):
-        while True:
+        for _ in range(80):
             yield torch.zeros(64), torch.tensor(1)
 
 
@@ -82,7 +81,7 @@ def stream(schedule, tmp_path, **options):
         accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, **options,
     )  # fmt: skip
-    trainer.fit(task, DataLoader(Unending(), batch_size=4))
+    trainer.fit(task, DataLoader(Stream(), batch_size=4))
     return task.total_steps, trainer.global_step
 
 
