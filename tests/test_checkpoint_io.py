@@ -70,14 +70,19 @@ def write_on_and_on(path, elsewhere, done, io):
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_kill_inside_a_writing_leaves_a_whole_checkpoint_and_the_next_start_no_temporary_file(kills, tmp_path):
+def test_a_kill_inside_a_writing_leaves_a_whole_checkpoint_and_the_next_start_no_temporary_file(
+    kills, figure, tmp_path
+):
     other = Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("needs another file system at /dev/shm")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["firstlight.checkpoint_io"])
     path, rng, inside = tmp_path / "last.ckpt", random.Random(0), 0
-    with tempfile.TemporaryDirectory(dir=other) as elsewhere:
+    case = (
+        "kill -9 inside writes, TMPDIR on another file system: the file loads, no temporary file after the next start"
+    )
+    with tempfile.TemporaryDirectory(dir=other) as elsewhere, figure(case, kills) as count:
         while inside < kills:
             path.unlink(missing_ok=True)
             done = context.Value("i", 0)
@@ -96,10 +101,12 @@ def test_a_kill_inside_a_writing_leaves_a_whole_checkpoint_and_the_next_start_no
             loaded = IO.load_checkpoint(path)
             assert loaded["global_step"] in (done.value, done.value + 1)
             assert same(loaded, content(loaded["global_step"], 1_000_000))
-            inside += any(tmp_path.glob(".*"))  # Other kills came just after it.
+            was_inside = any(tmp_path.glob(".*"))  # Other kills came just after it.
             remove_leftovers(tmp_path)
-            assert os.listdir(tmp_path) == ["last.ckpt"]
-        assert not os.listdir(elsewhere)
+            assert os.listdir(tmp_path) == ["last.ckpt"] and not os.listdir(elsewhere)
+            if was_inside:
+                inside += 1
+                count.trial()
 
 
 @pytest.fixture(scope="module")
@@ -111,19 +118,22 @@ def written(tmp_path_factory):
 
 
 @pytest.mark.parametrize("flips", [60, pytest.param(300, marks=pytest.mark.slow)])
-def test_no_flipped_bit_loads_as_another_checkpoint(flips, written, tmp_path):
+def test_no_flipped_bit_loads_as_another_checkpoint(flips, written, figure, tmp_path):
     whole, expected = written
     path, rng, refused = tmp_path / "last.ckpt", random.Random(1), 0
-    for _ in range(flips):
-        position = rng.randrange(8 * len(whole))
-        flipped = bytearray(whole)
-        flipped[position // 8] ^= 1 << position % 8
-        path.write_bytes(flipped)
-        try:
-            assert same(IO.load_checkpoint(path), expected), f"bit {position} of {len(whole)} bytes"
-        except UsageError as error:
-            assert str(path) in str(error) and "\n" not in str(error)
-            refused += 1
+    with figure("flipped bits: refused by name, or loads the same", flips) as count:
+        for _ in range(flips):
+            position = rng.randrange(8 * len(whole))
+            flipped = bytearray(whole)
+            flipped[position // 8] ^= 1 << position % 8
+            path.write_bytes(flipped)
+            try:
+                silent = not same(IO.load_checkpoint(path), expected)
+                count.trial(f"bit {position} of {len(whole)} bytes loads as another" if silent else "")
+            except UsageError as error:
+                assert str(path) in str(error) and "\n" not in str(error)
+                refused += 1
+                count.trial()
     assert refused > flips / 4
 
 
@@ -145,13 +155,16 @@ def test_a_bit_for_which_torch_reads_no_weights_is_found(written, tmp_path):
             IO.load_checkpoint(path)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("part", [0, 0.01, 0.3, 0.6, 0.99, 1])
-def test_a_truncated_checkpoint_is_refused_by_its_name(part, written, tmp_path):
+def test_a_truncated_checkpoint_is_refused_by_its_name(part, written, figure, tmp_path):
     whole, _ = written
     path = tmp_path / "last.ckpt"
     path.write_bytes(whole[: min(int(part * len(whole)), len(whole) - 1)])
-    with pytest.raises(UsageError, match=rf"{path} is damaged: it is no whole zip file"):
-        IO.load_checkpoint(path)
+    with figure("truncations: refused by name") as count:
+        with pytest.raises(UsageError, match=rf"{path} is damaged: it is no whole zip file"):
+            IO.load_checkpoint(path)
+        count.trial()
 
 
 def test_the_checksums_are_there_whatever_torch_is_told(tmp_path):
@@ -212,6 +225,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+FULL = "a disk of 20 MB that becomes full, RLIMIT_FSIZE: nothing lost, said in at most 5 lines"
+
+
 @contextmanager
 def files_of_at_most(size):
     """Let this process and those it starts write no larger file; Python ignores the signal, and gets an error."""
@@ -232,17 +248,22 @@ def refused_for_room(folder, match):
     assert same(IO.load_checkpoint(folder / "last.ckpt"), kept)
 
 
-def test_a_full_disk_is_said_with_its_bytes_and_keeps_what_is_there(small_disk):
+@pytest.mark.faults
+def test_a_full_disk_is_said_with_its_bytes_and_keeps_what_is_there(small_disk, figure):
     IO.save_checkpoint(content(1, 2_000_000), small_disk / "last.ckpt")
-    refused_for_room(
-        small_disk, r"last\.ckpt: No space left on device \(it needs 16,00\d,\d+ bytes, 12,\d+,\d+ are free"
-    )
+    with figure(FULL) as count:
+        refused_for_room(
+            small_disk, r"last\.ckpt: No space left on device \(it needs 16,00\d,\d+ bytes, 12,\d+,\d+ are free"
+        )
+        count.trial()
 
 
-def test_a_limit_on_file_sizes_is_said_with_its_bytes_and_keeps_what_is_there(tmp_path):
+@pytest.mark.faults
+def test_a_limit_on_file_sizes_is_said_with_its_bytes_and_keeps_what_is_there(tmp_path, figure):
     IO.save_checkpoint(content(1, 1000), tmp_path / "last.ckpt")
-    with files_of_at_most(10_000_000):
+    with figure(FULL) as count, files_of_at_most(10_000_000):
         refused_for_room(tmp_path, r"last\.ckpt: File too large \(it needs 16,00\d,\d+ bytes, [\d,]+ are free\)")
+        count.trial()
 
 
 def whole_after_no_room(done, run):
@@ -268,13 +289,16 @@ class Fills(Callback):
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_whose_disk_becomes_full_keeps_its_checkpoints(processes, small_disk):
+def test_a_run_whose_disk_becomes_full_keeps_its_checkpoints(processes, small_disk, figure):
     (small_disk / "mine.py").write_text(FILLS)
     options = ["--trainer.max_epochs=5", "--model.network.hidden=[512,512]", "--trainer.callbacks+=mine.Fills"]
     options += ["--config", DDP] if processes == 2 else []
-    done = firstlight("fit", "--config", CONFIG, *options, cwd=small_disk, code=2)
-    whole_after_no_room(done, newest(small_disk))
+    with figure(FULL) as count:
+        done = firstlight("fit", "--config", CONFIG, *options, cwd=small_disk, code=2)
+        whole_after_no_room(done, newest(small_disk))
+        count.trial()
 
 
 def test_a_run_whose_checkpoints_never_fit_is_refused_before_it_starts(small_disk):
@@ -283,14 +307,17 @@ def test_a_run_whose_checkpoints_never_fit_is_refused_before_it_starts(small_dis
     assert not (small_disk / "runs").exists()
 
 
-def test_a_run_that_may_write_no_larger_file_keeps_its_checkpoints(tmp_path):
+@pytest.mark.faults
+def test_a_run_that_may_write_no_larger_file_keeps_its_checkpoints(tmp_path, figure):
     firstlight("fit", "--config", CONFIG, "--trainer.max_epochs=1", *WIDE, cwd=tmp_path)
     run = newest(tmp_path)
     kept = (run / "checkpoints" / "last.ckpt").read_bytes()
-    with files_of_at_most(4_000_000):
-        done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=2", cwd=tmp_path, code=2)
-    whole_after_no_room(done, run)
-    assert (run / "checkpoints" / "last.ckpt").read_bytes() == kept
+    with figure(FULL) as count:
+        with files_of_at_most(4_000_000):
+            done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=2", cwd=tmp_path, code=2)
+        whole_after_no_room(done, run)
+        assert (run / "checkpoints" / "last.ckpt").read_bytes() == kept
+        count.trial()
 
 
 def spoil(path):

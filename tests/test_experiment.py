@@ -149,21 +149,6 @@ def poll(url, enough):
         time.sleep(0.5)
 
 
-SCHEDULES = {
-    "accumulation": (["--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=4"], 20),
-    "max_steps": (["--trainer.max_steps=23", "--trainer.max_epochs=-1"], 23),
-    "limited batches": (["--trainer.max_epochs=3", "--trainer.limit_train_batches=7"], 21),
-    "two processes": (["--config", DDP, "--trainer.max_epochs=1"], 20),
-}
-
-
-@pytest.mark.parametrize(("options", "total"), SCHEDULES.values(), ids=SCHEDULES)
-def test_the_schedule_follows_the_optimiser_steps_of_the_run(options, total, tmp_path):
-    firstlight("fit", "--config", CONFIG, *options, "--trainer.log_every_n_steps=1", cwd=tmp_path)
-    rates = logged(newest(tmp_path), "lr")
-    assert rates == [(step, pytest.approx(0.003 * WarmupCosine()(step, total))) for step in range(total)]
-
-
 def test_two_processes_share_one_run_and_test_each_sample_once(tmp_path):
     done = firstlight("run", "--config", CONFIG, "--config", DDP, "--trainer.max_epochs=2", cwd=tmp_path)
     assert done.stderr == ""

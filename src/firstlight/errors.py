@@ -8,9 +8,15 @@ from contextlib import contextmanager
 class UsageError(Exception):
     """The caller asked for something that cannot be right.
 
-    The message is one line: what was found, where, and what would be right. The command line prints it and exits
-    with code 2.
+    The message is one line, also where it quotes several: what was found, where, and what would be right. The command
+    line prints it and exits with code 2.
+
+    >>> print(UsageError("a cell of two" + chr(10) + "lines"))
+    a cell of two lines
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class TrainingError(Exception):

@@ -129,6 +129,8 @@ def _broken(configs: Sequence[Path]) -> str:
             mark = error.problem_mark
             place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
             return f"{path}{place}: {error.problem}"
+        except (yaml.YAMLError, UnicodeDecodeError) as error:  # A character that YAML does not allow.
+            return f"{path} is no YAML file: {' '.join(str(error).split())}"
     return ""
 
 

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 
 from firstlight.checks import checkpoint_bytes, refuse_fewer_samples, refuse_no_room
 from firstlight.data import DataModule
+from firstlight.data.loader import per_process
 from firstlight.tasks import Task
 
 __all__ = ["check_data", "check_room", "check_sizes"]
@@ -27,14 +28,16 @@ def check_data(task: Task, datamodule: LightningDataModule) -> None:
 
 
 def check_sizes(datamodule: LightningDataModule, trainer: Trainer) -> None:
-    """Refuse splits with fewer samples than the processes of a trainer.
+    """Refuse splits with fewer samples than the processes of a trainer, and a global batch that they do not divide.
 
     Raises:
-        UsageError: Naming the split.
+        UsageError: Naming the split or the batch.
     """
     if isinstance(datamodule, DataModule):
+        processes = trainer.num_devices * trainer.num_nodes
+        per_process(datamodule.batch_size, datamodule.batch_size_is, processes)
         sizes = {str(split): len(rows) for split, rows in datamodule.indices.items()}
-        refuse_fewer_samples(sizes, trainer.num_devices * trainer.num_nodes)
+        refuse_fewer_samples(sizes, processes)
 
 
 def check_room(task: Task, folder: Path, without: Collection[str]) -> tuple[int, int]:

@@ -181,6 +181,11 @@ def test_batches_hold_each_sample_of_a_split_once_with_its_target(kind, make):
 
 
 @every_module
+def test_a_batch_can_be_that_of_all_processes(kind, make):
+    assert make(kind, batch_size=24, batch_size_is="global").batch_size_is == "global"
+
+
+@every_module
 def test_batches_on_their_device_have_the_types_of_the_contract(kind, make):
     data = ready(make(kind))
     inputs, targets = in_batches(data, data.train_dataloader())[0]

@@ -68,6 +68,10 @@ BAD = {
     "empty": (break_(IMAGES, b""), rf"/{IMAGES} begins with , but"),
     "other magic": (break_(IMAGES, b"PK\3\4" + idx(FEW)), rf"/{IMAGES} begins with 50 4b 03 04, but .* 00 00 08 03$"),
     "labels for images": (break_(IMAGES, idx(FEW[:, 0, 0])), rf"/{IMAGES} begins with 00 00 08 01, but"),
+    "other pixels": (
+        break_(IMAGES, idx(FEW[:, 1:])),
+        rf"/{IMAGES} has images of 27x28 pixels, but those of MNIST have",
+    ),
     "other counts": (break_(LABELS, idx(FEW[:, 0, 0])), rf"/{LABELS} has 4 labels, but there are 60 images"),
     "a label of no class": (
         break_(LABELS, idx(np.full(60, 10, np.uint8))),

@@ -18,7 +18,7 @@ from firstlight.compat import silence_known_warnings
 from firstlight.data.clean import OnBad, clean
 from firstlight.data.files import digest_of
 from firstlight.data.learned import COMPARED, refuse_others
-from firstlight.data.loader import Loader, loader
+from firstlight.data.loader import BatchSizeIs, Loader, loader, per_process
 from firstlight.data.samples import SPLITS, Batch, Samples, Split, TensorBatches
 from firstlight.data.scale import statistics
 from firstlight.data.split import Indices, split
@@ -38,7 +38,9 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
     elsewhere: where the data has another digest than the checkpoint was trained on, all of it is the test split.
 
     Args:
-        batch_size: Samples in a batch, per process, at least 1.
+        batch_size: Samples in a batch, at least 1.
+        batch_size_is: Whether these are the samples of each process (`"per_process"`), or those of all processes
+            together (`"global"`), which then divide them; accumulated batches count as several.
         split_seed: Seed of the split alone: another `seed_everything` trains on the same samples.
         val_fraction: Share of the samples that validates, in (0, 1). Of those that train, where the data has a test
             split of its own; nothing, where it has a validation split of its own, too.
@@ -63,6 +65,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         on_bad: OnBad = "refuse",
         num_workers: int = 0,
         augment: list[nn.Module] | None = None,
+        batch_size_is: BatchSizeIs = "per_process",
     ) -> None:
         super().__init__()
         silence_known_warnings()
@@ -78,6 +81,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
                 "both are above 0 and leave something to train on"
             )
         self.batch_size = batch_size
+        self.batch_size_is: BatchSizeIs = batch_size_is
         self.split_seed = split_seed
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
@@ -287,4 +291,6 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         return (self._samples and self._samples.source) or type(self).__name__
 
     def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
-        return loader(self.dataset(split), self.trainer, self.batch_size, shuffle, self.num_workers)
+        processes = 1 if self.trainer is None else self.trainer.world_size
+        size = per_process(self.batch_size, self.batch_size_is, processes)
+        return loader(self.dataset(split), self.trainer, size, shuffle, self.num_workers)

@@ -5,7 +5,7 @@ Shapes: `N` samples, `P` processes.
 
 import os
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 from firstlight.data.samples import Batch, TensorBatches
 from firstlight.errors import UsageError
 
-__all__ = ["Loader", "Order", "loader"]
+__all__ = ["BatchSizeIs", "Loader", "Order", "loader", "per_process"]
+
+BatchSizeIs = Literal["per_process", "global"]
 
 
 class Order(DistributedSampler[list[int]]):
@@ -131,6 +133,24 @@ class Loader(DataLoader[Batch]):
         self.order.seed = state_dict["seed"]
         self.order.start = state_dict["taken"]
         self.order.start_epoch = state_dict["epoch"]
+
+
+def per_process(batch_size: int, batch_size_is: BatchSizeIs, processes: int) -> int:
+    """Return the samples in a batch of each of so many processes.
+
+    >>> per_process(32, "global", 2)
+    16
+
+    Raises:
+        UsageError: When a global batch cannot be divided by them.
+    """
+    if batch_size_is == "per_process":
+        return batch_size
+    if batch_size % processes:
+        raise UsageError(
+            f"batch_size={batch_size} is global and cannot be divided by {processes} processes: take a multiple of them"
+        )
+    return batch_size // processes
 
 
 def loader(

@@ -47,7 +47,13 @@ class MNIST(DataModule):
         """Return the images and labels of both parts."""
         images, targets, marks = [], [], []
         for part, split in (("train", "train"), ("t10k", "test")):
-            pixels = read_idx(self._file(f"{part}-images-idx3-ubyte"), 3)
+            images_file = self._file(f"{part}-images-idx3-ubyte")
+            pixels = read_idx(images_file, 3)
+            if pixels.shape[1:] != (28, 28):
+                found = "x".join(map(str, pixels.shape[1:]))
+                raise UsageError(
+                    f"{images_file} has images of {found} pixels, but those of {type(self).__name__} have 28x28"
+                )
             labels_file = self._file(f"{part}-labels-idx1-ubyte")
             labels = read_idx(labels_file, 1)
             if len(labels) != len(pixels):

@@ -77,6 +77,7 @@ class Task(SafeLoading, Scheduled):  # type: ignore[misc]  # it takes the rarer 
         self.monitor = monitor
         self.mode = self._mode(metrics)
         self._logged_step = 0
+        self._samples = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the outputs of the network."""
@@ -96,10 +97,22 @@ class Task(SafeLoading, Scheduled):  # type: ignore[misc]  # it takes the rarer 
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a training batch, with the penalty on the weights."""
+        self._samples = len(batch[1])
         loss = self.shared_step(batch, self.observed_train)
         if self.l1:
             loss = loss + self.l1 * sum(weight.abs().sum() for weight in weights(self))
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Back-propagate the loss; of several processes as that of all their samples, not as the mean of their means.
+
+        Only the last batch of an epoch is larger on some processes than on others.
+        """
+        if self.trainer.world_size > 1 and self.trainer.is_last_batch:
+            own = torch.tensor(float(self._samples), device=loss.device)
+            mean = self.trainer.strategy.reduce(own, reduce_op="mean")
+            loss = loss * (self._samples / mean)
+        super().backward(loss, *args, **kwargs)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Observe a validation batch."""

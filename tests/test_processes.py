@@ -1,0 +1,210 @@
+"""Several processes count, step and decide as one does."""
+
+import json
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import Logger
+from torch import nn
+
+from firstlight import callbacks
+from firstlight.data import Digits, Tensors
+from firstlight.networks import MLP
+from firstlight.schedules import Constant
+from firstlight.tasks import Classification
+from tests.helpers import CONFIG, DDP, Ranks, firstlight
+
+SIZES = (3, 7, 31, 64, 65, 73, 97)
+
+
+def trainer(ranks, **options):
+    options = {"logger": False, "enable_checkpointing": False, "log_every_n_steps": 1, **options}
+    return Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy="ddp" if ranks > 1 else "auto",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def task(features, lr=0.003):
+    seed_everything(0, verbose=False)
+    optimizer = partial(torch.optim.AdamW, lr=lr)
+    return Classification(MLP(features, [32], 10), nn.CrossEntropyLoss(), optimizer, Constant(), classes=10)
+
+
+def found_by(function, ranks, cwd):
+    """Return what a function found on each rank."""
+    folder = cwd / f"{function.__name__}-{ranks}"
+    folder.mkdir()
+    Ranks(function, ranks, cwd=folder, ranks=ranks).succeed()
+    return [json.loads((folder / str(rank)).read_text()) for rank in range(ranks)]
+
+
+def keep(run, found):
+    Path(str(run.global_rank)).write_text(json.dumps(found))
+
+
+class Seen(Callback):
+    """Keep a sum of each sample that is validated or tested."""
+
+    def __init__(self):
+        self.samples = []
+
+    def see(self, trainer, pl_module, batch, *_):
+        self.samples += [zlib.crc32(sample.numpy().tobytes()) for sample in batch[0]]
+
+    on_validation_batch_start = on_test_batch_start = see
+
+
+def awkward(size):
+    """Return data of which so many samples validate and test."""
+    generator = np.random.default_rng(size)
+    marks = ["train"] * 20 + ["val"] * size + ["test"] * size
+    inputs = generator.normal(3, 5, (len(marks), 6))
+    targets = generator.integers(0, 10, len(marks))
+    names = [str(label) for label in range(10)]
+    return Tensors(inputs, targets, names, marks, batch_size=8)
+
+
+def score(ranks):
+    found = {}
+    for size in SIZES:
+        for verb in ("validate", "test"):
+            seen = Seen()
+            run = trainer(ranks, callbacks=[seen])
+            (metrics,) = getattr(run, verb)(task(6), datamodule=awkward(size), verbose=False)
+            found[f"{verb} {size}"] = metrics, seen.samples
+    keep(run, found)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_validation_and_test_count_each_sample_once(ranks, figure, tmp_path):
+    found = found_by(score, ranks, tmp_path)
+    case = "validation and test of awkward sizes on 1, 2 and 3 processes: each sample once, the values of one process"
+    with figure(case, 2 * len(SIZES)) as count:
+        for size in SIZES:
+            data = awkward(size)
+            data.setup()
+            for verb, split in (("validate", "val"), ("test", "test")):
+                inputs, targets = data.tensors(split)
+                with torch.no_grad():
+                    logits = task(6).eval()(inputs).double()
+                loss = nn.functional.cross_entropy(logits, targets).item()
+                right = int((logits.argmax(1) == targets).sum())
+                each = [own[f"{verb} {size}"] for own in found]
+                samples = sorted(sample for _, own in each for sample in own)
+                once = samples == sorted(zlib.crc32(sample.numpy().tobytes()) for sample in inputs)
+                exact = all(metrics[f"{split}/accuracy"] == np.float32(right / size) for metrics, _ in each)
+                close = all(metrics[f"{split}/loss"] == pytest.approx(loss, rel=1e-6) for metrics, _ in each)
+                count.trial(
+                    "" if once and exact and close else f"{verb} {size} on {ranks}: {each}, not {loss}, {right}"
+                )
+
+
+class Everywhere(Logger):
+    """Keep what every rank logs, not only the first."""
+
+    name, version = "", ""
+
+    def __init__(self):
+        self.values = {}
+
+    def log_metrics(self, metrics, step):
+        for name, value in metrics.items():
+            self.values.setdefault(name, []).append(value)
+
+    def log_hyperparams(self, *_):
+        pass
+
+
+STEPS = [(accumulate, clip) for accumulate in (1, 4) for clip in (None, 0.1)]
+
+
+def descend(ranks):
+    found = {}
+    for accumulate, clip in STEPS:
+        logger = Everywhere()
+        run = trainer(
+            ranks,
+            logger=logger,
+            max_steps=50,
+            accumulate_grad_batches=accumulate,
+            gradient_clip_val=clip,
+            callbacks=[callbacks.GradientNorm()],
+            limit_val_batches=0,
+        )
+        run.fit(task(64), datamodule=Digits(batch_size=32, batch_size_is="global"))
+        found[f"{accumulate} {clip}"] = logger.values
+    keep(run, found)
+
+
+@pytest.mark.faults
+def test_two_processes_descend_as_one_does_with_the_same_global_batch(figure, tmp_path):
+    (one,), two = (found_by(descend, ranks, tmp_path) for ranks in (1, 2))
+    with (
+        figure("losses of 50 steps with one global batch, 1 and 2 processes: within 1e-5", len(STEPS)) as losses,
+        figure(
+            "gradient norms, accumulation 1 and 4, clipped or not: equal on ranks, 1 process within 1e-6", len(STEPS)
+        ) as norms,
+    ):
+        for accumulate, clip in STEPS:
+            single, (first, second) = one[f"{accumulate} {clip}"], [own[f"{accumulate} {clip}"] for own in two]
+            assert len(single["train/loss"]) == 50
+            close = first["train/loss"] == pytest.approx(single["train/loss"], rel=1e-5)
+            losses.trial("" if close else f"{accumulate} {clip}: {single['train/loss']}, {first['train/loss']}")
+            names = [name for name in single if name.startswith("grad_norm/")]
+            assert len(names) == 3
+            close = all(first[name] == pytest.approx(single[name], rel=1e-6) for name in names)
+            equal = all(first[name] == second[name] for name in names)
+            norms.trial("" if close and equal else f"{accumulate} {clip}: {single}, {first}, {second}")
+
+
+class Apart(BoringModel):
+    """A foreign module that logs another value on each rank, and never gathers them: one finds each epoch better."""
+
+    def validation_step(self, batch, batch_idx):
+        epoch = self.current_epoch
+        self.log("val/loss", 1.0 / (1 + epoch) if self.global_rank else 1.0 + epoch)
+
+
+def decide(ranks):
+    found = []
+    for module, data in ((task(64, lr=0.05), Digits(batch_size=64)), (Apart(), None)):
+        stopping = callbacks.EarlyStopping("val/loss", patience=2)
+        best = callbacks.BestCheckpoint("val/loss", "min", Path.cwd() / f"best-{len(found)}")
+        run = trainer(ranks, max_epochs=40, enable_checkpointing=True, callbacks=[stopping, best], limit_val_batches=5)
+        run.fit(module, datamodule=data)
+        decided = [run.current_epoch, run.global_step, stopping.stopped_epoch, best.best_model_path]
+        own = [stopping.wait_count, stopping.best_score.item(), best.best_model_score.item()]
+        found.append([decided, own if isinstance(module, Classification) else []])
+    keep(run, found)
+
+
+@pytest.mark.faults
+def test_early_stopping_and_the_best_checkpoint_decide_alike_on_every_rank(figure, tmp_path):
+    first, second = found_by(decide, 2, tmp_path)
+    with figure(
+        "early stopping and best checkpoint: the same decisions on 2 ranks, also of a foreign module", 2
+    ) as count:
+        for one, other in zip(first, second, strict=True):
+            assert 0 < one[0][2] < 39
+            count.trial("" if one == other else f"{one} and {other}")
+
+
+def test_a_global_batch_that_the_processes_cannot_divide_is_refused(tmp_path):
+    options = ["--config", DDP, "--data.batch_size=33", "--data.batch_size_is=global"]
+    done = firstlight("fit", "--config", CONFIG, *options, cwd=tmp_path, code=2)
+    assert done.stderr == (
+        "firstlight: batch_size=33 is global and cannot be divided by 2 processes: take a multiple of them\n"
+    )
+    assert not list(tmp_path.rglob("*.ckpt"))
