@@ -184,7 +184,7 @@ def test_a_process_that_fails_ends_the_other_and_is_named(rank, kind, tmp_path, 
         time.sleep(0.1)
     told = {
         "raises": "ZeroDivisionError: the fault of this test" if rank == 0 else r"process 1 \(.*\) failed: its error",
-        "is killed": rf"process {rank} \(PID \d+ on \S+\) (was killed or cannot be reached any more|is gone)",
+        "is killed": rf"process {rank} \(PID \d+ on \S+\) (was killed or cannot be reached|is gone)",
         "is frozen": rf"process {rank} \(PID \d+ on \S+\) has not answered for 5 s",
     }[kind]
     with figure(f"one of two processes {kind}: all gone, and it is named") as case:

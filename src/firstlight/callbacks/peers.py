@@ -23,9 +23,9 @@ _GRACE = 40
 
 
 class Peers:
-    """A thread that beats in a store that all processes share, and watches whether the others do.
+    """Threads that beat in a store that all processes share, and watch whether the others do.
 
-    Nothing is done in a training step: the thread notices. A process that has not answered for `silence` seconds, and
+    Nothing is done in a training step: the threads notice. A process that has not answered for `silence` seconds, and
     is on this machine, is killed, so that whoever waits for it in a collective gets an error. When a process failed,
     the others have ten seconds to end by themselves and are then ended.
 
@@ -44,21 +44,23 @@ class Peers:
         self.rank = rank
         self._store, self._ranks = store, range(world_size)
         self._silence = silence / _BEAT
-        self._still = [0] * world_size  # Own beats since the last one of each, so that a pause of all does not count.
+        self._still = [0] * world_size  # Own beats since the last one of each, so that a pause of all is none.
         self._ended = set[int]()
         self._fault: str | None = None
         self._closed = threading.Event()
+        self._answers = 0
+        self._gone = False
         self._parent = os.getppid()
         self._who: list[tuple[int, str]] = []
         store.set(f"who/{rank}", f"{os.getpid()} {socket.gethostname()}")
         store.set(f"beat/{rank}", "0")
-        self._thread = threading.Thread(target=self._watch, name="firstlight-peers", daemon=True)
 
     def start(self) -> None:
         """Begin to beat, when all processes have made theirs."""
         found = [each.decode().split() for each in self._store.multi_get([f"who/{rank}" for rank in self._ranks])]
         self._who = [(int(pid), host) for pid, host in found]
-        self._thread.start()
+        for loop in (self._talk, self._watch):
+            threading.Thread(target=loop, name=f"firstlight-peers{loop.__name__}", daemon=True).start()
 
     def ask(self, step: int, number: int) -> None:
         """Ask all to stop after an optimiser step that none of them has done, and wait until they know.
@@ -96,15 +98,32 @@ class Peers:
         return all(self._is_quiet(rank, _QUIET) for rank in self._ranks[: self.rank])
 
     def close(self) -> None:
-        """End the thread; the others take this process for done."""
+        """End the threads; the others take this process for done."""
         self._closed.set()
         if self._fault is None:
             with suppress(RuntimeError):
                 self._store.set(f"beat/{self.rank}", "done")
 
+    def _talk(self) -> None:
+        """Beat, and learn of the others, for as long as the store answers."""
+        last, beats = [b""] * len(self._ranks), [f"beat/{rank}" for rank in self._ranks]
+        while not self._closed.wait(_BEAT) and self._fault is None:
+            try:
+                self._answers += 1
+                self._store.set(beats[self.rank], str(self._answers))
+                self._learn()
+                for rank, beat in enumerate(self._store.multi_get(beats)):
+                    self._still[rank] = 0 if beat != last[rank] else self._still[rank] + 1
+                    last[rank] = beat
+                    if beat == b"done":
+                        self._ended.add(rank)
+            except RuntimeError:  # It is in the first process, or in the launcher of all.
+                self._gone = True
+                return
+
     def _watch(self) -> None:
-        last, left, number = [b""] * len(self._ranks), _GRACE, 0
-        beats = [f"beat/{rank}" for rank in self._ranks]
+        """Give up who no longer beats, and in the end this process; the store may be one that never answers."""
+        left, waited, answers = _GRACE, 0, 0
         while not self._closed.wait(_BEAT):
             if self._fault is not None:
                 left -= 1
@@ -112,22 +131,13 @@ class Peers:
                     if self.speaks():
                         sys.stderr.write(f"firstlight: {self._fault}; the run cannot go on\n")
                     os._exit(1)  # The main thread waits in a collective, and would for half an hour.
-            elif os.getppid() != self._parent:  # Asked first: torch writes fifty lines about a store that is gone.
+                continue
+            waited, answers = waited + 1 if answers == self._answers else 0, self._answers
+            silent = [rank for rank in self._ranks if rank != self.rank and self._is_quiet(rank, self._silence)]
+            if self._gone or os.getppid() != self._parent:
                 self._lose(0, "is gone, or the launcher of all is")
-            else:
-                try:
-                    number += 1
-                    self._store.set(beats[self.rank], str(number))
-                    self._learn()
-                    for rank, beat in enumerate(self._store.multi_get(beats)):
-                        self._still[rank] = 0 if beat != last[rank] else self._still[rank] + 1
-                        last[rank] = beat
-                        if beat == b"done":
-                            self._ended.add(rank)
-                        elif self._is_quiet(rank, self._silence):
-                            self._lose(rank, f"has not answered for {self._silence * _BEAT:g} s")
-                except RuntimeError:  # The store, which is in the first process, gave no answer for as long.
-                    self._lose(0, f"has not answered for {self._silence * _BEAT:g} s")
+            elif silent or waited >= self._silence:
+                self._lose(silent[0] if silent else 0, f"has not answered for {self._silence * _BEAT:g} s")
 
     def _lose(self, rank: int, why: str) -> None:
         """Give a process up, and kill it where that can be done, so that whoever waits for it gets an error."""
