@@ -26,6 +26,8 @@ from tests.helpers import newest
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+QUICK = {"digits_supcon", "diabetes", "corpus_lm", "digits_mlp_batchnorm"}
+pytestmark = pytest.mark.faults
 SPAWN = "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler"
 SIZES = {"in_features": 64, "hidden": [8], "out_features": 10}
 MODULE = """
@@ -53,7 +55,7 @@ class Runs:
 
 
 @pytest.fixture(autouse=True)
-def canary(tmp_path, monkeypatch):
+def canary(tmp_path, monkeypatch, request, figure):
     """A file that is there once code of a checkpoint was run; in this folder `evil.py` writes it when imported."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     monkeypatch.chdir(tmp_path)
@@ -63,6 +65,9 @@ def canary(tmp_path, monkeypatch):
     Path("evil.yaml").write_text("class_path: evil.Net")
     Path("my_project.py").write_text(MODULE.format(""))
     yield path
+    if request.node.name.startswith("test_no_"):
+        with figure("crafted checkpoints, each through the ways to load it: none runs code") as case:
+            case.trial(request.node.name if path.exists() else "")
     assert not path.exists(), "code of a checkpoint was run"
     for name in ("evil", "my_project"):
         sys.modules.pop(name, None)
@@ -174,7 +179,17 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("way", ["a program", "a program that asks for any task", "test", "predict", "validate"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "a program",
+        "test",
+        *(
+            pytest.param(way, marks=pytest.mark.slow)
+            for way in ("a program that asks for any task", "predict", "validate")
+        ),
+    ],
+)
 def test_no_class_that_is_not_trusted_is_built(name, way, canary, capsys):
     changes, message = NAMES[name]
     changes = {key: value(canary) if callable(value) else value for key, value in changes.items()}
@@ -310,7 +325,11 @@ def test_a_checkpoint_alone_gives_the_metrics_of_its_run(run, capsys):
     assert of_run["metrics"] == alone["metrics"]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config",
+    [each if each.stem in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in CONFIGS],
+    ids=lambda path: path.stem,
+)
 def test_the_parts_of_every_config_load_by_themselves(config, tmp_path, monkeypatch):
     augmented = "kornia" in config.read_text()
     if augmented:
