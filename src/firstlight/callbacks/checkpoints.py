@@ -76,6 +76,7 @@ class BestCheckpoint(FiniteCheckpoint):
                 "best_k_models": {str(best): score for score in state_dict["best_k_models"].values()},
             }
         super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]  # Lightning 2.6.6 saves it and does not restore it.
 
 
 def recorded(path: str | Path) -> dict[str, float]:
