@@ -205,6 +205,8 @@ def test_files_that_cannot_be_trained_on_are_refused(lines, options, message, tm
     [
         (b"a,b\n1,\xff\n", r"data\.csv is not UTF-8: line 2 has the byte 0xff"),
         (b'a,b\n1,"2\n', r"data\.csv is no CSV file: line 2"),
+        (b"a,b\n1,2\n3,4\0\n", r"data\.csv is no CSV file: line 3 has the byte 0x00"),
+        (b"a|b\n1|2\n", r"data\.csv: its values are separated by '\|', in a CSV file they are by commas"),
         (b"a,a\n1,2\n", r"data\.csv: column 2 is named 'a': each column has a name of its own"),
         (b"", r"data\.csv is empty: its first line names the columns"),
         (None, r"cannot read .*data\.csv: No such file"),

@@ -72,7 +72,11 @@ def read_csv(path: str) -> Csv:
             not as many values as the header.
     """
     content = read_bytes(path)
-    reader = csv.reader(io.StringIO(read_text(content, path), newline=""), strict=True)
+    text = read_text(content, path)
+    if (at := content.find(b"\0")) >= 0:
+        line = content.count(b"\n", 0, at) + 1
+        raise UsageError(f"{path} is no CSV file: line {line} has the byte 0x00")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     found: list[tuple[int, list[str]]] = []
     begins = 1
     try:
@@ -85,7 +89,7 @@ def read_csv(path: str) -> Csv:
     if not found:
         raise UsageError(f"{path} is empty: its first line names the columns")
     (_, header), *rows = found
-    for separator in (";", "\t"):
+    for separator in (";", "\t", "|"):
         if len(header) == 1 and separator in header[0]:
             raise UsageError(f"{path}: its values are separated by {separator!r}, in a CSV file they are by commas")
     for index, name in enumerate(header):
