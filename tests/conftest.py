@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import CONFIG, firstlight, newest
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A run of four epochs in a folder of its own, and what it printed."""
     folder = tmp_path_factory.mktemp("finished")

@@ -3,7 +3,7 @@ import re
 import pytest
 import torch
 
-from tests.helpers import CONFIG, firstlight, newest
+from tests.helpers import CONFIG, called, firstlight, newest
 
 STOP = """
 import os, signal
@@ -25,13 +25,13 @@ def test_a_run_that_was_told_to_end_says_how_to_go_on_and_does_with_the_same_bit
     (tmp_path / "mine.py").write_text(STOP)
     options = ["--trainer.max_epochs=2", "--seed_everything=3"]
     whole = ["fit", "--config", CONFIG, *options]
-    firstlight(*whole, cwd=tmp_path)
+    called(*whole, cwd=tmp_path)
     expected = torch.load(newest(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     stop = ["--trainer.callbacks+=mine.Stop", f"--trainer.callbacks.step={step}"]
     done = firstlight(*whole, *stop, cwd=tmp_path, code=143)
     run = newest(tmp_path)
     assert re.search(rf"interrupted at step {step + 1}; go on with: firstlight fit --run \S*{run.name}\n", done.stdout)
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step + 1
-    firstlight("fit", "--run", str(run), "--trainer.callbacks=[]", cwd=tmp_path)
+    called("fit", "--run", str(run), "--trainer.callbacks=[]", cwd=tmp_path)
     found = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(found[name], expected[name]) for name in expected)
