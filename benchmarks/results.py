@@ -10,6 +10,7 @@ was measured is kept in `benchmarks/results/NAME.json`, a seed at a time.
 """
 
 # Nothing heavy is imported here: a child's peak memory begins with that of the process it was forked from.
+import argparse
 import json
 import os
 import subprocess
@@ -19,6 +20,8 @@ import time
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from firstlight.errors import did_you_mean
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "benchmarks" / "results"
@@ -65,18 +68,33 @@ def row(name: str, found: list[dict[str, Any]]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
+def arguments(args: list[str] | None, known: list[str]) -> argparse.Namespace:
+    """Return what was asked for: `names` of experiments, and whether nothing but the `table` is written."""
+    parser = argparse.ArgumentParser(usage=__doc__.split("\n\n")[1].strip(), allow_abbrev=False)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args(args)
+    for name in given.names:
+        if name not in known:
+            parser.error(f"there is no configs/{name}.yaml{did_you_mean(name, known)}")
+    if given.table and given.names:
+        parser.error(f"--table measures nothing, but {', '.join(given.names)} was to be measured")
+    return given
+
+
+def main(args: list[str] | None = None) -> None:
     """Measure, and write the table."""
     os.chdir(ROOT)
-    names = sys.argv[1:]
-    for name in names:
+    configs = sorted(Path("configs").glob("*.yaml"))
+    given = arguments(args, [config.stem for config in configs])
+    for name in given.names:
         (KEPT / f"{name}.json").unlink(missing_ok=True)
     kept: dict[str, dict[str, Any]] = {}
-    for config in sorted(Path("configs").glob("*.yaml")):
+    for config in configs:
         path = KEPT / f"{config.stem}.json"
         found = json.loads(path.read_text()) if path.exists() else {}
         for seed in SEEDS:
-            if str(seed) not in found and (not names or config.stem in names):
+            if str(seed) not in found and not given.table and config.stem in (given.names or [config.stem]):
                 found[str(seed)] = measure(str(config), seed)
                 path.write_text(json.dumps(found, indent=1) + "\n")
         if found:

@@ -60,7 +60,7 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f"| {case} | {reached}/{of} |")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A run of four epochs in a folder of its own, and what it printed."""
     folder = tmp_path_factory.mktemp("finished")

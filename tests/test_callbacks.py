@@ -16,7 +16,7 @@ from firstlight.loggers import MetricsCSV
 from firstlight.networks import MLP
 from firstlight.schedules import Constant
 from firstlight.tasks import Classification
-from tests.helpers import CONFIG, DDP, firstlight, logged, newest
+from tests.helpers import CONFIG, DDP, called, firstlight, logged, newest
 
 
 class Foreign(LightningModule):
@@ -116,14 +116,14 @@ def test_gradient_norm_is_divided_by_the_scale_of_a_gradient_scaler(tmp_path):
     assert norms[1] == pytest.approx(norms[0], rel=0.05)
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_gradient_norm_of_two_processes_is_that_of_one_with_their_batches(accumulate, tmp_path):
     # Batches that are not shuffled: 32 samples on one process, every other one of them on each of two.
     options = ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", f"--trainer.overfit_batches={accumulate}"]
     options.append(f"--trainer.accumulate_grad_batches={accumulate}")
     values = []
-    for changes in (["--data.batch_size=32"], ["--data.batch_size=16", "--config", DDP]):
-        firstlight("fit", "--config", CONFIG, *options, "--model.network.dropout=0", *changes, cwd=tmp_path)
+    for start, changes in ((called, ["--data.batch_size=32"]), (firstlight, ["--data.batch_size=16", "--config", DDP])):
+        start("fit", "--config", CONFIG, *options, "--model.network.dropout=0", *changes, cwd=tmp_path)
         values += [value for _, value in logged(newest(tmp_path), "grad_norm/total")]
     assert values[1] == pytest.approx(values[0], rel=1e-5)
 

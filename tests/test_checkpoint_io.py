@@ -24,7 +24,7 @@ from firstlight.callbacks import BestCheckpoint, LastCheckpoint
 from firstlight.callbacks.checkpoints import not_finite
 from firstlight.checkpoint_io import AtomicCheckpointIO, damage, newest_resumable, remove_leftovers
 from firstlight.errors import UsageError
-from tests.helpers import CONFIG, DDP, firstlight, newest
+from tests.helpers import CONFIG, DDP, called, firstlight, newest
 
 IO = AtomicCheckpointIO()
 WIDE = ["--model.network.hidden=[1024,512]", "--without=[early_stopping]"]  # 7 MB a checkpoint, with AdamW's moments
@@ -291,25 +291,26 @@ class Fills(Callback):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_whose_disk_becomes_full_keeps_its_checkpoints(processes, small_disk, figure):
+def test_a_run_whose_disk_becomes_full_stays_and_keeps_its_checkpoints(processes, small_disk, figure):
     (small_disk / "mine.py").write_text(FILLS)
     options = ["--trainer.max_epochs=5", "--model.network.hidden=[512,512]", "--trainer.callbacks+=mine.Fills"]
     options += ["--config", DDP] if processes == 2 else []
     with figure(FULL) as count:
         done = firstlight("fit", "--config", CONFIG, *options, cwd=small_disk, code=2)
         whole_after_no_room(done, newest(small_disk))
+        assert runs.find(newest(small_disk))
         count.trial()
 
 
 def test_a_run_whose_checkpoints_never_fit_is_refused_before_it_starts(small_disk):
-    done = firstlight("fit", "--config", CONFIG, *WIDE, cwd=small_disk, code=2)
+    done = called("fit", "--config", CONFIG, *WIDE, cwd=small_disk, code=2)
     assert re.search(r"has no room for the checkpoints: they need about [\d,]+ bytes, [\d,]+ are free", done.stderr)
     assert not (small_disk / "runs").exists()
 
 
 @pytest.mark.faults
 def test_a_run_that_may_write_no_larger_file_keeps_its_checkpoints(tmp_path, figure):
-    firstlight("fit", "--config", CONFIG, "--trainer.max_epochs=1", *WIDE, cwd=tmp_path)
+    called("fit", "--config", CONFIG, "--trainer.max_epochs=1", *WIDE, cwd=tmp_path)
     run = newest(tmp_path)
     kept = (run / "checkpoints" / "last.ckpt").read_bytes()
     with figure(FULL) as count:
@@ -330,16 +331,16 @@ def spoil(path):
 
 
 def test_a_run_goes_on_from_the_newest_whole_checkpoint_and_a_damaged_one_is_not_scored(tmp_path):
-    firstlight("fit", "--config", CONFIG, "--trainer.max_epochs=2", cwd=tmp_path)
+    called("fit", "--config", CONFIG, "--trainer.max_epochs=2", cwd=tmp_path)
     run = newest(tmp_path)
     last, best = run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt"
     leftover = run / "checkpoints" / ".last.ckpt.1.partial"
     leftover.write_bytes(b"half")
     spoil(last)
-    done = firstlight("test", "--run", str(run), "--ckpt=last", cwd=tmp_path, code=2)
+    done = called("test", "--run", str(run), "--ckpt=last", cwd=tmp_path, code=2)
     assert done.stderr.startswith(f"firstlight: {last} is damaged: the CRC-32 of archive/data/")
     assert len(done.stderr.splitlines()) == 1
-    done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=3", cwd=tmp_path)
+    done = called("fit", "--run", str(run), "--trainer.max_epochs=3", cwd=tmp_path)
     (line,) = [line for line in done.stdout.splitlines() if "damaged" in line]
     assert line.startswith(f"resume {last} is damaged: the CRC-32 of ")
     assert line.endswith(f"going on from {best}, the newest that is whole")
@@ -347,7 +348,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint_and_a_damaged_one_is_not
     assert not leftover.exists()
     for path in (last, best):
         path.write_bytes(path.read_bytes()[:-30])
-    done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=4", cwd=tmp_path, code=2)
+    done = called("fit", "--run", str(run), "--trainer.max_epochs=4", cwd=tmp_path, code=2)
     assert f"{last} is damaged" in done.stderr and f"{best} is damaged" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
@@ -496,10 +497,3 @@ def test_a_foreign_module_goes_on_from_what_a_thread_wrote(tmp_path):
     with pytest.warns(UserWarning, match="The dirpath has changed"):
         trainer.fit(BoringModel(), ckpt_path=folder / "last.ckpt", weights_only=True)
     assert trainer.global_step == 8
-
-
-def test_a_run_that_is_refused_while_training_stays(small_disk):
-    (small_disk / "mine.py").write_text(FILLS)
-    options = ["--trainer.max_epochs=5", "--model.network.hidden=[512,512]", "--trainer.callbacks+=mine.Fills"]
-    firstlight("fit", "--config", CONFIG, *options, cwd=small_disk, code=2)
-    assert runs.find(newest(small_disk))

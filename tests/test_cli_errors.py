@@ -176,6 +176,17 @@ def test_wrong_use_shows_its_traceback_when_asked(capsys, monkeypatch):
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_a_network_of_the_users_own_that_does_not_fit_is_told_with_its_line(monkeypatch, capsys):
+    Path("own_part.py").write_text(
+        "from torch import nn\nclass Net(nn.Linear):\n    def __init__(self):\n        super().__init__(64, 10)\n"
+        "    def forward(self, inputs):\n        return super().forward(inputs[:, :, :7].flatten(1))\n"
+    )
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    assert main(["fit", "--config", CONFIG, "--model.network=own_part.Net"]) == 2
+    told = r"Net cannot take samples of shape \(1, 8, 8\) \(own_part\.py, line 6\): mat1 and mat2 .*3x56 and 64x10"
+    assert_one_line(capsys, told)
+
+
 def test_a_bug_in_a_part_of_the_users_keeps_its_own_exception(monkeypatch):
     Path("buggy_part.py").write_text(
         "from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        raise KeyError('a bug')\n"

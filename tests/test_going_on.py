@@ -9,12 +9,12 @@ import torch
 
 from firstlight import runs
 from firstlight.schedules import WarmupCosine
-from tests.helpers import CONFIG, DDP, files, firstlight, logged, newest, results
+from tests.helpers import CONFIG, DDP, called, files, firstlight, logged, newest, results
 
 
 def test_a_run_goes_on_where_it_ended_and_moves_once_to_the_new_horizon(tmp_path):
     common = ("--trainer.log_every_n_steps=1", "--without=[early_stopping]")
-    firstlight("fit", "--config", CONFIG, "--trainer.max_epochs=2", *common, cwd=tmp_path)
+    called("fit", "--config", CONFIG, "--trainer.max_epochs=2", *common, cwd=tmp_path)
     run = newest(tmp_path)
     before = (run / "metrics.csv").read_bytes()
     done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=3", cwd=tmp_path)
@@ -56,14 +56,15 @@ def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(overlay, s
     (tmp_path / "mine.py").write_text(KILL)
     options = ["--config", CONFIG, *overlay, "--trainer.max_epochs=4", "--trainer.log_every_n_steps=1"]
     options.append("--last.every_n_steps=7")
-    firstlight("fit", *options, "--experiment=whole", cwd=tmp_path)
+    start = firstlight if overlay == ["--config", DDP] else called
+    start("fit", *options, "--experiment=whole", cwd=tmp_path)
     whole = newest(tmp_path, "whole")
     kill = ["--trainer.callbacks+=mine.Kill", f"--trainer.callbacks.step={step}", "--experiment=killed"]
     command = [sys.executable, "-m", "firstlight", "fit", *options, *kill]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300).returncode != 0
     killed = newest(tmp_path, "killed")
     assert torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == last
-    firstlight("fit", "--run", str(killed), "--trainer.callbacks=null", cwd=tmp_path)
+    start("fit", "--run", str(killed), "--trainer.callbacks=null", cwd=tmp_path)
     for name in ("last", "best"):
         ends = [torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for run in (whole, killed)]
         assert ends[0]["global_step"] == ends[1]["global_step"]
@@ -78,30 +79,30 @@ def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(overlay, s
 
 def test_the_same_command_goes_on_when_it_is_told_to_resume(tmp_path):
     command = ["fit", "--config", CONFIG, "--resume"]
-    firstlight(*command, "--trainer.max_epochs=1", cwd=tmp_path)
+    called(*command, "--trainer.max_epochs=1", cwd=tmp_path)
     first = newest(tmp_path)
-    done = firstlight(*command, "--trainer.max_epochs=2", "--model.optimizer.lr=0.1", cwd=tmp_path)
+    done = called(*command, "--trainer.max_epochs=2", "--model.optimizer.lr=0.1", cwd=tmp_path)
     assert newest(tmp_path) == first
     assert results(first)["steps"] == 80
     assert "change model.init_args.optimizer.init_args.lr was 0.003 and is 0.1" in done.stdout
     assert max(value for step, value in logged(first, "lr") if step >= 40) > 0.01
     for option in ("--data.batch_size=16", "--trainer.accumulate_grad_batches=2", "--model.monitor=val/accuracy"):
-        done = firstlight(*command, "--trainer.max_epochs=3", option, cwd=tmp_path, code=2)
+        done = called(*command, "--trainer.max_epochs=3", option, cwd=tmp_path, code=2)
         assert "the run cannot go on exactly; --inexact" in done.stderr
-    done = firstlight(*command, "--trainer.max_epochs=3", "--model.optimizer=torch.optim.Adam", cwd=tmp_path, code=2)
+    done = called(*command, "--trainer.max_epochs=3", "--model.optimizer=torch.optim.Adam", cwd=tmp_path, code=2)
     assert "keeps what torch.optim.AdamW remembers" in done.stderr
     options = ["--trainer.max_epochs=3", "--trainer.accumulate_grad_batches=2", "--inexact"]
-    done = firstlight(*command, *options, cwd=tmp_path)
+    done = called(*command, *options, cwd=tmp_path)
     assert "100 optimiser steps" in done.stdout
     assert results(first)["steps"] == 100
 
 
 def test_a_run_that_was_moved_keeps_its_best(tmp_path):
-    firstlight("fit", "--config", CONFIG, "--trainer.max_epochs=2", cwd=tmp_path)
+    called("fit", "--config", CONFIG, "--trainer.max_epochs=2", cwd=tmp_path)
     run = newest(tmp_path)
     moved = run.rename(tmp_path / "moved")
     best = results(moved)["best"]
-    firstlight("fit", "--run", str(moved), "--trainer.max_epochs=3", "--model.l1=5", cwd=tmp_path)
+    called("fit", "--run", str(moved), "--trainer.max_epochs=3", "--model.l1=5", cwd=tmp_path)
     assert results(moved)["best"] == best
 
 
@@ -119,7 +120,7 @@ class Refuse(Callback):
 
 def test_a_fault_in_training_leaves_what_was_trained(tmp_path):
     (tmp_path / "mine.py").write_text(REFUSE)
-    firstlight("fit", "--config", CONFIG, "--trainer.callbacks+=mine.Refuse", cwd=tmp_path, code=2)
+    called("fit", "--config", CONFIG, "--trainer.callbacks+=mine.Refuse", cwd=tmp_path, code=2)
     assert (newest(tmp_path) / "checkpoints" / "last.ckpt").is_file()
 
 
@@ -161,24 +162,24 @@ def test_ctrl_c_while_testing_says_how_to_test_again(tmp_path):
 
 def test_a_finished_run_has_nothing_left_to_do(finished):
     folder, run, _ = finished
-    done = firstlight("fit", "--run", str(run), cwd=folder)
+    done = called("fit", "--run", str(run), cwd=folder)
     assert "nothing to do: all 160 steps are done" in done.stdout
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(finished):
     folder, run, _ = finished
     with runs.lock(run):
-        done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=9", cwd=folder, code=2)
+        done = called("fit", "--run", str(run), "--trainer.max_epochs=9", cwd=folder, code=2)
     assert done.stderr.startswith("firstlight: another process is training")
 
 
 def test_a_run_that_goes_on_from_before_its_end_says_so(tmp_path):
-    firstlight("fit", "--config", CONFIG, "--trainer.max_epochs=1", cwd=tmp_path)
+    called("fit", "--config", CONFIG, "--trainer.max_epochs=1", cwd=tmp_path)
     run = newest(tmp_path)
-    firstlight("fit", "--run", str(run), "--trainer.max_epochs=2", "--without=last", cwd=tmp_path)
-    done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=3", "--without=[]", cwd=tmp_path)
+    called("fit", "--run", str(run), "--trainer.max_epochs=2", "--without=last", cwd=tmp_path)
+    done = called("fit", "--run", str(run), "--trainer.max_epochs=3", "--without=[]", cwd=tmp_path)
     assert "resume the checkpoint is of step 40: steps up to 80 are done and logged again" in done.stdout
-    done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=2", cwd=tmp_path, code=2)
+    done = called("fit", "--run", str(run), "--trainer.max_epochs=2", cwd=tmp_path, code=2)
     assert "the run has done 120 optimiser steps, and only 80 are planned now" in done.stderr
 
 
@@ -186,6 +187,6 @@ def test_a_refused_continuation_leaves_the_run_as_it_was(finished):
     folder, run, _ = finished
     before = {path: text for path, text in files(run).items() if "tfevents" not in path.name}
     changed = ["--model.network.hidden=[7]", "--trainer.max_epochs=5"]
-    done = firstlight("fit", "--run", str(run), *changed, cwd=folder, code=2)
+    done = called("fit", "--run", str(run), *changed, cwd=folder, code=2)
     assert "holds the weights of another network" in done.stderr
     assert {path: text for path, text in files(run).items() if "tfevents" not in path.name} == before

@@ -1,10 +1,11 @@
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, called
 
 PAGE = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -27,9 +28,13 @@ def test_every_command_of_the_readme_runs_in_order(tmp_path):
     first = "firstlight run --config configs/digits_mlp.yaml"
     assert first in PAGE
     for line in [first, *COMMANDS]:
-        command = line.replace("firstlight ", f"{sys.executable} -m firstlight ", 1)
-        done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, (line, done.stderr)
+        program, *args = shlex.split(line)
+        if program == "firstlight" and "overlays/ddp" not in line:
+            called(*args, cwd=tmp_path)
+        else:
+            command = line.replace("firstlight ", f"{sys.executable} -m firstlight ", 1)
+            done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, (line, done.stderr)
 
 
 def test_every_file_that_a_page_links_to_is_there():

@@ -5,6 +5,7 @@ All verbs share one schema, so a configuration that one of them wrote is read by
 
 import argparse
 import logging
+import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -17,6 +18,7 @@ from firstlight import runs
 from firstlight.__main__ import VERBS
 from firstlight.callbacks.defaults import DEFAULTS, LINKED
 from firstlight.check import check as check_experiment
+from firstlight.classes import ShortHelp, class_help, full_names
 from firstlight.errors import UsageError
 from firstlight.experiment import Experiment
 from firstlight.explain import explain, origin
@@ -31,7 +33,8 @@ _USAGE = """firstlight {verb} --config FILE [--config OVERLAY] [options]    late
        firstlight {verb} --run DIR [options]                           DIR's own configuration comes first
        firstlight {verb} --ckpt PATH [options]                         test, validate, predict: PATH says what it needs
        firstlight {verb} --config FILE --print_config                  everything that would be used
-       firstlight {verb} --model.help CLASS                            the options of a task; --data.help alike"""
+       firstlight {verb} --model.help                                  the tasks; --data.help and others alike
+       firstlight {verb} --model.help CLASS                            the options of one"""
 
 
 def run(args: list[str]) -> None:
@@ -87,17 +90,24 @@ class CLI(LightningCLI):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.started = time.monotonic()
         self.stored: str | None = None
+        args = full_names(args)
+        if (text := class_help(args)) is not None:
+            print(text)
+            sys.exit()
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
         early.add_argument("--run", type=Path, default=None)
         early.add_argument("--runs", default="runs")
         early.add_argument("--experiment")
         early.add_argument("--resume", action="store_true")
+        early.add_argument("--without", action="append", default=[])
         early.add_argument("--config", "-c", type=Path, action="append", default=[])
         for name in ("--ckpt", "--trust", "--model", "--data"):
             early.add_argument(name)
         given = argparse.Namespace(config=[])
         try:
             given = early.parse_known_args(args)[0]
+            if len(given.without) > 1:
+                args = [*args, f"--without=[{','.join(each.strip('[]') for each in given.without)}]"]
             self.name = given.config[0].stem if given.config else "unnamed"
             self.run_dir = None if given.run is None else runs.find(given.run)
             if given.resume and self.run_dir is None:
@@ -127,6 +137,7 @@ class CLI(LightningCLI):
                     "description": VERBS[verb][0] + ". What is best follows from the task: --model.monitor.",
                     "exit_on_error": False,
                     "allow_abbrev": False,
+                    "formatter_class": ShortHelp,
                 },
             )
         except argparse.ArgumentError as error:
@@ -147,7 +158,12 @@ class CLI(LightningCLI):
         )
         add("--ckpt", type=str | None, help="What validate, test and predict score: best (default), last, or a path.")
         add("--trust", type=str | None, help="Modules, A,B, that a checkpoint may name if --ckpt PATH is all there is.")
-        add("--without", type=list[str] | str, default=[], help=f"Left out, A,B: {', '.join(DEFAULTS)}.")
+        add(
+            "--without",
+            type=list[str] | str,
+            default=[],
+            help=f"Left out, A,B or [A,B] or one each time: {', '.join(DEFAULTS)}.",
+        )
         for name, callback in DEFAULTS.items():
             parser.add_class_arguments(callback, name, skip=LINKED, instantiate=False)
 
@@ -174,7 +190,7 @@ class CLI(LightningCLI):
             # jsonargparse 4.53 folds whatever a constructor raises into its own error.
             raise origin(error) from None
         options = {**self.config_init["trainer"]}
-        without = {name for given in as_list(self.config.without) for name in given.split(",")}
+        without = {name.strip() for given in as_list(self.config.without) for name in given.split(",")}
         if options["enable_progress_bar"] is False:
             without.add("progress")
         if options["enable_checkpointing"] is False:

@@ -4,11 +4,11 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 from pathlib import Path
 
 import yaml
 
+from firstlight.classes import near_class
 from firstlight.errors import UsageError, did_you_mean
 
 __all__ = ["explain", "origin", "weights_fault"]
@@ -57,7 +57,8 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
     if found := re.search(r"Path is not a file: '([^']+)'", message):
         return f"{prefix}{found[1]} is no file"
     if found := re.search(r"but ([A-Z]\w*) either not accessible or invalid", message):
-        return f"{_keys(where, message)}there is no class {found[1]}{_near_class(where, message, found[1])}"
+        keys = _keys(where, message)
+        return f"{keys}there is no class {found[1]}{near_class(keys.removesuffix(': '), found[1])}"
     if "Problems parsing config" in message and (broken := _broken(configs)):
         return broken
     if found := re.search(r"arguments are required: (.+)", message):
@@ -73,33 +74,11 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
     return prefix + fault + ("; null can be said in a YAML file" if fault.endswith("got None") else "")
 
 
-_HOMES = {
-    "network": ("firstlight.networks",),
-    "loss": ("torch.nn", "firstlight.losses"),
-    "optimizer": ("torch.optim",),
-    "schedule": ("firstlight.schedules",),
-    "data": ("firstlight.data",),
-    "model": ("firstlight.tasks",),
-}
-"""Where the classes for an option are looked for first."""
-
-
 def _keys(where: str, message: str) -> str:
     """Return the path of keys, which the last of them may not be in."""
     last = re.findall(r"NestedArg\(key='([^']+)'", message)[-1:]
     path = where if not last or where.endswith(last[0]) else f"{where}.{last[0]}"
     return f"{path}: " if path else ""
-
-
-def _near_class(where: str, message: str, name: str) -> str:
-    keys = _keys(where, message).removesuffix(": ").split(".")
-    homes = next((_HOMES[key] for key in reversed(keys) if key in _HOMES), ())
-    paths = {each: f"{home}.{each}" for home in homes for each in dir(import_module(home)) if each[0].isupper()}
-    near = did_you_mean(name.rpartition(".")[2], paths)
-    for each in sorted(paths, key=len, reverse=True):
-        if near.endswith(f" {each}?"):
-            return near.replace(each, paths[each])
-    return f"; give its path, such as {next(iter(paths.values()))}" if paths else ""
 
 
 def _class_given(message: str, classes: list[str]) -> str:

@@ -196,7 +196,7 @@ def write_predictions(
         folder: Where to write.
         columns: By name, a value a sample; a list of values becomes a column each, named by the classes where
             there are as many.
-        rows: Index of each sample in the data.
+        rows: Index of each sample in the data, from 0.
         class_names: Stand for class indices; empty where there are none.
     """
 

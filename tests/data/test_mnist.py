@@ -65,7 +65,7 @@ BAD = {
     "truncated": (break_(IMAGES, idx(FEW)[:-1]), rf"/{IMAGES} has 3135 bytes for 4 x 28 x 28 values: it is truncated"),
     "too long": (break_(IMAGES, idx(FEW) + b"0"), rf"/{IMAGES} has 3137 bytes for 4 x 28 x 28"),
     "ends in its header": (break_(IMAGES, idx(FEW)[:9]), rf"/{IMAGES} has .* truncated"),
-    "empty": (break_(IMAGES, b""), rf"/{IMAGES} begins with , but"),
+    "empty": (break_(IMAGES, b""), rf"/{IMAGES} begins with nothing, but"),
     "other magic": (break_(IMAGES, b"PK\3\4" + idx(FEW)), rf"/{IMAGES} begins with 50 4b 03 04, but .* 00 00 08 03$"),
     "labels for images": (break_(IMAGES, idx(FEW[:, 0, 0])), rf"/{IMAGES} begins with 00 00 08 01, but"),
     "other pixels": (
@@ -75,7 +75,11 @@ BAD = {
     "other counts": (break_(LABELS, idx(FEW[:, 0, 0])), rf"/{LABELS} has 4 labels, but there are 60 images"),
     "a label of no class": (
         break_(LABELS, idx(np.full(60, 10, np.uint8))),
-        "row 300 has the label 10: labels are 0 to 9",
+        rf"/{LABELS}: label 0, counted from 0, is 10: they are 0 to 9",
+    ),
+    "images of two sizes": (
+        break_("t10k-images-idx3-ubyte", idx(np.zeros((60, 20, 28), np.uint8))),
+        ": the training images have 28 x 28 pixels, the test images 20 x 28$",
     ),
     "missing": (lambda folder: (folder / f"{LABELS}.gz").unlink(), rf"there is no {LABELS} or .*download=true fetches"),
     "truncated gz": (

@@ -70,9 +70,9 @@ def test_all_rows_of_a_file_with_targets_are_tested(run, new):
         ("test", "city,age\nRome,25\n", "new.csv: there is no column age group among city, age: it can be predicted"),
         ("validate", "city,age,age group\nRome,25,young\n", "all of it is the test split"),
         ("predict", "city\nRome\n", "new.csv: there is no column age among city"),
-        ("predict", "city,age\nRome,x\n", "new.csv: 1 row with .* row 0 column age (x)"),
-        ("predict", "city,age,age group\nRome,25,baby\n", "row 0 column age group is baby, .* classes old, young"),
-        ("predict", "", "new.csv has no rows below its header"),
+        ("predict", "city,age\nRome,x\n", "new.csv: 1 row with .* line 2 column age (x)"),
+        ("predict", "city,age,age group\nRome,25,baby\n", "line 2 column age group is baby, .* classes old, young"),
+        ("predict", "", "new.csv is empty"),
         ("fit", "city,age\nRome,25\n", "new.csv: there is no column age group"),
     ],
 )

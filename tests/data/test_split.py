@@ -74,10 +74,8 @@ def test_a_split_of_no_samples_is_refused_by_name():
 def test_a_class_with_fewer_samples_than_splits_is_refused_by_its_rows(rows):
     targets = np.arange(40) % 2
     targets[rows] = 2
-    listed = ", ".join(map(str, rows))
-    with pytest.raises(
-        UsageError, match=rf"^data.csv: too few samples of class c \(row {listed}\) .* each of 3 splits"
-    ):
+    listed = ", ".join(f"row {row}" for row in rows)
+    with pytest.raises(UsageError, match=rf"^data.csv: too few samples of class c \({listed}\) .* each of 3 splits"):
         Arrays(np.zeros((40, 1)), targets, ["a", "b", "c"], source="data.csv").setup()
 
 

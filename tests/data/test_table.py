@@ -113,7 +113,7 @@ def test_what_is_missing_becomes_the_mean_when_asked_to(tmp_path):
     lines = rows()
     lines[3][0] = lines[3][1] = ""
     path = write(tmp_path / "a.csv", lines)
-    with pytest.raises(UsageError, match=r"a\.csv: 1 row .* row 3 column age \(empty\), row 3 column city \(empty\)"):
+    with pytest.raises(UsageError, match=r"a\.csv: 1 row .* line 5 column age \(empty\), line 5 column city \(empty\)"):
         Table(path, "label", "multiclass", **INPUTS).setup()
     data = ready(Table(path, "label", "multiclass", **INPUTS, on_bad="mean"))
     (split,) = (split for split in data.indices if 3 in data.rows(split))
@@ -148,8 +148,13 @@ def test_a_new_file_with_some_of_the_classes_keeps_their_numbers(path, tmp_path)
 
 
 NEW = {
-    "an unknown class": (changed(7, "label", "d"), HEADER, {}, r"new\.csv: row 7 column label is d, .*classes a, b, c"),
-    "a number for a class": (changed(7, "label", "1"), HEADER, {}, "row 7 column label is 1, .*classes a, b, c"),
+    "an unknown class": (
+        changed(7, "label", "d"),
+        HEADER,
+        {},
+        "new.csv: line 9 column label is d, .*classes a, b, c",
+    ),
+    "a number for a class": (changed(7, "label", "1"), HEADER, {}, "line 9 column label is 1, .*classes a, b, c"),
     "a missing column": ([["1"]], ["age"], {}, r"new\.csv: there is no column city among age"),
     "other columns": (rows(), HEADER, {"columns": ["age"], "categorical": []}, r"on the columns \['age', 'city',"),
 }
@@ -163,9 +168,9 @@ def test_new_files_that_do_not_fit_are_refused(lines, header, options, message, 
 
 
 BAD = {
-    "text among numbers": (changed(5, "height", "tall"), {}, r"^.*data\.csv: 1 row .* row 5 column height \(tall\)"),
-    "infinity": (changed(5, "age", "inf"), {"on_bad": "mean"}, r"row 5 column age \(inf\)"),
-    "an empty label": (changed(5, "label", ""), {"on_bad": "mean"}, r"row 5 column label \(empty\)"),
+    "text among numbers": (changed(5, "height", "tall"), {}, r"^.*data\.csv: 1 row .* line 7 column height \(tall\)"),
+    "infinity": (changed(5, "age", "inf"), {"on_bad": "mean"}, r"line 7 column age \(inf\)"),
+    "an empty label": (changed(5, "label", ""), {"on_bad": "mean"}, r"line 7 column label \(empty\)"),
     "no such target": (
         rows(),
         {"target": "lable"},
@@ -174,16 +179,16 @@ BAD = {
     "no such input": (rows(), {"columns": ["aeg"], "categorical": []}, r"no column aeg among .*did you mean age\?"),
     "no such category": (rows(), {"categorical": ["town"]}, "no column town among age, city, height, colour"),
     "no such split": (rows(), {"split": "prat"}, r"no column prat among .*did you mean part\?"),
-    "an unknown split": (changed(5, "part", "vla"), {"split": "part"}, "data.csv: row 5 is marked as split vla"),
+    "an unknown split": (changed(5, "part", "vla"), {"split": "part"}, "data.csv: line 7 is marked as split vla"),
     "no test split": ([[*line[:6], "train"] for line in rows()], {"split": "part"}, "the test split is empty"),
-    "a class alone": (changed(5, "label", "z"), {}, r"data\.csv: too few samples of class z \(row 5\)"),
+    "a class alone": (changed(5, "label", "z"), {}, r"data\.csv: too few samples of class z \(line 7\)"),
     "three classes for two": (rows(), {"kind": "binary"}, "column label has 3 classes, a, b, c: binary has 2"),
     "labels that are neither 0 nor 1": (
         rows(),
         {"target": ["age", "price"], "kind": "multilabel", "columns": ["height"], "categorical": []},
-        "row 0 has the label",
+        "line 2 has the label",
     ),
-    "too few values": ([*rows(), ["1"]], {}, r"data\.csv: row 60 has 1 values, but the header names 7 columns"),
+    "too few values": ([*rows(), ["1"]], {}, r"data\.csv: line 62 has 1 value, but the header names 7 columns"),
     "no rows": ([], {}, r"data\.csv has no rows below its header"),
 }
 
@@ -200,8 +205,10 @@ def test_files_that_cannot_be_trained_on_are_refused(lines, options, message, tm
     [
         (b"a,b\n1,\xff\n", r"data\.csv is not UTF-8: line 2 has the byte 0xff"),
         (b'a,b\n1,"2\n', r"data\.csv is no CSV file: line 2"),
-        (b"a,a\n1,2\n", r"data\.csv: column 1 is named 'a': each column has a name of its own"),
-        (b"", r"data\.csv has no rows"),
+        (b"a,b\n1,2\n3,4\0\n", r"data\.csv is no CSV file: line 3 has the byte 0x00"),
+        (b"a|b\n1|2\n", r"data\.csv: its values are separated by '\|', in a CSV file they are by commas"),
+        (b"a,a\n1,2\n", r"data\.csv: column 2 is named 'a': each column has a name of its own"),
+        (b"", r"data\.csv is empty: its first line names the columns"),
         (None, r"cannot read .*data\.csv: No such file"),
     ],
 )
@@ -211,6 +218,21 @@ def test_files_that_are_no_tables_are_refused(content, message, tmp_path):
         path.write_bytes(content)
     with pytest.raises(UsageError, match=message):
         Table(str(path), "b", "regression").setup()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'name,x,y\r\n\r\n"two\r\nlines",1,2\r\n\r\nfour,bad,3\r\n', r"data\.csv: 1 row .* line 6 column x \(bad\)"),
+        (b'name,x,y\n"two\nlines",bad,2\nc,1,2\n', r"data\.csv: 1 row .* line 2 column x \(bad\)"),
+        (b'name,x,y\na,1,2\n"b,3,4\nc,5,6\n', r"data\.csv is no CSV file: line 3: unexpected end of data"),
+    ],
+    ids=["below an empty line", "of two lines", "where a quote is not closed"],
+)
+def test_a_row_is_named_by_the_line_where_an_editor_shows_its_beginning(content, message, tmp_path):
+    (tmp_path / "data.csv").write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        Table(str(tmp_path / "data.csv"), "y", "regression", ["x"]).setup()
 
 
 @pytest.mark.parametrize(("target", "kind"), [(["a", "b"], "binary"), (["a", "b"], "multiclass"), ("a", "multilabel")])

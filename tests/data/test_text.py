@@ -99,7 +99,11 @@ def test_python_docs_are_the_topics_of_help_in_the_order_of_their_names():
     [
         (b"", {}, r"text.txt has 0 bytes: too few for windows of 16"),
         (b"a" * 20, {}, r"text.txt has 20 bytes: too few for windows of 16"),
-        (b"a" * 7 + b"\xff" + b"a" * 900, {}, r"text.txt is not UTF-8: byte 7 is 0xff; encoding_errors=bytes"),
+        (
+            b"a" * 7 + b"\xff" + b"a" * 900,
+            {},
+            r"not UTF-8: line 1 has the byte 0xff; encoding_errors=bytes",
+        ),
         (TEXT, {"length": 1, "context": 0}, "length=1"),
         (TEXT, {"context": 16}, "context=16 and length=16"),
         (TEXT, {"context": -1}, "context=-1"),
@@ -169,12 +173,12 @@ def test_a_long_text_is_cut_and_that_is_said(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("header", "rows", "found"),
     [
-        ("text,label", [*ROWS, ("hm", "")], r"texts.csv: 1 row with .*: row 20 target \(empty\); on_bad=drop"),
-        ("text,label", [("", "de"), *ROWS], "texts.csv: 1 row with .*: row 0 without a token; on_bad=drop"),
+        ("text,label", [*ROWS, ("hm", "")], r"texts.csv: 1 row with .*: line 22 target \(empty\); on_bad=drop"),
+        ("text,label", [("", "de"), *ROWS], "texts.csv: 1 row with .*: line 2 without a token; on_bad=drop"),
         ("tekst,label", ROWS, "texts.csv: there is no column text among tekst, label; did you mean tekst"),
         ("text,lable", ROWS, "texts.csv: there is no column label among text, lable; did you mean lable"),
         ("text;label", [("a;b",)] * 20, "texts.csv: its values are separated by ';', in a CSV file .* by commas"),
-        ("text,label", [*ROWS, ("hm",)], "texts.csv: row 20 has 1 values"),
+        ("text,label", [*ROWS, ("hm",)], "texts.csv: line 22 has 1 value,"),
     ],
 )
 def test_texts_that_cannot_be_used_are_refused_by_row_and_column(tmp_path, header, rows, found):
@@ -209,7 +213,7 @@ def test_a_label_that_the_checkpoint_has_not_learned_is_refused(tmp_path):
     trained.setup()
     data = LabelledText(table(tmp_path, [("hey", "en"), ("ciao", "it")], name="new.csv"))
     data.load_state_dict(trained.state_dict())
-    with pytest.raises(UsageError, match=r"new.csv: row 1 has the label 'it', but .* the classes de, en"):
+    with pytest.raises(UsageError, match=r"new.csv: line 3 has the label 'it', but .* the classes de, en"):
         data.dataset("test")
 
 

@@ -1,6 +1,7 @@
 """Arrays as they were loaded become arrays that can be trained on, or are refused by row and column.
 
-Rows are counted from 0, columns too where they have no names, in a flattened sample. Shapes: `N` samples, `W` values of
+Rows of a file are named by their lines, others are counted from 0, columns too where they have no names, in a flattened
+sample. Shapes: `N` samples, `W` values of
 a flattened sample, `K` targets of a sample.
 """
 
@@ -39,7 +40,7 @@ def clean(samples: Samples, on_bad: OnBad) -> tuple[Samples, NDArray[np.int64]]:
         UsageError: When something does not fit. The message names rows and columns.
     """
     _check_shapes(samples)
-    _check_integers(samples.inputs)
+    _check_integers(samples)
     inputs = samples.inputs
     targets = np.empty((len(inputs), 0), np.float32) if samples.targets is None else samples.targets
     numbers, bad_inputs = _read(inputs)
@@ -50,10 +51,10 @@ def clean(samples: Samples, on_bad: OnBad) -> tuple[Samples, NDArray[np.int64]]:
     labels, bad_targets = _read(targets)
     bad = bad_inputs.any(axis=1) | bad_targets.any(axis=1)
     if bad.any():
-        places = _places(bad_inputs, inputs, samples.columns, "column {}")
+        places = _places(bad_inputs, inputs, samples, samples.columns, "column {}")
         if inputs.dtype.kind == "i":
-            places = [f"row {row} without a token" for row in np.flatnonzero(bad_inputs)[: _SHOWN + 1]]
-        places += _places(bad_targets, targets, samples.columns[_flat(inputs).shape[1] :], "target")
+            places = [f"{samples.place(row)} without a token" for row in np.flatnonzero(bad_inputs)[: _SHOWN + 1]]
+        places += _places(bad_targets, targets, samples, samples.columns[_flat(inputs).shape[1] :], "target")
         more = ", ..." if len(places) > _SHOWN else ""
         count = int(bad.sum())
         found = f"{count} row{'s' * (count != 1)} with something missing or not finite: "
@@ -64,9 +65,7 @@ def clean(samples: Samples, on_bad: OnBad) -> tuple[Samples, NDArray[np.int64]]:
             raise UsageError(f"no row is left: {found}")
     rows = np.flatnonzero(~bad)
     marks = None if samples.split is None else samples.split[rows]
-    return replace(
-        samples, inputs=numbers[rows], targets=_labels(labels[rows], samples.class_names, rows), split=marks
-    ), rows
+    return replace(samples, inputs=numbers[rows], targets=_labels(labels[rows], samples, rows), split=marks), rows
 
 
 def _check_shapes(samples: Samples) -> None:
@@ -81,21 +80,25 @@ def _check_shapes(samples: Samples) -> None:
         raise UsageError(f"there are {len(inputs)} inputs but {len(split)} marks of a split")
     if split is not None and not np.isin(split, SPLITS).all():
         wrong = np.flatnonzero(~np.isin(split, SPLITS))
-        raise UsageError(f"row {wrong[0]} is marked as split {split[wrong[0]]!s}: it is one of {', '.join(SPLITS)}")
+        raise UsageError(
+            f"{samples.place(wrong[0])} is marked as split {split[wrong[0]]!s}: it is one of {', '.join(SPLITS)}"
+        )
 
 
-def _check_integers(inputs: NDArray[Any]) -> None:
+def _check_integers(samples: Samples) -> None:
+    inputs = samples.inputs
     if inputs.dtype.kind not in "iu":
         return
     if inputs.dtype.kind == "u" and inputs.dtype != np.uint8:
         raise UsageError(f"inputs are {inputs.dtype}: pixels are uint8, tokens int8 to int64, numbers floats")
     if inputs.min() < 0:
         row, column = np.argwhere(_flat(inputs) < 0)[0]
-        raise UsageError(f"row {row} column {column} is {_flat(inputs)[row, column]}: tokens are at least 0")
+        raise UsageError(f"{samples.place(row)} column {column} is {_flat(inputs)[row, column]}: tokens are at least 0")
 
 
-def _labels(targets: NDArray[Any], names: list[str], rows: NDArray[np.int64]) -> NDArray[Any]:
+def _labels(targets: NDArray[Any], samples: Samples, rows: NDArray[np.int64]) -> NDArray[Any]:
     """Return targets of the type and shape that `Samples` promises, and refuse labels that are no class."""
+    names = samples.class_names
     if not names or not targets.size:
         if targets.dtype.kind == "f":
             return (targets.reshape(len(targets), -1) if targets.ndim == 1 else targets).astype(np.float32)
@@ -107,7 +110,7 @@ def _labels(targets: NDArray[Any], names: list[str], rows: NDArray[np.int64]) ->
     wrong = np.argwhere((targets < 0) | (targets > most) | (targets % 1 != 0))
     if len(wrong):
         raise UsageError(
-            f"row {rows[wrong[0][0]]} has the label {targets[tuple(wrong[0])]:g}: labels are 0 to {most}, "
+            f"{samples.place(rows[wrong[0][0]])} has the label {targets[tuple(wrong[0])]:g}: labels are 0 to {most}, "
             f"of the classes {', '.join(names)}"
         )
     return targets.astype(np.int64 if targets.ndim == 1 else np.float32)
@@ -141,11 +144,13 @@ def _number(value: Any) -> float:
         return float("inf")
 
 
-def _places(bad: NDArray[np.bool_], values: NDArray[Any], names: list[str], otherwise: str) -> list[str]:
-    """Name the first bad places, for example `row 3 column 17 (nan)`, at most one more than are shown."""
+def _places(
+    bad: NDArray[np.bool_], values: NDArray[Any], samples: Samples, names: list[str], otherwise: str
+) -> list[str]:
+    """Name the first bad places, for example `line 5 column age (nan)`, at most one more than are shown."""
     places = []
     for row, column in np.argwhere(bad)[: _SHOWN + 1]:
         value = _flat(values)[row, column]
         where = f"column {names[column]}" if names else otherwise.format(column)
-        places.append(f"row {row} {where} ({'empty' if value in (None, '') else value})")
+        places.append(f"{samples.place(row)} {where} ({'empty' if value in (None, '') else value})")
     return places

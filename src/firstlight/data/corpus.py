@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from firstlight.data.base import DataModule
-from firstlight.data.files import digest_of, read_bytes
+from firstlight.data.files import digest_of, read_bytes, read_text
 from firstlight.data.samples import Samples
 from firstlight.errors import UsageError
 
@@ -112,13 +112,7 @@ class Corpus(Windows):
         """Return what the file holds, and its path."""
         content = read_bytes(self.path)
         if self.encoding_errors == "refuse":
-            try:
-                content.decode()
-            except UnicodeDecodeError as error:
-                raise UsageError(
-                    f"{self.path} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}; "
-                    "encoding_errors=bytes takes a text as it is"
-                ) from error
+            read_text(content, self.path, "; encoding_errors=bytes takes a text as it is")
         return content, self.path
 
 

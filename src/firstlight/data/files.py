@@ -4,11 +4,29 @@ import csv
 import hashlib
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from firstlight.errors import UsageError, did_you_mean
 
-__all__ = ["digest_of", "lacking", "read_bytes", "read_csv"]
+__all__ = ["Csv", "digest_of", "lacking", "read_bytes", "read_csv", "read_text"]
+
+
+@dataclass(frozen=True)
+class Csv:
+    """A CSV file as it was read.
+
+    Args:
+        header: Names of the columns.
+        rows: Without empty lines; each has a value for each column.
+        lines: Line of the file where each row begins, from 1, as an editor shows it.
+        digest: Of the content.
+    """
+
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+    digest: str
 
 
 def read_bytes(path: str) -> bytes:
@@ -31,36 +49,59 @@ def digest_of(*contents: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
-def read_csv(path: str) -> tuple[list[str], list[list[str]], str]:
-    """Return the header of a CSV file in UTF-8, its rows, without empty lines, and the digest of its content.
+def read_text(content: bytes, path: str, otherwise: str = "") -> str:
+    """Return what UTF-8 stands for, without a byte order mark.
+
+    Raises:
+        UsageError: When it is not UTF-8; `otherwise` says what else can be done.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UsageError(
+            f"{path} is not UTF-8: line {line} has the byte 0x{content[error.start]:02x}{otherwise}"
+        ) from error
+
+
+def read_csv(path: str) -> Csv:
+    """Return what a CSV file in UTF-8 holds.
 
     Raises:
         UsageError: When it cannot be read, is not separated by commas, a column has no name of its own, or a row has
             not as many values as the header.
     """
     content = read_bytes(path)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{path} is not UTF-8: line {line} has the byte 0x{content[error.start]:02x}") from error
+    text = read_text(content, path)
+    if (at := content.find(b"\0")) >= 0:
+        line = content.count(b"\n", 0, at) + 1
+        raise UsageError(f"{path} is no CSV file: line {line} has the byte 0x00")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    found: list[tuple[int, list[str]]] = []
+    begins = 1
     try:
-        header, *rows = [row for row in reader if row] or [[]]
+        for row in reader:
+            if row:
+                found.append((begins, row))
+            begins = reader.line_num + 1
     except csv.Error as error:
-        raise UsageError(f"{path} is no CSV file: line {reader.line_num}: {error}") from error
-    for separator in (";", "\t"):
+        raise UsageError(f"{path} is no CSV file: line {begins}: {error}") from error
+    if not found:
+        raise UsageError(f"{path} is empty: its first line names the columns")
+    (_, header), *rows = found
+    for separator in (";", "\t", "|"):
         if len(header) == 1 and separator in header[0]:
             raise UsageError(f"{path}: its values are separated by {separator!r}, in a CSV file they are by commas")
     for index, name in enumerate(header):
         if not name or name in header[:index]:
-            raise UsageError(f"{path}: column {index} is named {name!r}: each column has a name of its own")
-    for index, row in enumerate(rows):
+            raise UsageError(f"{path}: column {index + 1} is named {name!r}: each column has a name of its own")
+    for line, row in rows:
         if len(row) != len(header):
-            raise UsageError(f"{path}: row {index} has {len(row)} values, but the header names {len(header)} columns")
+            values = f"{len(row)} value{'s' * (len(row) != 1)}"
+            raise UsageError(f"{path}: line {line} has {values}, but the header names {len(header)} columns")
     if not rows:
         raise UsageError(f"{path} has no rows below its header")
-    return header, rows, digest_of(content)
+    return Csv(header, [row for _, row in rows], [line for line, _ in rows], digest_of(content))
 
 
 def lacking(path: str, wanted: Sequence[str], columns: Sequence[str]) -> str:

@@ -104,25 +104,26 @@ class LabelledText(Texts):
         Raises:
             UsageError: When a column is missing, or a row has a label that the checkpoint at hand has not learned.
         """
-        header, rows, digest = read_csv(self.path)
-        if missing := lacking(self.path, [self.text], header):
+        file = read_csv(self.path)
+        if missing := lacking(self.path, [self.text], file.header):
             raise UsageError(missing)
-        table = {name: [row[place] for row in rows] for place, name in enumerate(header)}
+        table = {name: [row[place] for row in file.rows] for place, name in enumerate(file.header)}
+        known: dict[str, Any] = {"source": self.path, "lines": file.lines, "digest": file.digest}
         tokens = self.tokens(table[self.text], self.path)
-        lacks = lacking(self.path, [self.label], header)
+        lacks = lacking(self.path, [self.label], file.header)
         if lacks:
-            return Samples(tokens, None, source=self.path, digest=digest, lacks=lacks)
+            return Samples(tokens, None, lacks=lacks, **known)
         labels = table[self.label]
         names = self.class_names or sorted(set(labels) - {""})
-        for row, label in enumerate(labels):
+        for line, label in zip(file.lines, labels, strict=True):
             if label not in (*names, ""):
                 raise UsageError(
-                    f"{self.path}: row {row} has the {self.label} {label!r}, but the checkpoint was trained on the "
+                    f"{self.path}: line {line} has the {self.label} {label!r}, but the checkpoint was trained on the "
                     f"classes {', '.join(names)}"
                 )
         # What is empty stays so, for `clean` to refuse or to drop.
         targets = np.array([names.index(label) if label else "" for label in labels], object)
-        return Samples(tokens, targets, names, source=self.path, digest=digest)
+        return Samples(tokens, targets, names, **known)
 
 
 class UnicodeNames(Texts):

@@ -58,9 +58,17 @@ class MNIST(DataModule):
             labels = read_idx(labels_file, 1)
             if len(labels) != len(pixels):
                 raise UsageError(f"{labels_file} has {len(labels)} labels, but there are {len(pixels)} images")
+            unknown = np.flatnonzero(labels >= len(self.labels))
+            if len(unknown):
+                raise UsageError(
+                    f"{labels_file}: label {unknown[0]}, counted from 0, is {labels[unknown[0]]}: they are 0 to 9"
+                )
             images.append(pixels)
             targets.append(labels)
             marks += [split] * len(labels)
+        sizes = [" x ".join(map(str, pixels.shape[1:])) for pixels in images]
+        if sizes[0] != sizes[1]:
+            raise UsageError(f"{self.root}: the training images have {sizes[0]} pixels, the test images {sizes[1]}")
         inputs = np.concatenate(images)[:, None]
         return Samples(inputs, np.concatenate(targets), list(self.labels), np.array(marks), source=self.root)
 
@@ -125,7 +133,9 @@ def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
             raise UsageError(f"{path} cannot be decompressed: {error}") from error
     magic, start = bytes([0, 0, 8, axes]), 4 + 4 * axes
     if content[:4] != magic:
-        raise UsageError(f"{path} begins with {content[:4].hex(' ')}, but an IDX file of it with {magic.hex(' ')}")
+        raise UsageError(
+            f"{path} begins with {content[:4].hex(' ') or 'nothing'}, but an IDX file of it with {magic.hex(' ')}"
+        )
     shape = np.frombuffer(content[4:start].ljust(4 * axes, b"\0"), ">u4").tolist()
     if len(content) != start + math.prod(shape):
         expected = " x ".join(map(str, shape))

@@ -37,6 +37,7 @@ class Samples:
         split: `(N,)`, `"train"`, `"val"` or `"test"` for each sample, where the data says so.
         columns: Names of the inputs' columns and then the targets', for messages.
         source: What messages call the data, for example the name of a file.
+        lines: Line of the file for each row, from 1, where rows are lines of a file.
         digest: Of the content, where it may be another one when a checkpoint is used: see `DataModule`.
         lacks: Why nothing can be learned from these samples, for example that there is no column of targets.
     """
@@ -47,8 +48,13 @@ class Samples:
     split: NDArray[Any] | None = None
     columns: list[str] = field(default_factory=list)
     source: str = ""
+    lines: list[int] = field(default_factory=list)
     digest: str = ""
     lacks: str = ""
+
+    def place(self, row: int) -> str:
+        """Return what messages call a row as it was loaded: its line in a file, or its index from 0."""
+        return f"line {self.lines[row]}" if self.lines else f"row {row}"
 
 
 class TensorBatches(Dataset[Batch]):

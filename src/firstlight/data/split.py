@@ -1,7 +1,5 @@
 """Which samples train, which validate and which test."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
@@ -23,7 +21,7 @@ def split(
 
     Args:
         samples: After `clean`.
-        rows: Row of each sample in the data, for messages.
+        rows: Row of each sample in the data as it was loaded, for messages.
         val_fraction: Share of all samples that validates; where they are marked, of those marked to train.
         test_fraction: Share of all samples that tests; where they are marked, the marks say it.
         seed: Of the shuffling.
@@ -47,7 +45,7 @@ def split(
         train = parts["train"]
         del fractions["test"]
     if labels is not None:
-        _refuse_small_classes(labels[train], rows[train], samples.class_names, len(fractions) + 1)
+        _refuse_small_classes(labels[train], rows[train], samples, len(fractions) + 1)
     whole = len(train)
     for name, fraction in fractions.items():
         size = round(fraction * whole)
@@ -62,10 +60,10 @@ def split(
     return {"train": train, "val": parts["val"], "test": parts["test"]}
 
 
-def _refuse_small_classes(labels: Indices, rows: Indices, names: Sequence[str], needed: int) -> None:
+def _refuse_small_classes(labels: Indices, rows: Indices, samples: Samples, needed: int) -> None:
     found, counts = np.unique(labels, return_counts=True)
     for label in found[counts < needed][:1]:
-        where = ", ".join(str(row) for row in rows[labels == label])
+        where = ", ".join(samples.place(row) for row in rows[labels == label])
         raise UsageError(
-            f"too few samples of class {names[label]} (row {where}) to have one in each of {needed} splits"
+            f"too few samples of class {samples.class_names[label]} ({where}) to have one in each of {needed} splits"
         )

@@ -74,8 +74,9 @@ class Table(DataModule):
 
     def load(self) -> Samples:
         """Return the table: of a category its place among those of the file, and other inputs as text."""
-        header, rows, digest = read_csv(self.path)
-        table = {name: np.array([row[place] for row in rows], object) for place, name in enumerate(header)}
+        file = read_csv(self.path)
+        header = file.header
+        table = {name: np.array([row[place] for row in file.rows], object) for place, name in enumerate(header)}
         marks = [] if self.split_column is None else [self.split_column]
         others = [name for name in header if name not in [*self.targets, *marks]]
         columns = self.columns or (self.learned["columns"][: -len(self.targets)] if self.learned else others)
@@ -92,7 +93,7 @@ class Table(DataModule):
             self._say_unknown(name)
             table[name] = _codes(table[name], self._found[name])
         self._columns = columns
-        targets, names = self._labels(table)
+        targets, names = self._labels(table, file.lines)
         return Samples(
             np.stack([table[name] for name in columns], axis=1),
             targets,
@@ -100,7 +101,8 @@ class Table(DataModule):
             table[self.split_column] if self.split_column in table else None,
             columns=[*columns, *self.targets],
             source=self.path,
-            digest=digest,
+            lines=file.lines,
+            digest=file.digest,
             lacks=lacking(self.path, [*self.targets, *marks], header),
         )
 
@@ -140,7 +142,7 @@ class Table(DataModule):
             features.append(column)
         return torch.cat(features, dim=1)
 
-    def _labels(self, table: dict[str, NDArray[Any]]) -> tuple[NDArray[Any] | None, list[str]]:
+    def _labels(self, table: dict[str, NDArray[Any]], lines: list[int]) -> tuple[NDArray[Any] | None, list[str]]:
         """Return the targets, none where a column of them is not there, and the class names."""
         if lacking(self.path, self.targets, list(table)):
             return None, []
@@ -153,9 +155,9 @@ class Table(DataModule):
         names = self.class_names or _categories(labels)
         unknown = np.flatnonzero(~np.isin(labels, [*names, ""]))
         if len(unknown):
+            where = f"{self.path}: line {lines[unknown[0]]} column {target}"
             raise UsageError(
-                f"{self.path}: row {unknown[0]} column {target} is {labels[unknown[0]]}, but the checkpoint was "
-                f"trained on the classes {', '.join(names)}"
+                f"{where} is {labels[unknown[0]]}, but the checkpoint was trained on the classes {', '.join(names)}"
             )
         if self.kind == "binary" and len(names) != 2:
             raise UsageError(f"{self.path}: column {target} has {len(names)} classes, {', '.join(names)}: binary has 2")

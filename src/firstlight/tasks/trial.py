@@ -1,7 +1,9 @@
 """What a part makes of a few samples, tried before a run starts."""
 
+import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,19 +12,32 @@ from firstlight.errors import UsageError
 
 __all__ = ["attempt", "described"]
 
+_NOT_THE_USERS = ("firstlight", "torch", "torchmetrics")
+
 
 def attempt(call: Callable[[], Tensor], fault: str) -> Tensor:
     """Return what `call` returns, without a gradient.
 
     Raises:
-        UsageError: With `fault` and torch's own words, where torch says that shapes, types or values do not fit.
+        UsageError: With `fault`, the line of the user's own part that met it, if one did, and torch's own words, where
+            torch says that shapes, types or values do not fit.
     """
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("error", "Using a target size")  # What would be broadcast to a wrong number.
             return call()
     except (RuntimeError, ValueError, IndexError, UserWarning) as error:
-        raise UsageError(f"{fault}: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{fault}{_met_in(error)}: {' '.join(str(error).split())}") from error
+
+
+def _met_in(error: BaseException) -> str:
+    """Return the innermost line that is neither firstlight's nor torch's."""
+    lines = [
+        f" ({Path(frame.f_code.co_filename).name}, line {line})"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_globals["__name__"].partition(".")[0] not in _NOT_THE_USERS
+    ]
+    return lines[-1] if lines else ""
 
 
 def described(tensor: Tensor) -> str:
