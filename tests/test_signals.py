@@ -132,6 +132,46 @@ def test_a_signal_to_any_of_two_processes_ends_both_with_a_checkpoint(whom, numb
     assert torch.load(newest(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
 
 
+def test_a_signal_to_all_processes_of_a_run_leaves_its_workers_to_it(tmp_path):
+    command = [sys.executable, "-m", "firstlight", "fit", "--config", CONFIG, *LONG, "--data.num_workers=2"]
+    run = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")):
+        assert time.monotonic() < deadline and run.poll() is None, run.communicate()
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGTERM)
+    printed, said = run.communicate(timeout=60)
+    assert run.returncode == 143, said
+    assert "interrupted at step" in printed and not said
+    assert not processes(tmp_path)
+
+
+@pytest.mark.slow
+def test_torchrun_ends_a_run_as_a_whole(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "firstlight"]
+    command = [*launch, "fit", "--config", CONFIG, "--config", DDP, *LONG]
+    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")):
+        assert time.monotonic() < deadline and run.poll() is None, run.communicate()
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    printed, _ = run.communicate(timeout=60)
+    step = int(re.findall(r"interrupted at step ([\d,]+); go on with", printed)[0].replace(",", ""))
+    assert torch.load(newest(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
+    assert not processes(tmp_path)
+
+
+def test_two_processes_that_have_nothing_left_to_do_part_in_peace(tmp_path):
+    whole = ["fit", "--config", CONFIG, "--config", DDP, "--trainer.max_epochs=1"]
+    Ranks(main, whole, cwd=tmp_path, ranks=2).succeed()
+    again = Ranks(main, ["fit", "--run", str(newest(tmp_path))], cwd=tmp_path, ranks=2)
+    again.succeed()
+    assert "nothing to do" in again.printed.read_text()
+
+
 @pytest.mark.parametrize("trials", [2, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("whom", [[0], [1], [0, 1]], ids=["rank 0", "rank 1", "both ranks"])
 def test_ranks_of_a_launcher_end_together_at_any_moment(trials, whom, tmp_path, figure):

@@ -61,9 +61,9 @@ def create(root: Path, experiment: str) -> Path:
 def discard(run: Path) -> None:
     """Remove a run that was made but never started, and what was made for it alone; mend `latest`."""
     shutil.rmtree(run)
-    left = sorted(path.parent.name for path in run.parent.glob("*/config.yaml"))
+    left = _begun(run.parent)
     if left:
-        _replace(run.parent / "latest", left[-1] + "\n")
+        _replace(run.parent / "latest", left[-1].name + "\n")
     else:
         (run.parent / "latest").unlink()
     for folder in (run.parent, run.parent.parent):
@@ -148,9 +148,14 @@ def find(run: Path) -> Path:
 
 def unfinished(experiment: Path) -> Path | None:
     """Return the newest run of an experiment that has begun, if it has a last checkpoint to go on from."""
+    begun = _begun(experiment)
+    return begun[-1] if begun and (begun[-1] / "checkpoints" / "last.ckpt").is_file() else None
+
+
+def _begun(experiment: Path) -> list[Path]:
+    """Return the runs of an experiment that have begun, in their order: `TIME`, `TIME-1`, ... `TIME-10`."""
     begun = [path.parent for path in experiment.glob("*/config.yaml")]
-    newest = max(begun, key=lambda run: (run / "config.yaml").stat().st_mtime_ns, default=None)
-    return newest if newest is not None and (newest / "checkpoints" / "last.ckpt").is_file() else None
+    return sorted(begun, key=lambda run: (run.name[:19], len(run.name), run.name))
 
 
 def checkpoint(run: Path, name: str) -> Path:

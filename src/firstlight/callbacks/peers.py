@@ -6,7 +6,11 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]  # torch exports it without saying so
 
@@ -36,29 +40,45 @@ class Peers:
         rank: Number of this process, from 0.
         world_size: `P`.
         silence: Seconds.
+        children: By rank, those that this process has started.
+        has_launcher: Whether this process has no more to do when the one that started it is gone.
     """
 
-    def __init__(self, store: Store, rank: int, world_size: int, silence: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        world_size: int,
+        silence: float,
+        children: Mapping[int, "Popen[Any]"] | None = None,
+        has_launcher: bool = False,
+    ) -> None:
         self.stop: tuple[int, int] | None = None
         """The optimiser step after which all stop, and the signal that asked for it."""
         self.rank = rank
         self._store, self._ranks = store, range(world_size)
         self._silence = silence / _BEAT
+        self._children = children or {}
+        self._launcher = os.getppid() if has_launcher else None
         self._still = [0] * world_size  # Own beats since the last one of each, so that a pause of all is none.
         self._ended = set[int]()
         self._fault: str | None = None
         self._closed = threading.Event()
         self._answers = 0
         self._gone = False
-        self._parent = os.getppid()
-        self._who: list[tuple[int, str]] = []
-        store.set(f"who/{rank}", f"{os.getpid()} {socket.gethostname()}")
+        self._names: list[str] = []
+        self._handles: dict[int, int] = {}
+        store.set(f"who/{rank}", f"{os.getpid()} {socket.gethostname()} {_machine()}")
         store.set(f"beat/{rank}", "0")
 
     def start(self) -> None:
         """Begin to beat, when all processes have made theirs."""
-        found = [each.decode().split() for each in self._store.multi_get([f"who/{rank}" for rank in self._ranks])]
-        self._who = [(int(pid), host) for pid, host in found]
+        for rank, found in enumerate(self._store.multi_get([f"who/{rank}" for rank in self._ranks])):
+            pid, host, machine = found.decode().split()
+            self._names.append(f"process {rank} (PID {pid} on {host})")
+            if machine == _machine() != "?" and int(pid) != os.getpid():
+                with suppress(OSError):  # A handle is of this process for good; its number may be given to another.
+                    self._handles[rank] = os.pidfd_open(int(pid))
         for loop in (self._talk, self._watch):
             threading.Thread(target=loop, name=f"firstlight-peers{loop.__name__}", daemon=True).start()
 
@@ -89,7 +109,7 @@ class Peers:
                 return self._fault
             quiet = [rank for rank in self._ranks if rank != self.rank and self._is_quiet(rank, _QUIET)]
             if quiet:
-                return f"{self._named(quiet[0])} was killed or cannot be reached any more"
+                return f"{self._names[quiet[0]]} was killed or cannot be reached any more"
             time.sleep(_BEAT)
         return None
 
@@ -107,7 +127,7 @@ class Peers:
     def _talk(self) -> None:
         """Beat, and learn of the others, for as long as the store answers."""
         last, beats = [b""] * len(self._ranks), [f"beat/{rank}" for rank in self._ranks]
-        while not self._closed.wait(_BEAT) and self._fault is None:
+        while not self._closed.wait(_BEAT) and not self._gone:
             try:
                 self._answers += 1
                 self._store.set(beats[self.rank], str(self._answers))
@@ -134,19 +154,23 @@ class Peers:
                 continue
             waited, answers = waited + 1 if answers == self._answers else 0, self._answers
             silent = [rank for rank in self._ranks if rank != self.rank and self._is_quiet(rank, self._silence)]
-            if self._gone or os.getppid() != self._parent:
+            ended = [rank for rank, child in self._children.items() if child.poll()]
+            if ended:
+                code = self._children[ended[0]].returncode
+                self._lose(ended[0], f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}")
+            elif self._launcher not in (None, os.getppid()) or (self._gone and 0 not in self._ended):
                 self._lose(0, "is gone, or the launcher of all is")
-            elif silent or waited >= self._silence:
+            elif silent or (waited >= self._silence and not self._gone):
                 self._lose(silent[0] if silent else 0, f"has not answered for {self._silence * _BEAT:g} s")
 
     def _lose(self, rank: int, why: str) -> None:
         """Give a process up, and kill it where that can be done, so that whoever waits for it gets an error."""
-        pid, host = self._who[rank]
         self._still[rank] = _QUIET
-        self._fault = f"{self._named(rank)} {why}"
-        if host == socket.gethostname():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._gone = self._gone or rank == 0
+        self._fault = self._fault or f"{self._names[rank]} {why}"
+        if rank in self._handles:
+            with suppress(OSError):  # It has ended.
+                signal.pidfd_send_signal(self._handles[rank], signal.SIGKILL)
 
     def _learn(self) -> None:
         if self.stop is None and self._store.check(["stop"]):
@@ -156,10 +180,16 @@ class Peers:
         if self._fault is None and self._store.check(["fault"]):
             rank = int(self._store.get("fault"))
             if rank != self.rank:
-                self._fault = f"{self._named(rank)} failed: its error stands above"
+                self._fault = f"{self._names[rank]} failed: its error stands above"
 
     def _is_quiet(self, rank: int, beats: float) -> bool:
         return rank not in self._ended and self._still[rank] >= beats
 
-    def _named(self, rank: int) -> str:
-        return f"process {rank} (PID {self._who[rank][0]} on {self._who[rank][1]})"
+
+def _machine() -> str:
+    """Return what numbers of processes mean the same in: this boot of this kernel and name space, `?` if unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # Not Linux.
+        return "?"

@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -26,11 +27,13 @@ class Stop(Checkpoint):
     """Stop all processes of a fit after the same step, on a signal to any of them, and none of them without the others.
 
     SIGTERM, Ctrl-C and, in a job of SLURM, SIGUSR1 let the optimiser step under way finish, and a validation that
-    follows it. `LastCheckpoint` writes its file, and `SystemExit(143)` is raised, or `KeyboardInterrupt` for Ctrl-C. A
-    second Ctrl-C stops at once; another SIGTERM is ignored, as schedulers repeat it.
+    follows it; where a validation follows each step, the epoch. `LastCheckpoint` writes its file, and
+    `SystemExit(143)` is raised, or `KeyboardInterrupt` for Ctrl-C. A second Ctrl-C stops at once; another SIGTERM is
+    ignored, as schedulers repeat it.
 
-    A process that failed, was killed or is frozen ends the others; `lost` says which it was. Processes that Lightning
-    started are waited for, and killed after ten seconds, so that none is left.
+    A process that failed, was killed or is frozen ends the others; `lost` says which it was. Frozen is one that the
+    system does not run, not one that loops. Processes that Lightning started are waited for, and killed after ten
+    seconds, so that none is left.
 
     It is a `Checkpoint`, so that Lightning calls it after all others; it comes after `LastCheckpoint`.
 
@@ -47,6 +50,7 @@ class Stop(Checkpoint):
         self.silence = silence
         self.lost: str | None = None
         self._asked: int | None = None
+        self._raised: BaseException | None = None
         self._step = 0
         self._peers: Peers | None = None
         self._children: list[subprocess.Popen[bytes]] = []
@@ -54,14 +58,21 @@ class Stop(Checkpoint):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the processes know of each other."""
-        self.lost = self._asked = self._peers = None
+        self.lost = self._asked = self._raised = self._peers = None
         if trainer.world_size > 1:
-            self._peers = Peers(_store(trainer, self.silence), trainer.global_rank, trainer.world_size, self.silence)
-            trainer.strategy.barrier()
-            self._peers.start()
             # Lightning 2.6.6 watches what it started, and kills this process without a word when one has ended.
             self._children = list(_started(trainer))
             _started(trainer).clear()
+            self._peers = Peers(
+                _store(trainer, self.silence),
+                trainer.global_rank,
+                trainer.world_size,
+                self.silence,
+                {trainer.global_rank + index: child for index, child in enumerate(self._children, 1)},
+                trainer.local_rank > 0 or "TORCHELASTIC_RUN_ID" in os.environ,
+            )
+            trainer.strategy.barrier()
+            self._peers.start()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Catch the signals before the first step, which is when they take effect."""
@@ -90,27 +101,42 @@ class Stop(Checkpoint):
         self._stop_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the others alone; what was asked for at the very end is done all the same."""
-        asked = self._peers.stop[1] if self._peers and self._peers.stop else self._asked
-        self._release(trainer)
-        if asked:
-            raise _ending(asked)
+        """Part from the others; what was asked for at the very end is done all the same."""
+        self._part(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Part from the others where nothing was left to train. Lightning has put back the handlers that it found."""
+        self._handlers.clear()
+        self._part(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """End the others, and find out which of them it was."""
-        if self._peers and isinstance(exception, Exception):
+        if self._peers and exception is not self._raised:
             if isinstance(exception, DistError) or "gloo" in str(exception):
                 self.lost = self._peers.blame()
             if self.lost is None:
                 self._peers.fail()
             elif trainer.global_rank and self._peers.speaks():
                 sys.stderr.write(f"firstlight: {self.lost}\n")
-        children = self._children
+        while self._handlers:
+            number, before = self._handlers.popitem()
+            signal.signal(number, before)
+        children, until = self._children, time.monotonic() + 10
         self._release(trainer)
         for child in children:
             with suppress(subprocess.TimeoutExpired):
-                child.wait(10)
+                child.wait(max(0, until - time.monotonic()))
             child.kill()
+
+    def _part(self, trainer: Trainer) -> None:
+        asked = self._asked
+        if self._peers:
+            # Who ends first takes the store along.
+            trainer.strategy.barrier()
+            asked = self._peers.stop[1] if self._peers.stop else asked
+        self._release(trainer)
+        if asked:
+            self._end(asked)
 
     def _stop_if_due(self, trainer: Trainer) -> None:
         step, asked = self._peers.stop or (0, None) if self._peers else (0, self._asked)
@@ -118,10 +144,19 @@ class Stop(Checkpoint):
             for each in trainer.checkpoint_callbacks:
                 if isinstance(each, LastCheckpoint):
                     each.write(trainer)
-            raise _ending(asked)
+            self._end(asked)
+
+    def _end(self, number: int) -> NoReturn:
+        self._asked = None
+        self._raised = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
+        raise self._raised
 
     def _listen(self) -> None:
-        """Take the place of Lightning's handlers, which end with 0 and no checkpoint, or wait for ever for others."""
+        """Take the place of Lightning's handlers.
+
+        That of SIGTERM ends with 0 and no checkpoint, or waits for ever for other processes. That of SLURM's warning
+        saves in the middle of a step; it also requeues the job, which is left to the script of the job.
+        """
         if threading.current_thread() is not threading.main_thread():
             return
         numbers = [signal.SIGTERM]
@@ -137,22 +172,17 @@ class Stop(Checkpoint):
     def _take(self, number: int, frame: FrameType | None) -> None:
         self._asked = self._asked or number
         if number == signal.SIGINT:
-            signal.signal(number, self._handlers.pop(number))
+            signal.signal(number, self._handlers.pop(number, signal.default_int_handler))
             if self._peers is None or not self._peers.rank:
-                print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+                # Not `print`, which may be what was interrupted.
+                os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
 
     def _release(self, trainer: Trainer) -> None:
-        """Give back what was taken. Lightning runs no teardown after an exception."""
-        while self._handlers:
-            signal.signal(*self._handlers.popitem())
+        """Give back what was taken, but for the handlers."""
         if self._peers:
             self._peers.close()
             _started(trainer).extend(self._children)
         self._peers, self._children = None, []
-
-
-def _ending(number: int) -> BaseException:
-    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
 
 
 def _started(trainer: Trainer) -> list[Any]:

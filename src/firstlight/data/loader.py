@@ -4,6 +4,7 @@ Shapes: `N` samples, `P` processes.
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any, Literal, cast
 
@@ -96,6 +97,7 @@ class Loader(DataLoader[Batch]):
             num_workers=num_workers,
             collate_fn=_as_it_is,
             generator=torch.Generator(),
+            worker_init_fn=_stay,
         )
         self.order = order
         self.taken = 0
@@ -163,6 +165,12 @@ def loader(
     rank, processes = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
     seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed() % 2**31))
     return Loader(dataset, Order(len(dataset), batch_size, shuffle, seed, rank, processes), num_workers)
+
+
+def _stay(worker: int) -> None:
+    """Leave signals to the process that trains, which ends its workers: a terminal and a scheduler signal them all."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Batch:
