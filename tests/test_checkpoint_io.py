@@ -466,7 +466,7 @@ class Spoiled(BoringModel):
 @pytest.mark.parametrize(
     ("make", "name", "step", "kept"),
     [
-        (lambda path: LastCheckpoint(path, every_n_steps=2), "last", 6, 4),
+        (lambda path: LastCheckpoint(path, every_n_steps=2), "last", 5, 3),
         (lambda path: BestCheckpoint("val/loss", "min", path, save_weights_only=True), "best", 4, 2),
     ],
 )

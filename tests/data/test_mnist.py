@@ -79,7 +79,7 @@ BAD = {
     ),
     "images of two sizes": (
         break_("t10k-images-idx3-ubyte", idx(np.zeros((60, 20, 28), np.uint8))),
-        ": the training images have 28 x 28 pixels, the test images 20 x 28$",
+        "t10k-images-idx3-ubyte has images of 20x28 pixels, but those of MNIST have 28x28$",
     ),
     "missing": (lambda folder: (folder / f"{LABELS}.gz").unlink(), rf"there is no {LABELS} or .*download=true fetches"),
     "truncated gz": (
