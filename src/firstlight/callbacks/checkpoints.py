@@ -127,8 +127,8 @@ class LastCheckpoint(FiniteCheckpoint):
     Args:
         dirpath: Folder of the file; `None` leaves it to the logger.
         every_n_epochs: Epochs from one writing to the next, at least 1.
-        every_n_steps: Optimiser steps from one writing within an epoch to the next; 0 is never. Where a validation follows
-            the step, the file is written after the next one.
+        every_n_steps: Optimiser steps from one writing within an epoch to the next; 0 is never. Where a validation
+            follows the step, the file is written after the next one.
         every_seconds: Seconds after which it is written again, after an optimiser step; 0 is never. Several processes
             agree on the time only where something is logged (`log_every_n_steps`), because that waits for them.
 
