@@ -5,6 +5,7 @@ run though nothing is profiled, most of them around functions that do nothing; i
 through `torch.nn.Module.__setattr__` some 50 times; and it inspects the signature of `training_step` at every step.
 The functions here call the same hooks with the same arguments in the same order, but for those whose body is empty.
 They take the place of Lightning's only where Lightning's are, letter for letter, those that they were written for.
+A trainer that runs within the fit of another one shares them, so that a profiler of its own sees no hooks.
 """
 
 import inspect
