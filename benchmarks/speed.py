@@ -1,11 +1,11 @@
 """How long a step takes by hand, with firstlight and with its peers.
 
-    python benchmarks/speed.py [--cases tiny,mlp] [--contenders floor,firstlight] [--rounds 5] [--threads 1] [--json FILE]
+    python benchmarks/speed.py [--cases tiny,mlp] [--contenders floor,firstlight] [--rounds 5] [--threads 1] [--json F]
 
 Each contender trains in a process of its own, one after the other, round after round, so that whatever else the
 machine does falls on all of them alike. A step's time is that of an epoch, validation included, over its steps; the
 ratio is that of the medians of a round to the floor's in the same round: shown are the median of the rounds and their
-spread. What could not run is said. The table is printed; `--json FILE` keeps the figures.
+spread. What could not run is said. The table is printed; `--json F` keeps the figures in a file.
 """
 
 # Nothing heavy is imported here: a child's peak memory begins with that of the process it was forked from.
