@@ -1,4 +1,5 @@
 import os
+import signal
 
 # Two processors of one core: one thread is faster, and processes of a test do not fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,6 +12,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.helpers import CONFIG, firstlight, newest
+
+# A shell that runs the tests in the background would let them, and what they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass

@@ -166,6 +166,24 @@ def test_a_finished_run_has_nothing_left_to_do(finished):
     assert "nothing to do: all 160 steps are done" in done.stdout
 
 
+def test_a_run_that_stopped_early_does_not_go_on_by_itself_and_is_tested_where_it_was_not(tmp_path):
+    options = ["--trainer.max_epochs=60", "--early_stopping.patience=1", "--model.optimizer.lr=0.05"]
+    done = called("fit", "--config", CONFIG, *options, cwd=tmp_path)
+    assert "stopped early" in done.stdout
+    run = newest(tmp_path)
+    before = files(run)
+    steps = results(run)["steps"]
+    done = called("fit", "--run", str(run), cwd=tmp_path)
+    assert f"nothing to do: stopped early after {steps:,} steps; a larger --early_stopping.patience" in done.stdout
+    after = files(run)
+    assert all(after[path] == before[path] for path in before if path.suffix in (".ckpt", ".csv", ".json", ".yaml"))
+    (run / "results.json").unlink()  # As if it had been killed before it was tested.
+    called("run", "--run", str(run), cwd=tmp_path)
+    assert results(run)["steps"] == steps and "test/loss" in results(run)["metrics"]
+    called("fit", "--run", str(run), "--early_stopping.patience=30", "--trainer.max_epochs=61", cwd=tmp_path)
+    assert results(run)["steps"] > steps
+
+
 def test_a_run_is_trained_by_one_process_at_a_time(finished):
     folder, run, _ = finished
     with runs.lock(run):

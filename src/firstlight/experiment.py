@@ -129,8 +129,9 @@ class Experiment:
         if not trainer.is_global_zero:
             return None
         if not self._trained:
-            print(summary.nothing(trainer.global_step))
-            return None
+            print(summary.nothing(trainer.global_step, trainer.should_stop))
+            if (folder / "results.json").is_file():
+                return None
         return self._results(trainer, folder)
 
     def all_callbacks(self, folder: Path) -> list[Callback]:
@@ -225,6 +226,8 @@ class Experiment:
     def _start(self, trainer: Trainer, every: Sequence[Callback]) -> None:
         """Write before the first step what the run is made of, and say what it is going to do."""
         refuse_no_validation(trainer, every)
+        if trainer.should_stop:
+            return  # It had stopped early.
         self._trained = True
         if not trainer.is_global_zero:
             return

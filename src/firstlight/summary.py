@@ -33,12 +33,16 @@ def plan(parameters: int, total_steps: float, warmup_steps: int) -> str:
     return f"plan   {parameters:,} parameters, {total_steps:,} optimiser steps, {warmup_steps:,} of them warm-up"
 
 
-def nothing(steps: int) -> str:
-    """Return that a run is at its end.
+def nothing(steps: int, stopped: bool) -> str:
+    """Return that a run is at its end; `stopped` tells that it was stopped early.
 
-    >>> nothing(2400)
+    >>> nothing(2400, stopped=False)
     'fit    nothing to do: all 2,400 steps are done; a larger --trainer.max_epochs goes on'
+    >>> nothing(1840, stopped=True)
+    'fit    nothing to do: stopped early after 1,840 steps; a larger --early_stopping.patience goes on'
     """
+    if stopped:
+        return f"fit    nothing to do: stopped early after {steps:,} steps; a larger --early_stopping.patience goes on"
     return f"fit    nothing to do: all {steps:,} steps are done; a larger --trainer.max_epochs goes on"
 
 

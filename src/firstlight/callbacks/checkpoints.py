@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
@@ -28,6 +30,12 @@ class FiniteCheckpoint(ModelCheckpoint):
     def _together(self, trainer: Trainer, path: str | Path, write: Callable[[], None]) -> None:
         """Write; where the first process cannot, the others would wait for it, and then blame the connection."""
         refuse_not_finite(trainer, path)
+        for logger in trainer.loggers:
+            # What was logged before the checkpoint is not logged again by a run that goes on from it.
+            logger.save()
+            if isinstance(logger, TensorBoardLogger):
+                with suppress(OSError):  # A full disk; the logger says so at the next logging.
+                    logger.experiment.flush()
         fault = None
         try:
             write()

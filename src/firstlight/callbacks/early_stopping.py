@@ -23,6 +23,11 @@ class EarlyStopping(callbacks.EarlyStopping):
     def __init__(self, monitor: str, patience: int = 10, **options: Any) -> None:
         super().__init__(monitor, patience=patience, **options)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop at once where the run that goes on had lost its patience, which Lightning 2.6.6 forgets."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide, unless the run ends within an epoch before anything was validated, which Lightning 2.6.6 refuses."""
         validated = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.completed > 0

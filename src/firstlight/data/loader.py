@@ -6,6 +6,7 @@ Shapes: `N` samples, `P` processes.
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -97,7 +98,7 @@ class Loader(DataLoader[Batch]):
             num_workers=num_workers,
             collate_fn=_as_it_is,
             generator=torch.Generator(),
-            worker_init_fn=_stay,
+            worker_init_fn=partial(_stay, os.getpid()),
         )
         self.order = order
         self.taken = 0
@@ -167,8 +168,10 @@ def loader(
     return Loader(dataset, Order(len(dataset), batch_size, shuffle, seed, rank, processes), num_workers)
 
 
-def _stay(worker: int) -> None:
+def _stay(parent: int, worker: int) -> None:
     """Leave signals to the process that trains, which ends its workers: a terminal and a scheduler signal them all."""
+    if os.getppid() != parent:
+        os._exit(1)  # It was killed meanwhile, and torch 2.13 would wait for it for ever.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
