@@ -79,7 +79,7 @@ def test_a_child_that_has_ended_is_noticed_though_it_beats_in_the_store(code, to
 
 def test_a_process_whose_parent_has_changed_goes_on_unless_that_was_its_launcher(fast, monkeypatch):
     free, launched = made(), made(has_launcher=True)
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    monkeypatch.setattr(os, "getppid", lambda: -1)
     assert waited_for(lambda: launched[1]._fault is not None) and "is gone" in launched[1]._fault
     assert free[0]._fault is None and free[1]._fault is None
     for each in (*free, *launched):

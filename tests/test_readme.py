@@ -29,7 +29,7 @@ def test_every_command_of_the_readme_runs_in_order(tmp_path):
     assert first in PAGE
     for line in [first, *COMMANDS]:
         program, *args = shlex.split(line)
-        if program == "firstlight" and "overlays/ddp" not in line:
+        if program == "firstlight" and "overlays/ddp" not in line and "$(" not in line:
             called(*args, cwd=tmp_path)
         else:
             command = line.replace("firstlight ", f"{sys.executable} -m firstlight ", 1)

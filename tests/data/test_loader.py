@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 import torch
 
@@ -76,3 +78,20 @@ def test_beginning_an_epoch_draws_no_number_from_the_global_generator():
 def test_another_batch_size_is_refused_by_name():
     with pytest.raises(UsageError, match=r"cannot go on exactly: batch_size was 8 and is 16"):
         loader(batch_size=16).load_state_dict(loader().state_dict())
+
+
+class Masks:
+    """Gives as a batch the signals that its process keeps back."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+def test_no_signal_ends_a_worker_from_its_first_moment_on():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    (masked,) = Loader(Masks(), Order(4, 4, False, 0, 0, 1), num_workers=1)
+    assert {signal.SIGINT, signal.SIGTERM} <= set(masked)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

@@ -6,6 +6,7 @@ Shapes: `N` samples, `P` processes.
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -20,6 +21,8 @@ from firstlight.errors import UsageError
 __all__ = ["BatchSizeIs", "Loader", "Order", "loader", "per_process"]
 
 BatchSizeIs = Literal["per_process", "global"]
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Order(DistributedSampler[list[int]]):
@@ -106,7 +109,9 @@ class Loader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader promises a class of its own
         """Yield the batches that are left of the epoch."""
         self.taken = self.order.start if self.order.epoch == self.order.start_epoch else 0
-        for batch in super().__iter__():
+        with _signals_kept_back():  # Workers begin deaf: one that a signal of all processes ends would end the run.
+            batches = super().__iter__()
+        for batch in batches:
             self.taken += 1
             yield batch
 
@@ -168,11 +173,24 @@ def loader(
     return Loader(dataset, Order(len(dataset), batch_size, shuffle, seed, rank, processes), num_workers)
 
 
+@contextmanager
+def _signals_kept_back() -> Iterator[None]:
+    """Let signals wait, and not reach a process that is started meanwhile, where the system can do that."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _stay(parent: int, worker: int) -> None:
     """Leave signals to the process that trains, which ends its workers: a terminal and a scheduler signal them all."""
     if os.getppid() != parent:
         os._exit(1)  # It was killed meanwhile, and torch 2.13 would wait for it for ever.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 
