@@ -138,6 +138,17 @@ VERBS = {
 }
 
 
+NULLS = {
+    "batch_size: 32": ("batch_size: null", r"data\.batch_size: expected int, got None$"),
+    "dropout: 0.3": ("dropout: null", r"model\.network\.dropout: expected float, got None$"),
+    "class_path: firstlight.data.Digits": (
+        "class_path:",
+        r"data: class_path is null: give it a value, or leave it out$",
+    ),
+    "trainer:": ("trainer:\nbest:", r"trainer: null is no set of options"),
+}
+
+
 def assert_one_line(capsys, pattern):
     printed = capsys.readouterr().err
     assert len(printed.splitlines()) == 1, printed
@@ -161,6 +172,17 @@ def test_wrong_options_end_with_one_line_and_code_2(args, pattern, capsys):
 def test_wrong_files_end_with_one_line_and_code_2(text, pattern, capsys):
     Path("given.yaml").write_text(text)
     assert main(["fit", "--config", CONFIG, "--config", "given.yaml"]) == 2
+    assert_one_line(capsys, pattern)
+
+
+@pytest.mark.parametrize(("was", "null", "pattern"), [(was, *rest) for was, rest in NULLS.items()], ids=NULLS)
+def test_a_null_where_there_is_none_ends_with_one_line_and_code_2(was, null, pattern, capsys):
+    text = Path(CONFIG).read_text()
+    assert text.count(was) == 1
+    if was == "trainer:":
+        text = text[: text.index(was)] + was
+    Path("given.yaml").write_text(text.replace(was, null))
+    assert main(["fit", "--config", "given.yaml"]) == 2
     assert_one_line(capsys, pattern)
 
 

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -171,6 +172,7 @@ class CLI(LightningCLI):
         """Parse; Lightning's own warns when a program hands over arguments."""
         with self._judged():
             self.config = parser.parse_args(args)
+            _refuse_nulls(parser, self.config)
         if self.config.trust and self.stored is None:
             raise UsageError(
                 "--trust is for test, validate and predict with nothing but --ckpt PATH: what a --config or a run's "
@@ -222,3 +224,17 @@ class CLI(LightningCLI):
     def evaluate(self, verb: Literal["validate", "test", "predict"]) -> None:
         """Score the checkpoint that was asked for."""
         self.experiment.evaluate(verb, self.config.ckpt)
+
+
+def _refuse_nulls(parser: LightningArgumentParser, config: Namespace) -> None:
+    """Refuse a null where the type has none; jsonargparse 4.53 takes each for what is not said, and checks it not."""
+    for group in ("trainer", *DEFAULTS):
+        if config.get(group, {}) is None:
+            raise UsageError(f"{group}: null is no set of options; leave {group} out for the defaults")
+    set_parsing_settings(unset_sentinel=True)
+    try:
+        parser.validate(config)
+    except TypeError as error:
+        raise argparse.ArgumentError(None, str(error)) from error
+    finally:
+        set_parsing_settings(unset_sentinel=False)

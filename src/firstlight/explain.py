@@ -26,6 +26,12 @@ _NOISE = (
     "Expected a dot import path",
 )
 
+_NULLS = {
+    "argument of type 'NoneType' is not iterable": "class_path",
+    "'NoneType' object has no attribute 'keys'": "init_args",
+}
+"""What jsonargparse 4.53 says of a null where a class or its options are due."""
+
 
 def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> str:
     """Return what was found, where, and what would be right.
@@ -69,9 +75,12 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
         path = Path(found[1])
         near = [file.name for file in path.parent.glob("*.yaml")]
         return f"there is no file {path}" + did_you_mean(path.name, near)
-    fault = _innermost(message)
+    for fault, key in _NULLS.items():
+        if fault in message:
+            return f"{prefix}{key} is null: give it a value, or leave it out"
     # jsonargparse 4.53 makes a text of a null that is typed for a part of a part.
-    return prefix + fault + ("; null can be said in a YAML file" if fault.endswith("got None") else "")
+    typed = re.search(r"NoneType'>\s+Given value type: <class 'str'>\s+Given value: None\s", message)
+    return prefix + _innermost(message) + ("; null can be said in a YAML file" if typed else "")
 
 
 def _keys(where: str, message: str) -> str:
