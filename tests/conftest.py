@@ -8,6 +8,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from shutil import copytree
 
 import pytest
 
@@ -65,8 +66,14 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A run of four epochs in a folder of its own, and what it printed."""
+def finished_once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    done = firstlight("run", "--config", CONFIG, "--trainer.max_epochs=4", cwd=folder)
-    return folder, newest(folder), done
+    return folder, firstlight("run", "--config", CONFIG, "--trainer.max_epochs=4", cwd=folder)
+
+
+@pytest.fixture
+def finished(finished_once, tmp_path):
+    """A run of four epochs in a folder of the test's own, and what it printed."""
+    folder, done = finished_once
+    copied = copytree(folder, tmp_path / "finished")
+    return copied, newest(copied), done

@@ -4,12 +4,14 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
 from lightning.pytorch.trainer import call
 
 from firstlight import lean as lean_module
 from firstlight.__main__ import main
-from firstlight.lean import KNOWN, lean
+from firstlight.lean import KNOWN, lean, source_of
+from firstlight.lean_step import INLINED, is_plain
 from tests.helpers import CONFIG, newest
 
 HOOKS = [name for name in dir(Callback) if name.startswith("on_") and "checkpoint" not in name]
@@ -57,9 +59,9 @@ class Busy(BoringModel):
         self.log("after", 1.0)
 
 
-def fitted(tmp_path, is_lean, **options):
+def fitted(tmp_path, is_lean, kind=Busy, **options):
     torch.manual_seed(0)
-    module, recording, silent = Busy(), Recording(), Callback()
+    module, recording, silent = kind(), Recording(), Callback()
     trainer = Trainer(
         default_root_dir=tmp_path,
         accelerator="cpu",
@@ -79,6 +81,50 @@ def fitted(tmp_path, is_lean, **options):
     else:
         trainer.fit(module)
     return module, recording, trainer
+
+
+class StepsItself(Busy):
+    """Steps its optimiser in a way of its own."""
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+        self.seen.append(("step", self._current_fx_name, batch_idx))
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+
+class GivesNoLossAtTimes(Busy):
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx == 2 else super().training_step(batch, batch_idx)
+
+
+def test_the_step_of_lightning_is_the_one_that_is_inlined():
+    assert {key: source_of(getattr(*key)) for key in INLINED} == INLINED
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "plain"),
+    [
+        (GivesNoLossAtTimes, {}, True),
+        (StepsItself, {}, False),
+        (Busy, {"precision": "bf16-mixed"}, False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_step_is_lean_where_nobody_else_has_a_say_in_it(tmp_path, monkeypatch, kind, options, plain):
+    was, before, _ = fitted(tmp_path, False, kind, **options)
+    judged = []
+    monkeypatch.setattr("firstlight.lean_step.is_plain", lambda *given: judged.append(is_plain(*given)) or judged[-1])
+    module, recording, _ = fitted(tmp_path, True, kind, **options)
+    assert judged == [plain]
+    assert recording.seen == before.seen and module.seen == was.seen and len(before.seen) > 50
+    assert all(torch.equal(one, other) for one, other in zip(module.parameters(), was.parameters(), strict=True))
+
+
+def test_a_step_that_was_changed_is_left_as_it_is(tmp_path, monkeypatch):
+    changed = lambda self, *given: plain(self, *given)  # noqa: E731
+    plain = _AutomaticOptimization.run
+    monkeypatch.setattr(_AutomaticOptimization, "run", changed)
+    with lean(Trainer(logger=False, accelerator="cpu")):
+        assert _AutomaticOptimization.run is changed
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3, "gradient_clip_val": 0.1}])

@@ -18,17 +18,23 @@ from unittest.mock import patch
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loops import training_epoch_loop
+from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.connectors.data_connector import _DataHookSelector
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+from firstlight.lean_step import INLINED, Step
 
 __all__ = ["KNOWN", "lean", "source_of"]
 
 KNOWN = {
     "_call_callback_hooks": "c413fb9a6a9ce1a3",
+    "_call_lightning_datamodule_hook": "2c4500edeedd95c0",
     "_call_lightning_module_hook": "558a87d04c4680e1",
     "_call_strategy_hook": "ff429e3ac60d2a80",
     "is_param_in_hook_signature": "6bd4f22c778d7ccc",
+    "get_instance": "3abe90f0b162ec28",
 }
 """Digest of the source of each function of Lightning 2.6.4 to 2.6.6 that is replaced."""
 
@@ -42,6 +48,7 @@ def lean(trainer: Trainer) -> Iterator[bool]:
     """
     originals = {name: getattr(call, name, None) for name in KNOWN}
     originals["is_param_in_hook_signature"] = is_param_in_hook_signature
+    originals["get_instance"] = _DataHookSelector.get_instance
     profiler = trainer.profiler  # type: ignore[attr-defined]  # set outside the class
     if type(profiler) is not PassThroughProfiler or KNOWN != {
         name: source_of(each) for name, each in originals.items()
@@ -52,6 +59,9 @@ def lean(trainer: Trainer) -> Iterator[bool]:
         patch.object(call, "_call_callback_hooks", _Callbacks(trainer, originals["_call_callback_hooks"])),
         patch.object(call, "_call_lightning_module_hook", _module_hook),
         patch.object(call, "_call_strategy_hook", _strategy_hook),
+        patch.object(call, "_call_lightning_datamodule_hook", _datamodule_hook),
+        patch.object(_DataHookSelector, "get_instance", _remembered(_DataHookSelector.get_instance)),
+        patch.object(_AutomaticOptimization, "run", _step(trainer)),
         patch.object(training_epoch_loop, "is_param_in_hook_signature", lru_cache(is_param_in_hook_signature)),
     ):
         yield True
@@ -112,6 +122,36 @@ def _strategy_hook(trainer: Trainer, hook: str, *args: Any, **kwargs: Any) -> An
     if not callable(function) or _empty(function):
         return None
     return _named(trainer.lightning_module, hook, function, *args, **kwargs)
+
+
+def _datamodule_hook(trainer: Trainer, hook: str, *args: Any, **kwargs: Any) -> Any:
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]  # set outside the class
+    if datamodule is None:
+        raise TypeError("No `LightningDataModule` is available to call hooks on.")
+    function = getattr(datamodule, hook)
+    return function(*args, **kwargs) if callable(function) else None
+
+
+def _remembered(get_instance: Callable[..., Any]) -> Callable[..., Any]:
+    """Look up once whose hook is called, which depends on the classes of module and data module."""
+    found: dict[tuple[int, int, str], Any] = {}
+
+    def get(self: _DataHookSelector, hook: str) -> Any:
+        key = id(self.model), id(self.datamodule), hook
+        if key not in found:
+            found[key] = get_instance(self, hook)
+        return found[key]
+
+    return get
+
+
+def _step(trainer: Trainer) -> Callable[..., Any]:
+    """Return what takes the place of `_AutomaticOptimization.run`, which it is where that is another one."""
+    original = _AutomaticOptimization.run
+    if any(source_of(getattr(owner, name, None)) != digest for (owner, name), digest in INLINED.items()):
+        return original
+    step = Step(trainer, _named)
+    return lambda loop, optimizer, batch_idx, kwargs: step.run(loop, optimizer, batch_idx, kwargs)
 
 
 def _named(module: LightningModule, hook: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -72,6 +72,11 @@ class BestCheckpoint(FiniteCheckpoint):
             enable_version_counter=False,
         )
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Nothing is written between validations."""
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what was best; a run whose folder was moved keeps it, which Lightning 2.6.6 forgets."""
         best = Path(str(self.dirpath)) / "best.ckpt"
@@ -180,7 +185,6 @@ class LastCheckpoint(FiniteCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the file when it is due, after an optimiser step that is whole."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         stepped = trainer.global_step > self._step
         self._step = trainer.global_step
         if stepped:

@@ -109,6 +109,11 @@ class Loader(DataLoader[Batch]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader promises a class of its own
         """Yield the batches that are left of the epoch."""
         self.taken = self.order.start if self.order.epoch == self.order.start_epoch else 0
+        if not self.num_workers:  # What DataLoader does then, at a third of its time.
+            for indices in self.order:
+                self.taken += 1
+                yield self.dataset[indices]
+            return
         with _signals_kept_back():  # Workers begin deaf: one that a signal of all processes ends would end the run.
             batches = super().__iter__()
         for batch in batches:
