@@ -5,6 +5,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
 from lightning.pytorch.trainer import call
 
@@ -114,17 +115,17 @@ def test_a_step_is_lean_where_nobody_else_has_a_say_in_it(tmp_path, monkeypatch,
     judged = []
     monkeypatch.setattr("firstlight.lean_step.is_plain", lambda *given: judged.append(is_plain(*given)) or judged[-1])
     module, recording, _ = fitted(tmp_path, True, kind, **options)
-    assert judged == [plain]
+    assert judged == [plain, plain]  # in each epoch
     assert recording.seen == before.seen and module.seen == was.seen and len(before.seen) > 50
     assert all(torch.equal(one, other) for one, other in zip(module.parameters(), was.parameters(), strict=True))
 
 
 def test_a_step_that_was_changed_is_left_as_it_is(tmp_path, monkeypatch):
     changed = lambda self, *given: plain(self, *given)  # noqa: E731
-    plain = _AutomaticOptimization.run
+    plain, advance = _AutomaticOptimization.run, _TrainingEpochLoop.advance
     monkeypatch.setattr(_AutomaticOptimization, "run", changed)
     with lean(Trainer(logger=False, accelerator="cpu")):
-        assert _AutomaticOptimization.run is changed
+        assert _TrainingEpochLoop.advance is advance
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3, "gradient_clip_val": 0.1}])

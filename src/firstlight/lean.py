@@ -18,10 +18,11 @@ from unittest.mock import patch
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loops import training_epoch_loop
-from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.data_connector import _DataHookSelector
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from firstlight.lean_step import INLINED, Step
@@ -61,7 +62,7 @@ def lean(trainer: Trainer) -> Iterator[bool]:
         patch.object(call, "_call_strategy_hook", _strategy_hook),
         patch.object(call, "_call_lightning_datamodule_hook", _datamodule_hook),
         patch.object(_DataHookSelector, "get_instance", _remembered(_DataHookSelector.get_instance)),
-        patch.object(_AutomaticOptimization, "run", _step(trainer)),
+        _batches(trainer),
         patch.object(training_epoch_loop, "is_param_in_hook_signature", lru_cache(is_param_in_hook_signature)),
     ):
         yield True
@@ -70,6 +71,7 @@ def lean(trainer: Trainer) -> Iterator[bool]:
 def source_of(function: Any) -> str:
     """Return the digest of a function's source; of anything else, and where there is no source, nothing."""
     try:
+        function = function.fget if isinstance(function, property) else function
         return sha256(inspect.getsource(function).encode()).hexdigest()[:16]
     except (OSError, TypeError):
         return ""
@@ -145,13 +147,33 @@ def _remembered(get_instance: Callable[..., Any]) -> Callable[..., Any]:
     return get
 
 
-def _step(trainer: Trainer) -> Callable[..., Any]:
-    """Return what takes the place of `_AutomaticOptimization.run`, which it is where that is another one."""
-    original = _AutomaticOptimization.run
+@contextmanager
+def _batches(trainer: Trainer) -> Iterator[None]:
+    """Train with each batch by `Step`, where all that it stands for is what it was written for."""
     if any(source_of(getattr(owner, name, None)) != digest for (owner, name), digest in INLINED.items()):
-        return original
-    step = Step(trainer, _named)
-    return lambda loop, optimizer, batch_idx, kwargs: step.run(loop, optimizer, batch_idx, kwargs)
+        yield
+        return
+    step = Step(trainer, _named, lambda hook: not _empty(hook))
+    log = _ResultCollection.log
+
+    def noted(results: _ResultCollection, *args: Any, **kwargs: Any) -> None:
+        step.note_logging()
+        log(results, *args, **kwargs)
+
+    with (
+        patch.object(_TrainingEpochLoop, "advance", lambda loop, fetcher: step.advance(loop, fetcher)),
+        patch.object(_TrainingEpochLoop, "on_advance_end", lambda loop, fetcher: step.on_advance_end(loop, fetcher)),
+        patch.object(_TrainingEpochLoop, "global_step", property(_global_step)),
+        patch.object(_ResultCollection, "log", noted),
+    ):
+        yield
+
+
+def _global_step(loop: _TrainingEpochLoop) -> int:
+    module = loop.trainer.lightning_module
+    if module is None or module.automatic_optimization:
+        return loop.automatic_optimization.optim_progress.optimizer.step.total.completed
+    return loop.manual_optimization.optim_step_progress.total.completed
 
 
 def _named(module: LightningModule, hook: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -1,28 +1,46 @@
-"""One step of Lightning's training loop without what wraps it, where nothing is there to be wrapped.
+"""One batch of Lightning's training loop without what wraps it, where nothing is there to be wrapped.
 
-Lightning 2.6.6 hands a step through the loop, the strategy, the precision and the optimiser, in three closures, since
-each may be another one's. On one device, in full precision and with a module that steps its optimiser as all do, they
-come down to what stands here: the same hooks, with the same arguments, in the same order. In any other case the step is
-Lightning's own.
+Lightning 2.6.6 hands a batch through its connectors, the strategy, the precision, the optimiser and three closures, and
+asks at each step what cannot have changed since the step before. On one device, in full precision and with a module
+that steps its optimiser as all do, they come down to what stands here: the same hooks, with the same arguments, in the
+same order, and the same counters. In any other case the batch goes Lightning's own way.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.optimization import automatic
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult, _AutomaticOptimization
+from lightning.pytorch.loops.progress import _BatchProgress, _Progress
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer import call
+from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["INLINED", "Step"]
+__all__ = ["INLINED", "Step", "is_plain"]
 
 INLINED: dict[tuple[Any, str], str] = {
+    (_TrainingEpochLoop, "advance"): "c7555c016027bd73",
+    (_TrainingEpochLoop, "on_advance_end"): "2d1ddaa4e45ef5c6",
+    (_TrainingEpochLoop, "_build_kwargs"): "4a80f7e4608b7539",
+    (_TrainingEpochLoop, "update_lr_schedulers"): "7ea198b469a428e7",
+    (_TrainingEpochLoop, "_update_learning_rates"): "26ac8752d7a358d5",
+    (_TrainingEpochLoop, "_accumulated_batches_reached"): "4be46e19d4f0c5f9",
+    (_TrainingEpochLoop, "_num_ready_batches_reached"): "d51c52199e57a7a6",
+    (_TrainingEpochLoop, "_should_accumulate"): "5482f0c6d473fd66",
+    (_TrainingEpochLoop, "_should_check_val_fx"): "cf0916b12e18a2cc",
+    (_TrainingEpochLoop, "_save_loggers_on_train_batch_end"): "bd82b8b33ac22d1c",
     (_AutomaticOptimization, "run"): "385b43732ecc8af3",
     (_AutomaticOptimization, "_make_closure"): "b4bd45349b04051c",
     (_AutomaticOptimization, "_make_step_fn"): "91e40ee2d539156a",
@@ -34,9 +52,21 @@ INLINED: dict[tuple[Any, str], str] = {
     (_AutomaticOptimization, "_training_step"): "72e8f9529eacba73",
     (automatic, "Closure"): "bbca72c1722b045b",
     (automatic, "ClosureResult"): "2da8d8114d306252",
+    (_Progress, "increment_ready"): "1b90bbf1451cc4cb",
+    (_Progress, "increment_started"): "0d87178077ad4a49",
+    (_Progress, "increment_processed"): "988328850113b244",
+    (_Progress, "increment_completed"): "b62bc9433f2a4c97",
+    (_BatchProgress, "increment_by"): "11cfe8e9c5de2b45",
+    (_LoggerConnector, "on_batch_start"): "5022a98e255d31b5",
+    (_LoggerConnector, "on_batch_end"): "87c0a9cd43e97f9d",
+    (_LoggerConnector, "update_train_step_metrics"): "44584c0c55de3464",
+    (_LoggerConnector, "should_update_logs"): "a60ba9e9cd0c62d9",
+    (_ResultCollection, "metrics"): "253a052f55f98a76",
+    (Strategy, "batch_to_device"): "e7b211b006fe472b",
     (Strategy, "training_step"): "e0755d72cd8b74f0",
     (Strategy, "backward"): "627cfe60660857e3",
     (Strategy, "optimizer_step"): "ff24a5097b2683a7",
+    (Precision, "convert_input"): "6598ea8026a182a6",
     (Precision, "pre_backward"): "f94c53cfe4fc28b2",
     (Precision, "backward"): "c45a6fcf5963eb17",
     (Precision, "post_backward"): "26b545c12fad4e75",
@@ -44,47 +74,169 @@ INLINED: dict[tuple[Any, str], str] = {
     (Precision, "_wrap_closure"): "2d25ccda9ac5fcdc",
     (Precision, "_after_closure"): "395e946246fa5dc0",
     (Precision, "_clip_gradients"): "d517f7279607111a",
+    (DataHooks, "on_before_batch_transfer"): "dca934ac2035c10d",
+    (DataHooks, "transfer_batch_to_device"): "43187fd3cd810e68",
+    (DataHooks, "on_after_batch_transfer"): "17afec84bb8da9c2",
+    (LightningModule, "_call_batch_hook"): "7ffd8dfc41f841f2",
+    (LightningModule, "_on_before_batch_transfer"): "4ccf3831e4531914",
+    (LightningModule, "_apply_batch_transfer_handler"): "4e7f8188261416be",
+    (LightningModule, "lr_scheduler_step"): "7cd01c527733468c",
     (LightningModule, "optimizer_step"): "f07278673bfab100",
+    (LightningModule, "configure_gradient_clipping"): "081ca8d4607df5e6",
+    (LightningModule, "clip_gradients"): "4d123da68ed286a9",
     (LightningOptimizer, "step"): "a080b1c57c3ad579",
 }
-"""What a step of 2.6.6 goes through, and the digest of its source."""
+"""What a batch of 2.6.6 goes through, and the digest of its source."""
+
+_UNCHANGED = {DataHooks.on_before_batch_transfer, DataHooks.on_after_batch_transfer}
 
 
 class Step:
-    """`_AutomaticOptimization.run` for the fit of one trainer.
+    """`advance` and `on_advance_end` of `_TrainingEpochLoop` for the fit of one trainer.
 
     Args:
         trainer: Of the fit.
         named: Calls a function of the module under the name of a hook.
+        has_work: Tells whether a hook does anything.
     """
 
-    def __init__(self, trainer: Trainer, named: Callable[..., Any]) -> None:
-        self._trainer, self._named = trainer, named
-        self._original = _AutomaticOptimization.run
-        self._judged: LightningModule | None = None
+    def __init__(self, trainer: Trainer, named: Callable[..., Any], has_work: Callable[[Any], bool]) -> None:
+        self._trainer, self._named, self._has_work = trainer, named, has_work
+        self._advance, self._on_advance_end = _TrainingEpochLoop.advance, _TrainingEpochLoop.on_advance_end
+        self._module: LightningModule | None = None
         self._plain = False
+        self._logged = True
 
-    def run(self, loop: _AutomaticOptimization, optimizer: Optimizer, batch_idx: int, kwargs: dict[str, Any]) -> Any:
-        """Make one step, or a part of an accumulated one; return what `training_step` did."""
+    def note_logging(self) -> None:
+        """Remember that something was logged, so that there is something to be made of it."""
+        self._logged = True
+
+    def advance(self, loop: _TrainingEpochLoop, fetcher: Any) -> None:
+        """Train with the next batch.
+
+        Raises:
+            StopIteration: When `on_train_batch_start` of the module ends the epoch.
+        """
+        trainer = self._trainer
+        if loop.trainer is not trainer or loop._restarting or not self._is_plain() or _takes_the_iterator(fetcher):
+            self._logged = True
+            self._advance(loop, fetcher)
+            return
+        hook, module_hook, named = call._call_callback_hooks, self._call, self._named
+        progress, connector, results = loop.batch_progress, trainer._logger_connector, loop._results
+        total, current = progress.total, progress.current
+        if loop.val_loop._restarting:
+            loop.val_loop.restarting = False
+        batch, _, _ = next(fetcher)
+        batch_idx = current.ready
+        progress.is_last_batch = fetcher.done
+        module = self._module
+        for name, prepare, arguments in self._prepare:
+            batch = named(module, name, prepare, batch, *arguments)
+        total.ready += 1
+        current.ready += 1
+        connector._first_loop_iter = connector._first_loop_iter is None
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+        outputs, ends = None, False
+        if batch is None:
+            loop._warning_cache.warn("train_dataloader yielded None. If this was on purpose, ignore this warning...")
+        else:
+            hook(trainer, "on_train_batch_start", batch, batch_idx)
+            ends = module_hook("on_train_batch_start", batch, batch_idx) == -1
+            if ends:
+                progress.increment_by(0, is_last_batch=True)
+            else:
+                total.started += 1
+                current.started += 1
+                outputs = self._run(loop, batch, batch_idx)
+        total.processed += 1
+        current.processed += 1
+        accumulates = _accumulates(trainer, loop)
+        if self._scheduler is None:
+            loop.update_lr_schedulers("step", update_plateau_schedulers=False)
+            if loop._num_ready_batches_reached():
+                loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        elif not accumulates:
+            loop.scheduler_progress.increment_ready()
+            named(module, "lr_scheduler_step", self._scheduler.step)
+            loop.scheduler_progress.increment_completed()
+        if ends:
+            raise StopIteration
+        hook(trainer, "on_train_batch_end", outputs, batch, batch_idx)
+        module_hook("on_train_batch_end", outputs, batch, batch_idx)
+        if self._logged:
+            connector.on_batch_end()
+            self._logged = False
+        else:
+            results.batch = results.batch_size = None
+        total.completed += 1
+        current.completed += 1
+        if not accumulates:
+            every = trainer.log_every_n_steps
+            is_due = every and (loop._batches_that_stepped + 1) % every == 0
+            if is_due or trainer.should_stop or trainer.fast_dev_run:
+                connector.update_train_step_metrics()
+
+    def on_advance_end(self, loop: _TrainingEpochLoop, fetcher: Any) -> None:
+        """Validate where that is due, and count."""
+        trainer, every = self._trainer, self._trainer.val_check_batch
+        done = loop.batch_progress.total if trainer.check_val_every_n_epoch is None else loop.batch_progress.current
+        if (
+            loop.trainer is not trainer
+            or not self._plain
+            or self._scheduler is None
+            or loop._skip_next_val
+            or loop.batch_progress.is_last_batch
+            or trainer.should_stop
+            or trainer.received_sigterm
+            or trainer._val_check_time_interval is not None
+            or every is None
+            or every == float("inf")
+            or done.ready % every == 0
+        ):
+            self._logged = True  # A validation leaves numbers behind.
+            self._on_advance_end(loop, fetcher)
+        elif not _accumulates(trainer, loop):
+            loop._batches_that_stepped += 1
+
+    def _is_plain(self) -> bool:
         trainer = self._trainer
         module = trainer.lightning_module
-        if module is not self._judged:
-            self._judged, self._plain = module, is_plain(trainer, module)
-        if loop.trainer is not trainer or not self._plain or loop._skip_backward:
-            return self._original(loop, optimizer, batch_idx, kwargs)  # type: ignore[arg-type]  # an OrderedDict
-        named, hook, module_hook = self._named, call._call_callback_hooks, call._call_lightning_module_hook
+        if module is not self._module or trainer.fit_loop.epoch_loop.batch_idx < 0:
+            self._module, self._plain = module, is_plain(trainer, module)
+            self._hooks: dict[str, Callable[..., Any] | None] = {}
+            self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
+            self._prepare = _preparations(trainer)
+            self._scheduler = _scheduler(trainer, module)
+            self._clips_itself = _clips_itself(module)
+        return self._plain and not trainer.fit_loop.epoch_loop.automatic_optimization._skip_backward
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """Call a hook of the module, where it does anything."""
+        if name not in self._hooks:
+            found = getattr(self._module, name)
+            self._hooks[name] = found if self._has_work(found) else None
+        function = self._hooks[name]
+        return None if function is None else self._named(self._module, name, function, *arguments)
+
+    def _run(self, loop: _TrainingEpochLoop, batch: Any, batch_idx: int) -> Any:
+        """Make one step, or a part of an accumulated one; return what `training_step` did."""
+        trainer, module = self._trainer, self._module
+        named, hook, module_hook = self._named, call._call_callback_hooks, self._call
+        optimizer: Optimizer = trainer.optimizers[0]
+        progress = loop.automatic_optimization.optim_progress.optimizer
         parts: int = trainer.accumulate_grad_batches
-        progress = loop.optim_progress.optimizer
+        given = (batch, batch_idx) if self._takes_index else (batch,)
         outputs: dict[str, Any] = {}
 
         def closure() -> Tensor | None:
             nonlocal outputs
             with torch.enable_grad():  # Not every optimiser calls its closure with it.
-                given = named(module, "training_step", module.training_step, *kwargs.values())
-                if parts == 1 and isinstance(given, Tensor):
-                    loss, outputs = given, {"loss": given.detach()}
+                found = named(module, "training_step", module.training_step, *given)
+                if parts == 1 and isinstance(found, Tensor):
+                    loss, outputs = found, {"loss": found.detach()}
                 else:
-                    result = ClosureResult.from_training_step_output(given, parts)
+                    result = ClosureResult.from_training_step_output(found, parts)
                     loss, outputs = result.closure_loss, {} if result.loss is None else result.asdict()  # type: ignore[assignment]
                     if loss is None:
                         Closure.warning_cache.warn(
@@ -93,9 +245,9 @@ class Step:
                 if batch_idx % parts == 0:
                     progress.zero_grad.increment_ready()
                     hook(trainer, "on_before_zero_grad", optimizer)
-                    module_hook(trainer, "on_before_zero_grad", optimizer)
+                    module_hook("on_before_zero_grad", optimizer)
                     progress.zero_grad.increment_started()
-                    module_hook(trainer, "optimizer_zero_grad", trainer.current_epoch, batch_idx, optimizer)
+                    module_hook("optimizer_zero_grad", trainer.current_epoch, batch_idx, optimizer)
                     progress.zero_grad.increment_completed()
                 if loss is not None:
                     named(module, "backward", backward, loss)
@@ -103,25 +255,26 @@ class Step:
 
         def backward(loss: Tensor) -> None:
             hook(trainer, "on_before_backward", loss)
-            module_hook(trainer, "on_before_backward", loss)
+            module_hook("on_before_backward", loss)
             module.backward(loss)
             hook(trainer, "on_after_backward")
-            module_hook(trainer, "on_after_backward")
+            module_hook("on_after_backward")
 
         def whole() -> Tensor | None:
             loss = closure()
             hook(trainer, "on_before_optimizer_step", optimizer)
-            module_hook(trainer, "on_before_optimizer_step", optimizer)
-            module_hook(
-                trainer,
-                "configure_gradient_clipping",
-                optimizer,
-                gradient_clip_val=trainer.gradient_clip_val,
-                gradient_clip_algorithm=trainer.gradient_clip_algorithm,
-            )
+            module_hook("on_before_optimizer_step", optimizer)
+            if self._clips_itself or trainer.gradient_clip_val is not None:
+                call._call_lightning_module_hook(
+                    trainer,
+                    "configure_gradient_clipping",
+                    optimizer,
+                    gradient_clip_val=trainer.gradient_clip_val,
+                    gradient_clip_algorithm=trainer.gradient_clip_algorithm,
+                )
             return loss
 
-        if trainer.fit_loop._should_accumulate():
+        if _accumulates(trainer, loop):
             closure()
         else:
             progress.step.increment_ready()
@@ -134,9 +287,69 @@ def is_plain(trainer: Trainer, module: LightningModule) -> bool:
     """Tell whether nothing but the module and its hooks has a say in a step."""
     strategy = trainer.strategy
     return (
-        type(strategy) is SingleDeviceStrategy
+        module.automatic_optimization
+        and type(strategy) is SingleDeviceStrategy
         and type(strategy.precision_plugin) is Precision
         and strategy.model is module
         and getattr(module.optimizer_step, "__func__", None) is LightningModule.optimizer_step
         and not isinstance(trainer.optimizers[0], LightningOptimizer)
+    )
+
+
+def _takes_the_iterator(fetcher: Any) -> bool:
+    """Tell whether `training_step` is given the iterator and not a batch."""
+    return type(fetcher) is not _PrefetchDataFetcher
+
+
+def _accumulates(trainer: Trainer, loop: _TrainingEpochLoop) -> bool:
+    """Tell whether the batch under way is followed by another one before the optimiser steps."""
+    parts: int = trainer.accumulate_grad_batches
+    if parts == 1:
+        return False
+    progress = loop.batch_progress
+    ready: int = progress.current.ready
+    return ready % parts != 0 and ready != trainer.num_training_batches and not progress.is_last_batch
+
+
+def _preparations(trainer: Trainer) -> list[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
+    """Return what is done with a batch before it is trained with: name, function and further arguments."""
+    selector = trainer._data_connector._datahook_selector
+    device = trainer.strategy.root_device
+    found = []
+    for name, arguments in (
+        ("on_before_batch_transfer", (0,)),
+        ("transfer_batch_to_device", (device, 0)),
+        ("on_after_batch_transfer", (0,)),
+    ):
+        function = getattr(selector.get_instance(name), name)
+        original = getattr(function, "__func__", None)
+        if original is DataHooks.transfer_batch_to_device and device.type == "cpu":
+            found.append((name, partial(_stay_or, function), arguments))
+        elif original not in _UNCHANGED:
+            found.append((name, function, arguments))
+    return found
+
+
+def _stay_or(transfer: Callable[..., Any], batch: Any, *arguments: Any) -> Any:
+    """Leave a batch that is nothing but tensors on the CPU where it is."""
+    if type(batch) is tuple and all(type(each) is Tensor and each.device.type == "cpu" for each in batch):
+        return batch
+    return transfer(batch, *arguments)
+
+
+def _scheduler(trainer: Trainer, module: LightningModule) -> Any:
+    """Return the schedule where there is but one, which is stepped after each step of the optimiser."""
+    if len(trainer.lr_scheduler_configs) != 1:
+        return None
+    (config,) = trainer.lr_scheduler_configs
+    usual = getattr(module.lr_scheduler_step, "__func__", None) is LightningModule.lr_scheduler_step
+    each = config.interval == "step" and config.frequency == 1 and not config.reduce_on_plateau
+    return config.scheduler if usual and each else None
+
+
+def _clips_itself(module: LightningModule) -> bool:
+    """Tell whether a module clips gradients in a way of its own."""
+    return any(
+        getattr(getattr(module, name), "__func__", None) is not getattr(LightningModule, name)
+        for name in ("configure_gradient_clipping", "clip_gradients")
     )
