@@ -10,20 +10,24 @@ A trainer that runs within the fit of another one shares them, so that a profile
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 from unittest.mock import patch
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loops import training_epoch_loop
+from lightning.pytorch.core import module
+from lightning.pytorch.loops import evaluation_loop, training_epoch_loop, utilities
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.data_connector import _DataHookSelector
-from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection, _ResultMetric
+from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+from torchmetrics import Metric
 
 from firstlight.lean_step import INLINED, Step
 
@@ -36,6 +40,8 @@ KNOWN = {
     "_call_strategy_hook": "ff429e3ac60d2a80",
     "is_param_in_hook_signature": "6bd4f22c778d7ccc",
     "get_instance": "3abe90f0b162ec28",
+    "_active_loop": "d1a5c828d67439ea",
+    "to": "f45ccd7696961427",
 }
 """Digest of the source of each function of Lightning 2.6.4 to 2.6.6 that is replaced."""
 
@@ -50,21 +56,33 @@ def lean(trainer: Trainer) -> Iterator[bool]:
     originals = {name: getattr(call, name, None) for name in KNOWN}
     originals["is_param_in_hook_signature"] = is_param_in_hook_signature
     originals["get_instance"] = _DataHookSelector.get_instance
+    originals["_active_loop"] = Trainer._active_loop
+    originals["to"] = _ResultMetric.to
+    takes = lru_cache(is_param_in_hook_signature)
     profiler = trainer.profiler  # type: ignore[attr-defined]  # set outside the class
     if type(profiler) is not PassThroughProfiler or KNOWN != {
         name: source_of(each) for name, each in originals.items()
     }:
         yield False
         return
-    with (
-        patch.object(call, "_call_callback_hooks", _Callbacks(trainer, originals["_call_callback_hooks"])),
-        patch.object(call, "_call_lightning_module_hook", _module_hook),
-        patch.object(call, "_call_strategy_hook", _strategy_hook),
-        patch.object(call, "_call_lightning_datamodule_hook", _datamodule_hook),
-        patch.object(_DataHookSelector, "get_instance", _remembered(_DataHookSelector.get_instance)),
-        _batches(trainer),
-        patch.object(training_epoch_loop, "is_param_in_hook_signature", lru_cache(is_param_in_hook_signature)),
-    ):
+    callbacks = _Callbacks(trainer, originals["_call_callback_hooks"])
+    replaced: list[tuple[Any, str, Any]] = [
+        (call, "_call_callback_hooks", callbacks),
+        (call, "_call_lightning_module_hook", _module_hook),
+        (call, "_call_strategy_hook", _strategy_hook),
+        (call, "_call_lightning_datamodule_hook", _datamodule_hook),
+        (_DataHookSelector, "get_instance", _remembered(_DataHookSelector.get_instance)),
+        (Trainer, "_active_loop", property(_active_loop)),
+        (_ResultMetric, "to", _moved(_ResultMetric.to)),
+        *(
+            (each, "is_param_in_hook_signature", takes)
+            for each in (training_epoch_loop, evaluation_loop, utilities, module)
+        ),
+        *_batches(trainer),
+    ]
+    with ExitStack() as stack:
+        for owner, name, ours in replaced:
+            stack.enter_context(patch.object(owner, name, ours))
         yield True
 
 
@@ -147,12 +165,10 @@ def _remembered(get_instance: Callable[..., Any]) -> Callable[..., Any]:
     return get
 
 
-@contextmanager
-def _batches(trainer: Trainer) -> Iterator[None]:
-    """Train with each batch by `Step`, where all that it stands for is what it was written for."""
+def _batches(trainer: Trainer) -> list[tuple[Any, str, Any]]:
+    """Return what trains with each batch by `Step`, where all that it stands for is what it was written for."""
     if any(source_of(getattr(owner, name, None)) != digest for (owner, name), digest in INLINED.items()):
-        yield
-        return
+        return []
     step = Step(trainer, _named, lambda hook: not _empty(hook))
     log = _ResultCollection.log
 
@@ -160,13 +176,35 @@ def _batches(trainer: Trainer) -> Iterator[None]:
         step.note_logging()
         log(results, *args, **kwargs)
 
-    with (
-        patch.object(_TrainingEpochLoop, "advance", lambda loop, fetcher: step.advance(loop, fetcher)),
-        patch.object(_TrainingEpochLoop, "on_advance_end", lambda loop, fetcher: step.on_advance_end(loop, fetcher)),
-        patch.object(_TrainingEpochLoop, "global_step", property(_global_step)),
-        patch.object(_ResultCollection, "log", noted),
-    ):
-        yield
+    return [
+        (_TrainingEpochLoop, "advance", lambda loop, fetcher: step.advance(loop, fetcher)),
+        (_TrainingEpochLoop, "on_advance_end", lambda loop, fetcher: step.on_advance_end(loop, fetcher)),
+        (_TrainingEpochLoop, "global_step", property(_global_step)),
+        (_ResultCollection, "log", noted),
+    ]
+
+
+def _active_loop(trainer: Trainer) -> Any:
+    """Return the loop of the stage, which Lightning compares as texts, some hundred times an epoch."""
+    stage = trainer.state.stage
+    if stage is RunningStage.TRAINING:
+        return trainer.fit_loop
+    if stage is RunningStage.PREDICTING:
+        return trainer.predict_loop
+    return None if stage is None else trainer._evaluation_loop
+
+
+def _moved(to: Callable[..., Any]) -> Callable[..., Any]:
+    """Move a number that was logged, unless all of it is there."""
+
+    def moved(metric: _ResultMetric, device: Any, *args: Any, **kwargs: Any) -> _ResultMetric:
+        held = [each for each in vars(metric).values() if isinstance(each, Tensor | Metric)]
+        if not args and not kwargs and all(isinstance(each, Tensor) and each.device == device for each in held):
+            return metric
+        result: _ResultMetric = to(metric, device, *args, **kwargs)
+        return result
+
+    return moved
 
 
 def _global_step(loop: _TrainingEpochLoop) -> int:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
@@ -20,8 +22,41 @@ from firstlight.errors import UsageError
 __all__ = ["BestCheckpoint", "LastCheckpoint", "not_finite", "recorded"]
 
 
+_SMALL = 2**24
+"""Bytes of a checkpoint that may wait in memory, 16 MiB; to write a larger one takes long only where epochs do."""
+
+
 class FiniteCheckpoint(ModelCheckpoint):
-    """A checkpoint that is never written of weights that are not finite, and fails on all processes or on none."""
+    """A checkpoint that is never written of weights that are not finite, and fails on all processes or on none.
+
+    Args:
+        at_most: Share of the time that writing may take, above 0; 1 writes each time.
+        **options: What Lightning's class takes.
+
+    Raises:
+        UsageError: When `at_most` is no such share.
+    """
+
+    def __init__(self, at_most: float, **options: Any) -> None:
+        if not 0 < at_most <= 1:
+            raise UsageError(f"{type(self).__name__} was given at_most={at_most}: it is above 0 and at most 1")
+        super().__init__(enable_version_counter=False, **options)
+        self.at_most = at_most
+        self._took = 0.0
+        self._written = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the time from here on; what comes first is written."""
+        super().on_train_start(trainer, pl_module)
+        self._written, self._took = time.monotonic(), 0.0
+
+    def _is_affordable(self, trainer: Trainer) -> bool:
+        """Tell whether there is time to write at the end of this epoch; for the last one there always is."""
+        passed = time.monotonic() - self._written
+        affordable = self._took * (1 - self.at_most) <= passed * self.at_most
+        if trainer.world_size > 1 and self.at_most < 1:
+            affordable = trainer.strategy.broadcast(affordable)
+        return affordable or _ends(trainer)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         write = super()._save_checkpoint
@@ -36,7 +71,7 @@ class FiniteCheckpoint(ModelCheckpoint):
             if isinstance(logger, TensorBoardLogger):
                 with suppress(OSError):  # A full disk; the logger says so at the next logging.
                     logger.experiment.flush()
-        fault = None
+        fault, begun = None, time.monotonic()
         try:
             write()
         except UsageError as error:
@@ -44,16 +79,26 @@ class FiniteCheckpoint(ModelCheckpoint):
             trainer.strategy.barrier("Trainer.save_checkpoint")  # which the others have come to
         if trainer.strategy.reduce_boolean_decision(fault is not None, all=False):
             raise fault or UsageError(f"the first process could not write {path}")
+        self._written = time.monotonic()
+        self._took = self._written - begun
 
 
 class BestCheckpoint(FiniteCheckpoint):
     """Keep `best.ckpt`, one file, of the validation with the best value of a metric; weights are finite, or it raises.
+
+    Where epochs are so short that writing would take more than `at_most` of the time, a small checkpoint of a single
+    process waits in memory for the next epoch that has time, for `LastCheckpoint`, which never tells of a best that is
+    not on the disk, or for the end, also by an exception.
 
     Args:
         monitor: Name of the metric.
         mode: Whether its best value is the least or the most.
         dirpath: Folder of the file; `None` leaves it to the logger.
         save_weights_only: Leave out what only training needs.
+        at_most: Share of the time that writing may take, above 0; 1 writes each best at once.
+
+    Raises:
+        UsageError: When `at_most` is no such share.
     """
 
     def __init__(
@@ -62,20 +107,50 @@ class BestCheckpoint(FiniteCheckpoint):
         mode: Literal["min", "max"],
         dirpath: Path | None = None,
         save_weights_only: bool = False,
+        at_most: float = 0.02,
     ) -> None:
         super().__init__(
-            dirpath,
-            "best",
-            monitor=monitor,
-            mode=mode,
-            save_weights_only=save_weights_only,
-            enable_version_counter=False,
+            at_most, dirpath=dirpath, filename="best", monitor=monitor, mode=mode, save_weights_only=save_weights_only
         )
+        self._waiting: tuple[str, dict[str, Any]] | None = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Nothing is written between validations."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the best, or what waits, when there is time."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._waiting and self._is_affordable(trainer):
+            self.write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what waits."""
+        super().on_train_end(trainer, pl_module)
+        self.write(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write what waits, where the disk lets it."""
+        with suppress(UsageError):
+            self.write(trainer)
+
+    def write(self, trainer: Trainer) -> None:
+        """Write what waits in memory."""
+        if self._waiting:
+            (path, checkpoint), self._waiting = self._waiting, None
+            self._together(trainer, path, lambda: trainer.strategy.save_checkpoint(checkpoint, path))
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        self._waiting = None
+        if not _is_small(trainer) or self._is_affordable(trainer):
+            super()._save_checkpoint(trainer, filepath)
+            return
+        refuse_not_finite(trainer, filepath)
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
+        self._waiting = filepath, deepcopy(checkpoint)
+        self._last_global_step_saved = trainer.global_step
+        self._last_checkpoint_saved = filepath
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what was best; a run whose folder was moved keeps it, which Lightning 2.6.6 forgets."""
@@ -90,6 +165,18 @@ class BestCheckpoint(FiniteCheckpoint):
             }
         super().load_state_dict(state_dict)
         self.current_score = state_dict["current_score"]  # Lightning 2.6.6 saves it and does not restore it.
+
+
+def _ends(trainer: Trainer) -> bool:
+    """Tell whether the epoch under way is the last one."""
+    last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
+    return trainer.should_stop or last
+
+
+def _is_small(trainer: Trainer) -> bool:
+    """Tell whether a checkpoint may wait in memory: with an optimiser's two moments it has three times the weights."""
+    weights = sum(each.numel() * each.element_size() for each in trainer.lightning_module.parameters())
+    return type(trainer.strategy) is SingleDeviceStrategy and 3 * weights <= _SMALL
 
 
 def recorded(path: str | Path) -> dict[str, float]:
@@ -133,13 +220,16 @@ def refuse_not_finite(trainer: Trainer, path: str | Path) -> None:
 
 
 class LastCheckpoint(FiniteCheckpoint):
-    """Keep `last.ckpt`, one file, written after epochs, steps or seconds, and when `Stop` ends the run.
+    """Keep `last.ckpt`, one file, written after epochs, steps or seconds, and when `Stop` or the plan ends the run.
 
-    It is written whether or not a metric improved, and never of weights that are not finite: then it raises.
+    It is written whether or not a metric improved, and never of weights that are not finite: then it raises. Where
+    epochs are so short that writing would take more than `at_most` of the time, some of them are passed over; a run
+    that is killed does them again.
 
     Args:
         dirpath: Folder of the file; `None` leaves it to the logger.
         every_n_epochs: Epochs from one writing to the next, at least 1.
+        at_most: Share of the time that writing after epochs may take, above 0; 1 writes after each.
         every_n_steps: Optimiser steps from one writing within an epoch to the next; 0 is never. Where a validation
             follows the step, the file is written after the next one.
         every_seconds: Seconds after which it is written again, after an optimiser step; 0 is never. Several processes
@@ -155,6 +245,7 @@ class LastCheckpoint(FiniteCheckpoint):
         every_n_epochs: int = 1,
         every_n_steps: int = 0,
         every_seconds: float = 600,
+        at_most: float = 0.02,
     ) -> None:
         if every_n_epochs < 1:
             raise UsageError(f"LastCheckpoint was given every_n_epochs={every_n_epochs}: it is at least 1")
@@ -162,15 +253,10 @@ class LastCheckpoint(FiniteCheckpoint):
             if not value >= 0:
                 raise UsageError(f"LastCheckpoint was given {name}={value}: it is at least 0, which is never")
         super().__init__(
-            dirpath,
-            "last",
-            every_n_epochs=every_n_epochs,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
+            at_most, dirpath=dirpath, filename="last", every_n_epochs=every_n_epochs, save_on_train_epoch_end=True
         )
         self.every_n_steps = every_n_steps
         self.every_seconds = every_seconds
-        self._written = 0.0
         self._written_step = -1
         self._step = 0
         self._owed = False
@@ -179,22 +265,21 @@ class LastCheckpoint(FiniteCheckpoint):
         """Count from here on."""
         super().on_train_start(trainer, pl_module)
         self._step, self._written_step, self._owed = trainer.global_step, -1, False
-        self._written = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the file when it is due, after an optimiser step that is whole."""
-        stepped = trainer.global_step > self._step
-        self._step = trainer.global_step
-        if stepped:
+        before, self._step = self._step, trainer.global_step
+        if self._step > before:
             self._owed = self._is_due(trainer) or self._owed
             if self._owed and not validation_follows(trainer, batch_idx):
                 self.write(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file when it is due, after the validation."""
-        super().on_train_epoch_end(trainer, pl_module)
+        if self._is_affordable(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
         if self._owed:
             self.write(trainer)
 
@@ -204,17 +289,16 @@ class LastCheckpoint(FiniteCheckpoint):
             path = Path(str(self.dirpath)) / "last.ckpt"
             # Lightning's own would take an epoch that ends at this step for written.
             self._together(trainer, path, lambda: trainer.save_checkpoint(path))
-            self._note(trainer)
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        super()._save_checkpoint(trainer, filepath)
-        self._note(trainer)
-
-    def _note(self, trainer: Trainer) -> None:
-        self._written, self._written_step, self._owed = time.monotonic(), trainer.global_step, False
+    def _together(self, trainer: Trainer, path: str | Path, write: Callable[[], None]) -> None:
+        for each in trainer.checkpoint_callbacks:
+            if isinstance(each, BestCheckpoint):
+                each.write(trainer)
+        super()._together(trainer, path, write)
+        self._written_step, self._owed = trainer.global_step, False
 
     def _is_due(self, trainer: Trainer) -> bool:
-        done = trainer.global_step // max(len(trainer.optimizers), 1)
+        done = self._step // max(len(trainer.optimizers), 1)
         late = 0 < self.every_seconds <= time.monotonic() - self._written
         if trainer.world_size > 1 and self.every_seconds:
             agree = is_due(done - 1, trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set outside the class

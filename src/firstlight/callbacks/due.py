@@ -18,7 +18,8 @@ def is_due(step: int, every: int) -> bool:
 
 def should_log(trainer: Trainer) -> bool:
     """Tell whether the optimiser step under way is logged."""
-    return is_due(current_step(trainer), trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set outside the class
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
+    return is_due(current_step(trainer), every)
 
 
 def validation_follows(trainer: Trainer, batch_idx: int) -> bool:

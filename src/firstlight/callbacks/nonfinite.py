@@ -84,6 +84,7 @@ class NonFinite(Callback):
         self._flags: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._begun: set[int] = set()
         self._stepped = True
+        self._settled = -1
         self._replaying = False
         self._scaler: Any = None
         self._judges_losses = False
@@ -252,14 +253,17 @@ class NonFinite(Callback):
         raise TrainingError(describe(step.step, step.epoch, [index for _, index in step.window.batches], found))
 
     def _settle(self, trainer: Trainer, module: LightningModule) -> None:
-        """Read every flag, and refuse weights that are not finite."""
+        """Read every flag, and refuse weights that are not finite, once a step."""
         self._read(trainer, module, wait=True)
+        if trainer.global_step == self._settled:
+            return
         for name, parameter in module.named_parameters():
             if not all_finite(parameter.detach()):
                 raise TrainingError(
                     f"{name} is not finite after {current_step(trainer)} steps, of finite gradients: the last update "
                     "was too large, lower the learning rate\nno checkpoint was written from it"
                 )
+        self._settled = trainer.global_step
 
     def _release(self, trainer: Trainer) -> None:
         for optimizer in trainer.optimizers:
@@ -288,7 +292,7 @@ def _values(gradient: Tensor) -> Tensor:
 
 def _waits(tensor: Tensor) -> bool:
     """Tell whether reading a tensor waits for a device."""
-    return tensor.device.type != "cpu"
+    return not tensor.is_cpu
 
 
 def _skips_on_device(optimizer: Optimizer) -> bool:

@@ -87,13 +87,12 @@ class Stop(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop if asked to, after a step that is whole."""
-        stepped = trainer.global_step > self._step
-        self._step = trainer.global_step
-        if stepped:
+        before, self._step = self._step, trainer.global_step
+        if self._step > before:
             if self._asked and self._peers and self._peers.stop is None:
                 # No process gets beyond the next step, which needs the gradient of this one.
-                self._peers.ask(trainer.global_step + 1, self._asked)
-            if not validation_follows(trainer, batch_idx):
+                self._peers.ask(self._step + 1, self._asked)
+            if (self._asked or self._peers) and not validation_follows(trainer, batch_idx):
                 self._stop_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

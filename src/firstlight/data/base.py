@@ -156,7 +156,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         if inputs.dtype != torch.uint8:
             return inputs.long()
         pixels = inputs.float().div_(255)
-        return self._scaled(self.augment.to(pixels.device)(pixels) if train else pixels)
+        return self._scaled(self.augment.to(pixels.device)(pixels) if train and len(self.augment) else pixels)
 
     def tensors(self, split: Split) -> Batch:
         """Return all samples of a split as a network takes them, without augmentation: inputs and targets."""

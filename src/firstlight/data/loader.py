@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from firstlight.data.samples import Batch, TensorBatches
@@ -25,7 +26,7 @@ BatchSizeIs = Literal["per_process", "global"]
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-class Order(DistributedSampler[list[int]]):
+class Order(DistributedSampler[Tensor]):
     """The indices of each batch of this process.
 
     All processes together take each sample exactly once an epoch, and equally many batches: a batch of all of them is
@@ -58,7 +59,7 @@ class Order(DistributedSampler[list[int]]):
         """Return the number of batches."""
         return len(self._bounds())
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]  # an index is a batch
         """Yield the batches of the epoch, from `start` on this once."""
         start, self.start = self.start, 0
         epoch = self.running = self.epoch
@@ -70,7 +71,7 @@ class Order(DistributedSampler[list[int]]):
             generator = torch.Generator().manual_seed(int(mixed[0]))
             order = torch.randperm(self.samples, generator=generator)
         for low, high in self._bounds()[start:]:
-            yield order[low + self.rank : high : self.num_replicas].tolist()
+            yield order[low + self.rank : high : self.num_replicas]
 
     def _bounds(self) -> list[tuple[int, int]]:
         """Return where each batch of all processes starts and ends in the order."""

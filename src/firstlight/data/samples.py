@@ -73,13 +73,13 @@ class TensorBatches(Dataset[Batch]):
         """Return `N`."""
         return len(self.inputs)
 
-    def __getitem__(self, index: int | Sequence[int]) -> Batch:
+    def __getitem__(self, index: int | Sequence[int] | Tensor) -> Batch:
         """Return one sample, or the batch of the samples at several indices."""
-        if isinstance(index, Sequence):
-            return self.__getitems__(index)
-        return self.inputs[index], self.targets[index]
+        if isinstance(index, int):
+            return self.inputs[index], self.targets[index]
+        return self.__getitems__(index)
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> Batch:
         """Return the batch of the samples at `indices`."""
         index = torch.as_tensor(indices)
         return self.inputs.index_select(0, index), self.targets.index_select(0, index)
