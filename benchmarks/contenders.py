@@ -1,14 +1,16 @@
 """The same training by hand, by firstlight and by its peers.
 
-    python benchmarks/contenders.py CONTENDER CASE FOLDER
+    python benchmarks/contenders.py CONTENDER CASE FOLDER [OPTION ...]
 
-trains a case of `cases/` and prints, as JSON, the seconds of each epoch, validation included, but for the first, and
-the peak memory. What the others train on is written into FOLDER by `prepare CASE FOLDER`, in the form in which
-firstlight hands it to its network, so that nobody else has to load or scale anything. Each peer is written as its own
+trains a case of `cases/`, firstlight with further options of its command line, and prints, as JSON, how many seconds
+its epochs, steps and validations took, and the peak memory. What the others train on is written into FOLDER by
+`prepare CASE FOLDER`, in the form in which firstlight hands it to its network, so that nobody else has to load or scale
+anything. Each peer is written as its own
 documentation writes it, where that is the fastest of its ways known to us.
 """
 
 import json
+import os
 import resource
 import sys
 import time
@@ -16,6 +18,7 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -38,34 +41,50 @@ def hits_of(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 class Stamps:
-    """The moment at which each epoch's first batch reaches the network."""
+    """The moments at which batches reach the network, to be trained with and to be validated."""
 
     def __init__(self, kind: type[nn.Module], steps: int) -> None:
-        self.times: list[float] = []
-        forward, seen = kind.forward, 0
+        self.steps = steps
+        self.trained: list[float] = []
+        self.validated: list[float] = []
+        forward = kind.forward
 
         def stamped(module: nn.Module, inputs: Tensor) -> Tensor:
-            nonlocal seen
-            if module.training:
-                if seen % steps == 0:
-                    self.times.append(time.perf_counter())
-                seen += 1
+            (self.trained if module.training else self.validated).append(time.perf_counter())
             return forward(module, inputs)
 
         kind.forward = stamped
+
+    def figures(self) -> dict[str, Any]:
+        """Return, of all epochs but the first, seconds: of each epoch, of a step, between epochs, of a validated batch.
+
+        An epoch lasts until the first batch of the next, and holds its validation. What lies between epochs is the time
+        from an epoch's last batch to the next one's first, less that of a step.
+        """
+        took = [after - before for before, after in pairwise(self.trained)][self.steps :]
+        whole = len(took) // self.steps * self.steps
+        epochs = [took[start : start + self.steps] for start in range(0, whole, self.steps)]
+        step = median(each for epoch in epochs for each in epoch[:-1])
+        return {
+            "epochs": [sum(epoch) for epoch in epochs],
+            "steps": self.steps,
+            "step": step,
+            "between": median(epoch[-1] for epoch in epochs) - step,
+            "validated": median(after - before for before, after in pairwise(self.validated)),
+        }
 
 
 class Work:
     """What is trained on what, for how long."""
 
-    def __init__(self, case: str, folder: Path) -> None:
+    def __init__(self, case: str, folder: Path, processes: int = 1) -> None:
         self.config, self.prepared, self.folder = CASES / f"{case}.yaml", folder / f"{case}.pt", folder
         config = yaml.safe_load(self.config.read_text())
         model = config["model"]["init_args"]
         self.optimizer = partial(torch.optim.Adam, **model["optimizer"]["init_args"])
         self.lr = model["optimizer"]["init_args"]["lr"]
         self.batch_size = config["data"]["init_args"]["batch_size"]
-        self.epochs, self.steps = config["trainer"]["max_epochs"], config["trainer"]["limit_train_batches"]
+        self.epochs, self.steps = config["trainer"]["max_epochs"], config["trainer"]["limit_train_batches"] // processes
         part = model["network"] if isinstance(model["network"], dict) else {"class_path": model["network"]}
         module, name = part["class_path"].rsplit(".", 1)
         kind = getattr(__import__(module, fromlist=[name]), name)
@@ -95,6 +114,43 @@ def prepare(case: str, folder: Path) -> None:
     inputs, targets = data.tensors("train")
     order = torch.randperm(len(inputs))[: work.batch_size * work.steps]
     torch.save(((inputs[order], targets[order]), data.tensors("val")), work.prepared)
+
+
+def ddp(work: Work) -> None:
+    """By hand, over tensors in memory, on two processes whose gradients torch's DistributedDataParallel averages."""
+    import subprocess
+
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    rank = int(os.environ.setdefault("RANK", "0"))
+    os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ.get("MASTER_PORT", "29511")}
+    other = None if rank else subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, "RANK": "1"})
+    distributed.init_process_group("gloo")
+    network = DistributedDataParallel(work.network)
+    optimizer = work.optimizer(network.parameters())
+    (inputs, targets), (val_inputs, val_targets) = work.splits
+    val_inputs, val_targets = val_inputs[rank::2], val_targets[rank::2]
+    for epoch in range(work.epochs):
+        network.train()
+        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(epoch))[rank::2]
+        for index in order.split(work.batch_size):
+            loss = loss_of(network(inputs[index]), targets[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        network.eval()
+        with torch.inference_mode():
+            found = torch.zeros(2)
+            for start in range(0, len(val_inputs), work.batch_size):
+                few = val_targets[start : start + work.batch_size]
+                outputs = work.network(val_inputs[start : start + work.batch_size])
+                found += torch.stack([loss_of(outputs, few) * len(few), hits_of(outputs, few)])
+        distributed.all_reduce(found)
+        print(found.tolist(), file=sys.stderr)
+    distributed.destroy_process_group()
+    if other is not None:
+        other.wait()
 
 
 def floor(work: Work) -> None:
@@ -240,8 +296,6 @@ def fastai(work: Work) -> None:
 
 def keras(work: Work) -> None:
     """Keras on torch."""
-    import os
-
     os.environ["KERAS_BACKEND"] = "torch"
     import keras
 
@@ -309,27 +363,41 @@ def firstlight(work: Work) -> None:
     """This package with everything on."""
     from firstlight.__main__ import main
 
-    if code := main(["fit", "--config", str(work.config), "--runs", str(work.folder)]):
+    if code := main(["fit", "--config", str(work.config), "--runs", str(work.folder), *sys.argv[4:]]):
+        sys.exit(code)
+
+
+def firstlight_ddp(work: Work) -> None:
+    """This package with everything on, on two processes."""
+    from firstlight.__main__ import main
+
+    options = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    options.append(f"--trainer.limit_train_batches={work.steps}")
+    if code := main(["fit", "--config", str(work.config), "--runs", str(work.folder), *options]):
         sys.exit(code)
 
 
 CONTENDERS: dict[str, Callable[[Work], None]] = {
     each.__name__: each
-    for each in (floor, dataloader, firstlight, accelerate, lightning, skorch, fastai, keras, transformers)
+    for each in (
+        *(floor, dataloader, firstlight, accelerate, lightning, skorch, fastai, keras, transformers),
+        *(ddp, firstlight_ddp),
+    )
 }
 
 
 def main() -> None:
     """Train, and print what it took."""
-    name, case, folder = sys.argv[1:]
+    name, case, folder = sys.argv[1:4]
     if name == "prepare":
         prepare(case, Path(folder))
         return
-    work = Work(case, Path(folder))
+    work = Work(case, Path(folder), 2 if name.endswith("ddp") else 1)
     CONTENDERS[name](work)
-    epochs = [after - before for before, after in pairwise(work.stamps.times)]
+    if os.environ.get("RANK", "0") != "0" or os.environ.get("LOCAL_RANK", "0") != "0":
+        return
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"epochs": epochs[1:], "steps": work.steps, "MiB": round(peak)}))
+    print(json.dumps({**work.stamps.figures(), "MiB": round(peak)}))
 
 
 if __name__ == "__main__":

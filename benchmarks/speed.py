@@ -3,9 +3,11 @@
     python benchmarks/speed.py [--cases tiny,mlp] [--contenders floor,firstlight] [--rounds 5] [--threads 1] [--json F]
 
 Each contender trains in a process of its own, one after the other, round after round, so that whatever else the
-machine does falls on all of them alike. A step's time is that of an epoch, validation included, over its steps; the
-ratio is that of the medians of a round to the floor's in the same round: shown are the median of the rounds and their
-spread. What could not run is said. The table is printed; `--json F` keeps the figures in a file.
+machine does falls on all of them alike. A step's time is that of an epoch, validation and checkpoints included, over
+its steps: the mean of all epochs but the first and the last. The ratio is to the floor's in the same round: shown are
+the median of the rounds and their spread. Between epochs are the milliseconds from an epoch's last step to the next
+one's first. `ddp` is the floor of `firstlight_ddp`, on two processes. What could not run is said. The table is printed;
+`--json F` keeps the figures in a file.
 """
 
 # Nothing heavy is imported here: a child's peak memory begins with that of the process it was forked from.
@@ -17,20 +19,19 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 HERE = Path(__file__).parent
 CASES = ("tiny", "mlp", "conv", "lm")
-CONTENDERS = (
-    "floor", "firstlight", "dataloader", "accelerate", "lightning", "skorch", "fastai", "keras", "transformers"
-)  # fmt: skip
+PEERS = ("dataloader", "accelerate", "lightning", "skorch", "fastai", "keras", "transformers")
+FLOORS = {"firstlight_ddp": "ddp", "ddp": "ddp"}
 
 
-def train(contender: str, case: str, folder: str, threads: int) -> dict[str, Any] | None:
-    """Return what a contender took in a case, or nothing when it failed."""
+def train(contender: str, case: str, folder: str, threads: int, *options: str) -> dict[str, Any] | None:
+    """Return what a contender took in a case, or nothing when it failed; `options` are for firstlight."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    command = [sys.executable, str(HERE / "contenders.py"), contender, case, folder]
+    command = [sys.executable, str(HERE / "contenders.py"), contender, case, folder, *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         print(f"{contender} failed in {case}:\n{done.stderr[-2000:]}", file=sys.stderr)
@@ -48,7 +49,7 @@ def rounds(case: str, contenders: list[str], many: int, threads: int) -> dict[st
         for number in range(many):
             for each in contenders:
                 if found := train(each, case, folder, threads):
-                    found["step_ms"] = round(median(found.pop("epochs")) / found["steps"] * 1000, 4)
+                    found["step_ms"] = round(fmean(found.pop("epochs")) / found["steps"] * 1000, 4)
                     took[each].append({"round": number, **found})
                     print(f"{case} {number} {each} {found['step_ms']:.3f} ms", file=sys.stderr, flush=True)
     return {each: found for each, found in took.items() if found}
@@ -56,15 +57,18 @@ def rounds(case: str, contenders: list[str], many: int, threads: int) -> dict[st
 
 def rows(case: str, took: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Return the lines of a case in the table."""
-    floor = {each["round"]: each["step_ms"] for each in took["floor"]}
-    least = median(each["MiB"] for each in took["floor"])
     lines = []
     for name, found in took.items():
-        ratios = sorted(each["step_ms"] / floor[each["round"]] for each in found)
+        floors = took[FLOORS.get(name, "floor")]
+        floor = {each["round"]: each["step_ms"] for each in floors}
+        ratios = sorted(each["step_ms"] / floor[each["round"]] for each in found if each["round"] in floor)
         spread = f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        peak = median(each["MiB"] for each in found)
-        step = median(each["step_ms"] for each in found)
-        lines.append(f"| {case} | {name} | {step:.3f} | {spread} | {peak:,.0f} | {peak / least:.2f} | {len(found)} |")
+        step, between, validated, peak = (
+            median(each[figure] for each in found) for figure in ("step_ms", "between", "validated", "MiB")
+        )
+        least = median(each["MiB"] for each in floors)
+        shown = f"{step:.3f} | {spread} | {between * 1000:.1f} | {validated * 1000:.3f} | {peak:,.0f}"
+        lines.append(f"| {case} | {name} | {shown} | {peak / least:.2f} | {len(found)} |")
     return lines
 
 
@@ -72,16 +76,21 @@ def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description="How long a step takes.", allow_abbrev=False)
     parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    parser.add_argument("--contenders", default=",".join(("firstlight", *PEERS)))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    contenders = ["floor", *(each for each in given.contenders.split(",") if each != "floor")]
+    asked = given.contenders.split(",")
+    floors = {FLOORS.get(each, "floor") for each in asked}
+    contenders = [*sorted(floors), *(each for each in asked if each not in floors)]
     took = {case: rounds(case, contenders, given.rounds, given.threads) for case in given.cases.split(",")}
     print(f"Python {platform.python_version()}, {platform.machine()}, {given.threads} thread(s)\n")
-    print("| case | contender | ms a step | over the floor, median (least to most) | MiB | over the floor's | rounds |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| case | contender | ms a step | over the floor, median (least to most) | ms between epochs "
+        "| ms a validated batch | MiB | over the floor's | rounds |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     print("\n".join(line for case, found in took.items() for line in rows(case, found)))
     if given.json:
         given.json.write_text(json.dumps(took, indent=1) + "\n")

@@ -116,7 +116,7 @@ class Experiment:
                     # The folder is meant to have checkpoints, and callbacks are left out on purpose.
                     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
                     warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
-                with lean(trainer):
+                with lean(trainer, heeds_signals=any(isinstance(each, callbacks.Stop) for each in every)):
                     trainer.fit(self.task, datamodule=self.datamodule, ckpt_path=resumed, weights_only=True)
         except MisconfigurationException as error:
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error

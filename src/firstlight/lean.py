@@ -47,11 +47,16 @@ KNOWN = {
 
 
 @contextmanager
-def lean(trainer: Trainer) -> Iterator[bool]:
+def lean(trainer: Trainer, heeds_signals: bool = False) -> Iterator[bool]:
     """Call hooks without their overhead in a context; yield whether that is so.
 
     It is not, and all is as Lightning has it, with a profiler, inside another such context, and where Lightning's
     functions are others than those of 2.6.6.
+
+    Args:
+        trainer: Of the fit.
+        heeds_signals: Whether a callback sees to it that all processes end on a SIGTERM to one of them, so that
+            Lightning need not ask all of them before each batch.
     """
     originals = {name: getattr(call, name, None) for name in KNOWN}
     originals["is_param_in_hook_signature"] = is_param_in_hook_signature
@@ -78,7 +83,7 @@ def lean(trainer: Trainer) -> Iterator[bool]:
             (each, "is_param_in_hook_signature", takes)
             for each in (training_epoch_loop, evaluation_loop, utilities, module)
         ),
-        *_batches(trainer),
+        *_batches(trainer, heeds_signals),
     ]
     with ExitStack() as stack:
         for owner, name, ours in replaced:
@@ -165,11 +170,11 @@ def _remembered(get_instance: Callable[..., Any]) -> Callable[..., Any]:
     return get
 
 
-def _batches(trainer: Trainer) -> list[tuple[Any, str, Any]]:
+def _batches(trainer: Trainer, heeds_signals: bool) -> list[tuple[Any, str, Any]]:
     """Return what trains with each batch by `Step`, where all that it stands for is what it was written for."""
     if any(source_of(getattr(owner, name, None)) != digest for (owner, name), digest in INLINED.items()):
         return []
-    step = Step(trainer, _named, lambda hook: not _empty(hook))
+    step = Step(trainer, _named, lambda hook: not _empty(hook), heeds_signals)
     log = _ResultCollection.log
 
     def noted(results: _ResultCollection, *args: Any, **kwargs: Any) -> None:

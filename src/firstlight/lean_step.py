@@ -1,9 +1,10 @@
 """One batch of Lightning's training loop without what wraps it, where nothing is there to be wrapped.
 
 Lightning 2.6.6 hands a batch through its connectors, the strategy, the precision, the optimiser and three closures, and
-asks at each step what cannot have changed since the step before. On one device, in full precision and with a module
-that steps its optimiser as all do, they come down to what stands here: the same hooks, with the same arguments, in the
-same order, and the same counters. In any other case the batch goes Lightning's own way.
+asks at each step what cannot have changed since the step before. On one device a process, alone or with others that
+average their gradients, in full precision and with a module that steps its optimiser as all do, they come down to what
+stands here: the same hooks, with the same arguments, in the same order, and the same counters. In any other case the
+batch goes Lightning's own way.
 """
 
 from collections.abc import Callable
@@ -19,13 +20,15 @@ from lightning.pytorch.loops.optimization import automatic
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult, _AutomaticOptimization
 from lightning.pytorch.loops.progress import _BatchProgress, _Progress
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 __all__ = ["INLINED", "Step", "is_plain"]
@@ -66,6 +69,7 @@ INLINED: dict[tuple[Any, str], str] = {
     (Strategy, "training_step"): "e0755d72cd8b74f0",
     (Strategy, "backward"): "627cfe60660857e3",
     (Strategy, "optimizer_step"): "ff24a5097b2683a7",
+    (DDPStrategy, "optimizer_step"): "e13a0ab80eead5c2",
     (Precision, "convert_input"): "6598ea8026a182a6",
     (Precision, "pre_backward"): "f94c53cfe4fc28b2",
     (Precision, "backward"): "c45a6fcf5963eb17",
@@ -98,10 +102,13 @@ class Step:
         trainer: Of the fit.
         named: Calls a function of the module under the name of a hook.
         has_work: Tells whether a hook does anything.
+        heeds_signals: Whether a callback sees to it that all processes end on a SIGTERM to one of them.
     """
 
-    def __init__(self, trainer: Trainer, named: Callable[..., Any], has_work: Callable[[Any], bool]) -> None:
-        self._trainer, self._named, self._has_work = trainer, named, has_work
+    def __init__(
+        self, trainer: Trainer, named: Callable[..., Any], has_work: Callable[[Any], bool], heeds_signals: bool
+    ) -> None:
+        self._trainer, self._named, self._has_work, self._heeds_signals = trainer, named, has_work, heeds_signals
         self._advance, self._on_advance_end = _TrainingEpochLoop.advance, _TrainingEpochLoop.on_advance_end
         self._module: LightningModule | None = None
         self._plain = False
@@ -127,6 +134,8 @@ class Step:
         total, current = progress.total, progress.current
         if loop.val_loop._restarting:
             loop.val_loop.restarting = False
+        if trainer.world_size > 1 and not self._heeds_signals:
+            loop._broadcast_sigterm_tensor()  # which waits for all processes
         batch, _, _ = next(fetcher)
         batch_idx = current.ready
         progress.is_last_batch = fetcher.done
@@ -205,6 +214,8 @@ class Step:
         if module is not self._module or trainer.fit_loop.epoch_loop.batch_idx < 0:
             self._module, self._plain = module, is_plain(trainer, module)
             self._hooks: dict[str, Callable[..., Any] | None] = {}
+            alone = trainer.strategy.model is module
+            self._forward = module.training_step if alone else trainer.strategy.training_step
             self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
             self._prepare = _preparations(trainer)
             self._scheduler = _scheduler(trainer, module)
@@ -221,7 +232,7 @@ class Step:
 
     def _run(self, loop: _TrainingEpochLoop, batch: Any, batch_idx: int) -> Any:
         """Make one step, or a part of an accumulated one; return what `training_step` did."""
-        trainer, module = self._trainer, self._module
+        trainer, module, strategy = self._trainer, self._module, self._trainer.strategy
         named, hook, module_hook = self._named, call._call_callback_hooks, self._call
         optimizer: Optimizer = trainer.optimizers[0]
         progress = loop.automatic_optimization.optim_progress.optimizer
@@ -232,7 +243,7 @@ class Step:
         def closure() -> Tensor | None:
             nonlocal outputs
             with torch.enable_grad():  # Not every optimiser calls its closure with it.
-                found = named(module, "training_step", module.training_step, *given)
+                found = named(module, "training_step", self._forward, *given)
                 if parts == 1 and isinstance(found, Tensor):
                     loss, outputs = found, {"loss": found.detach()}
                 else:
@@ -254,11 +265,13 @@ class Step:
             return outputs.get("loss")
 
         def backward(loss: Tensor) -> None:
+            strategy.pre_backward(loss)
             hook(trainer, "on_before_backward", loss)
             module_hook("on_before_backward", loss)
             module.backward(loss)
             hook(trainer, "on_after_backward")
             module_hook("on_after_backward")
+            strategy.post_backward(loss)
 
         def whole() -> Tensor | None:
             loss = closure()
@@ -275,7 +288,8 @@ class Step:
             return loss
 
         if _accumulates(trainer, loop):
-            closure()
+            with _block_parallel_sync_behavior(strategy):
+                closure()
         else:
             progress.step.increment_ready()
             named(module, "optimizer_step", optimizer.step, closure=whole)
@@ -286,11 +300,18 @@ class Step:
 def is_plain(trainer: Trainer, module: LightningModule) -> bool:
     """Tell whether nothing but the module and its hooks has a say in a step."""
     strategy = trainer.strategy
+    model = strategy.model
+    alone = type(strategy) is SingleDeviceStrategy and model is module
+    averages = (
+        type(strategy) is DDPStrategy
+        and strategy._model_averager is None
+        and type(model) is DistributedDataParallel
+        and model.module is module
+    )
     return (
         module.automatic_optimization
-        and type(strategy) is SingleDeviceStrategy
+        and (alone or averages)
         and type(strategy.precision_plugin) is Precision
-        and strategy.model is module
         and getattr(module.optimizer_step, "__func__", None) is LightningModule.optimizer_step
         and not isinstance(trainer.optimizers[0], LightningOptimizer)
     )
