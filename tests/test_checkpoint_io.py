@@ -21,7 +21,7 @@ from torch import nn
 
 from firstlight import cli, runs
 from firstlight.callbacks import BestCheckpoint, LastCheckpoint
-from firstlight.callbacks.checkpoints import not_finite
+from firstlight.callbacks.finite import not_finite
 from firstlight.checkpoint_io import AtomicCheckpointIO, damage, newest_resumable, remove_leftovers
 from firstlight.errors import UsageError
 from tests.helpers import CONFIG, DDP, called, firstlight, newest

@@ -9,10 +9,10 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
 from lightning.pytorch.trainer import call
 
-from firstlight import lean as lean_module
 from firstlight.__main__ import main
-from firstlight.lean import KNOWN, lean, source_of
-from firstlight.lean_step import INLINED, is_plain
+from firstlight.lean import known, lean
+from firstlight.lean.known import STEP, source_of
+from firstlight.lean.step import is_plain
 from tests.helpers import CONFIG, newest
 
 HOOKS = [name for name in dir(Callback) if name.startswith("on_") and "checkpoint" not in name]
@@ -98,7 +98,7 @@ class GivesNoLossAtTimes(Busy):
 
 
 def test_the_step_of_lightning_is_the_one_that_is_inlined():
-    assert {key: source_of(getattr(*key)) for key in INLINED} == INLINED
+    assert {key: source_of(getattr(*key)) for key in STEP} == STEP
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_the_step_of_lightning_is_the_one_that_is_inlined():
 def test_a_step_is_lean_where_nobody_else_has_a_say_in_it(tmp_path, monkeypatch, kind, options, plain):
     was, before, _ = fitted(tmp_path, False, kind, **options)
     judged = []
-    monkeypatch.setattr("firstlight.lean_step.is_plain", lambda *given: judged.append(is_plain(*given)) or judged[-1])
+    monkeypatch.setattr("firstlight.lean.step.is_plain", lambda *given: judged.append(is_plain(*given)) or judged[-1])
     module, recording, _ = fitted(tmp_path, True, kind, **options)
     assert judged == [plain, plain]  # in each epoch
     assert recording.seen == before.seen and module.seen == was.seen and len(before.seen) > 50
@@ -167,7 +167,7 @@ def test_another_lightning_and_a_profiler_have_it_their_way(tmp_path, monkeypatc
         with lean(Trainer(logger=False, accelerator="cpu")) as again:
             assert not again
     assert call._call_callback_hooks is original
-    monkeypatch.setitem(KNOWN, "_call_callback_hooks", "another")
+    monkeypatch.setitem(known.HOOKS, (call, "_call_callback_hooks"), "another")
     with lean(trainer) as on:
         assert not on and call._call_callback_hooks is original
 
@@ -178,8 +178,8 @@ def test_a_run_enters_few_contexts_a_step_and_gives_the_numbers_of_the_plain_pat
     profile = PassThroughProfiler.profile
     monkeypatch.setattr(PassThroughProfiler, "profile", lambda self, name: entered.append(name) or profile(self, name))
     found, contexts = [], []
-    for name, digest in [("lean", KNOWN["_call_strategy_hook"]), ("plain", "another")]:
-        monkeypatch.setitem(lean_module.KNOWN, "_call_strategy_hook", digest)
+    for name, digest in [("lean", known.HOOKS[call, "_call_strategy_hook"]), ("plain", "another")]:
+        monkeypatch.setitem(known.HOOKS, (call, "_call_strategy_hook"), digest)
         folder = tmp_path / name
         entered.clear()
         command = ["fit", "--config", CONFIG, "--runs", str(folder / "runs"), "--trainer.max_epochs=3"]

@@ -12,7 +12,7 @@ def orders(samples, batch_size, processes, epoch=0, shuffle=True):
     made = [Order(samples, batch_size, shuffle, 0, rank, processes) for rank in range(processes)]
     for each in made:
         each.set_epoch(epoch)
-    return [list(each) for each in made]
+    return [[batch.tolist() for batch in each] for each in made]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

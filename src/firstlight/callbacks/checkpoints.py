@@ -9,78 +9,17 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.nn.modules.batchnorm import _NormBase
 
 from firstlight.callbacks.due import is_due, validation_follows
+from firstlight.callbacks.finite import FiniteCheckpoint, refuse_not_finite
 from firstlight.errors import UsageError
 
-__all__ = ["BestCheckpoint", "LastCheckpoint", "not_finite", "recorded"]
+__all__ = ["BestCheckpoint", "LastCheckpoint", "recorded"]
 
 
 _SMALL = 2**24
 """Bytes of a checkpoint that may wait in memory, 16 MiB; to write a larger one takes long only where epochs do."""
-
-
-class FiniteCheckpoint(ModelCheckpoint):
-    """A checkpoint that is never written of weights that are not finite, and fails on all processes or on none.
-
-    Args:
-        at_most: Share of the time that writing may take, above 0; 1 writes each time.
-        **options: What Lightning's class takes.
-
-    Raises:
-        UsageError: When `at_most` is no such share.
-    """
-
-    def __init__(self, at_most: float, **options: Any) -> None:
-        if not 0 < at_most <= 1:
-            raise UsageError(f"{type(self).__name__} was given at_most={at_most}: it is above 0 and at most 1")
-        super().__init__(enable_version_counter=False, **options)
-        self.at_most = at_most
-        self._took = 0.0
-        self._written = 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the time from here on; what comes first is written."""
-        super().on_train_start(trainer, pl_module)
-        self._written, self._took = time.monotonic(), 0.0
-
-    def _is_affordable(self, trainer: Trainer) -> bool:
-        """Tell whether there is time to write at the end of this epoch; for the last one there always is."""
-        passed = time.monotonic() - self._written
-        affordable = self._took * (1 - self.at_most) <= passed * self.at_most
-        if trainer.world_size > 1 and self.at_most < 1:
-            affordable = trainer.strategy.broadcast(affordable)
-        return affordable or _ends(trainer)
-
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        write = super()._save_checkpoint
-        self._together(trainer, filepath, lambda: write(trainer, filepath))
-
-    def _together(self, trainer: Trainer, path: str | Path, write: Callable[[], None]) -> None:
-        """Write; where the first process cannot, the others would wait for it, and then blame the connection."""
-        refuse_not_finite(trainer, path)
-        for logger in trainer.loggers:
-            # What was logged before the checkpoint is not logged again by a run that goes on from it.
-            logger.save()
-            if isinstance(logger, TensorBoardLogger):
-                with suppress(OSError):  # A full disk; the logger says so at the next logging.
-                    logger.experiment.flush()
-        fault, begun = None, time.monotonic()
-        try:
-            write()
-        except UsageError as error:
-            fault = error
-            trainer.strategy.barrier("Trainer.save_checkpoint")  # which the others have come to
-        if trainer.strategy.reduce_boolean_decision(fault is not None, all=False):
-            raise fault or UsageError(f"the first process could not write {path}")
-        self._written = time.monotonic()
-        self._took = self._written - begun
 
 
 class BestCheckpoint(FiniteCheckpoint):
@@ -167,12 +106,6 @@ class BestCheckpoint(FiniteCheckpoint):
         self.current_score = state_dict["current_score"]  # Lightning 2.6.6 saves it and does not restore it.
 
 
-def _ends(trainer: Trainer) -> bool:
-    """Tell whether the epoch under way is the last one."""
-    last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
-    return trainer.should_stop or last
-
-
 def _is_small(trainer: Trainer) -> bool:
     """Tell whether a checkpoint may wait in memory: with an optimiser's two moments it has three times the weights."""
     weights = sum(each.numel() * each.element_size() for each in trainer.lightning_module.parameters())
@@ -187,36 +120,6 @@ def recorded(path: str | Path) -> dict[str, float]:
     # Mapped, so that the weights are not read.
     checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     return {"epoch": checkpoint["epoch"] + 1, "step": checkpoint["global_step"], **checkpoint.get("metrics", {})}
-
-
-def not_finite(module: nn.Module) -> str | None:
-    """Return the name of the first parameter, or running statistic of a normalisation, that is not finite, or `None`.
-
-    Other buffers are left alone: a mask holds infinity. Waits for the device once.
-    """
-    named = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    for path, part in module.named_modules():
-        if isinstance(part, _NormBase):
-            named |= {f"{path}.{name}": buffer for name, buffer in part.named_buffers(recurse=False)}
-    if not named:
-        return None
-    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in named.values()]
-    finite = torch.stack([tensor.isfinite().all().to(local[0].device) for tensor in local]).tolist()
-    return next((name for name, is_finite in zip(named, finite, strict=True) if not is_finite), None)
-
-
-def refuse_not_finite(trainer: Trainer, path: str | Path) -> None:
-    """Refuse to write a checkpoint of weights that are not finite, on all processes alike.
-
-    Raises:
-        UsageError: Naming the first such tensor.
-    """
-    name = not_finite(trainer.lightning_module)
-    if trainer.strategy.reduce_boolean_decision(name is not None, all=False):
-        raise UsageError(
-            f"{path} is not written at step {trainer.global_step:,}: {name or 'a tensor of another process'} is not "
-            "finite; earlier checkpoints are kept"
-        )
 
 
 class LastCheckpoint(FiniteCheckpoint):
@@ -282,6 +185,13 @@ class LastCheckpoint(FiniteCheckpoint):
             super().on_train_epoch_end(trainer, pl_module)
         if self._owed:
             self.write(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: when the file was last written depends on the clock, and a run that goes on does not care."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing over."""
 
     def write(self, trainer: Trainer) -> None:
         """Write the file, on all processes together, unless this step's was written."""

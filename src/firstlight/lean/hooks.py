@@ -8,11 +8,9 @@ They take the place of Lightning's only where Lightning's are, letter for letter
 A trainer that runs within the fit of another one shares them, so that a profiler of its own sees no hooks.
 """
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
-from hashlib import sha256
 from typing import Any
 from unittest.mock import patch
 
@@ -29,21 +27,10 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 from torchmetrics import Metric
 
-from firstlight.lean_step import INLINED, Step
+from firstlight.lean.known import HOOKS, STEP, are_known
+from firstlight.lean.step import Step
 
-__all__ = ["KNOWN", "lean", "source_of"]
-
-KNOWN = {
-    "_call_callback_hooks": "c413fb9a6a9ce1a3",
-    "_call_lightning_datamodule_hook": "2c4500edeedd95c0",
-    "_call_lightning_module_hook": "558a87d04c4680e1",
-    "_call_strategy_hook": "ff429e3ac60d2a80",
-    "is_param_in_hook_signature": "6bd4f22c778d7ccc",
-    "get_instance": "3abe90f0b162ec28",
-    "_active_loop": "d1a5c828d67439ea",
-    "to": "f45ccd7696961427",
-}
-"""Digest of the source of each function of Lightning 2.6.4 to 2.6.6 that is replaced."""
+__all__ = ["lean"]
 
 
 @contextmanager
@@ -58,19 +45,12 @@ def lean(trainer: Trainer, heeds_signals: bool = False) -> Iterator[bool]:
         heeds_signals: Whether a callback sees to it that all processes end on a SIGTERM to one of them, so that
             Lightning need not ask all of them before each batch.
     """
-    originals = {name: getattr(call, name, None) for name in KNOWN}
-    originals["is_param_in_hook_signature"] = is_param_in_hook_signature
-    originals["get_instance"] = _DataHookSelector.get_instance
-    originals["_active_loop"] = Trainer._active_loop
-    originals["to"] = _ResultMetric.to
     takes = lru_cache(is_param_in_hook_signature)
     profiler = trainer.profiler  # type: ignore[attr-defined]  # set outside the class
-    if type(profiler) is not PassThroughProfiler or KNOWN != {
-        name: source_of(each) for name, each in originals.items()
-    }:
+    if type(profiler) is not PassThroughProfiler or not are_known(HOOKS):
         yield False
         return
-    callbacks = _Callbacks(trainer, originals["_call_callback_hooks"])
+    callbacks = _Callbacks(trainer, call._call_callback_hooks)
     replaced: list[tuple[Any, str, Any]] = [
         (call, "_call_callback_hooks", callbacks),
         (call, "_call_lightning_module_hook", _module_hook),
@@ -89,15 +69,6 @@ def lean(trainer: Trainer, heeds_signals: bool = False) -> Iterator[bool]:
         for owner, name, ours in replaced:
             stack.enter_context(patch.object(owner, name, ours))
         yield True
-
-
-def source_of(function: Any) -> str:
-    """Return the digest of a function's source; of anything else, and where there is no source, nothing."""
-    try:
-        function = function.fget if isinstance(function, property) else function
-        return sha256(inspect.getsource(function).encode()).hexdigest()[:16]
-    except (OSError, TypeError):
-        return ""
 
 
 class _Callbacks:
@@ -172,7 +143,7 @@ def _remembered(get_instance: Callable[..., Any]) -> Callable[..., Any]:
 
 def _batches(trainer: Trainer, heeds_signals: bool) -> list[tuple[Any, str, Any]]:
     """Return what trains with each batch by `Step`, where all that it stands for is what it was written for."""
-    if any(source_of(getattr(owner, name, None)) != digest for (owner, name), digest in INLINED.items()):
+    if not are_known(STEP):
         return []
     step = Step(trainer, _named, lambda hook: not _empty(hook), heeds_signals)
     log = _ResultCollection.log

@@ -16,81 +16,18 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
-from lightning.pytorch.loops.optimization import automatic
-from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult, _AutomaticOptimization
-from lightning.pytorch.loops.progress import _BatchProgress, _Progress
+from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer import call
-from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
-from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-__all__ = ["INLINED", "Step", "is_plain"]
-
-INLINED: dict[tuple[Any, str], str] = {
-    (_TrainingEpochLoop, "advance"): "c7555c016027bd73",
-    (_TrainingEpochLoop, "on_advance_end"): "2d1ddaa4e45ef5c6",
-    (_TrainingEpochLoop, "_build_kwargs"): "4a80f7e4608b7539",
-    (_TrainingEpochLoop, "update_lr_schedulers"): "7ea198b469a428e7",
-    (_TrainingEpochLoop, "_update_learning_rates"): "26ac8752d7a358d5",
-    (_TrainingEpochLoop, "_accumulated_batches_reached"): "4be46e19d4f0c5f9",
-    (_TrainingEpochLoop, "_num_ready_batches_reached"): "d51c52199e57a7a6",
-    (_TrainingEpochLoop, "_should_accumulate"): "5482f0c6d473fd66",
-    (_TrainingEpochLoop, "_should_check_val_fx"): "cf0916b12e18a2cc",
-    (_TrainingEpochLoop, "_save_loggers_on_train_batch_end"): "bd82b8b33ac22d1c",
-    (_AutomaticOptimization, "run"): "385b43732ecc8af3",
-    (_AutomaticOptimization, "_make_closure"): "b4bd45349b04051c",
-    (_AutomaticOptimization, "_make_step_fn"): "91e40ee2d539156a",
-    (_AutomaticOptimization, "_make_backward_fn"): "638ca477b2752682",
-    (_AutomaticOptimization, "_make_zero_grad_fn"): "0f9b56ff1dc1a3ba",
-    (_AutomaticOptimization, "_optimizer_step"): "e196b2fa15d19ee6",
-    (_AutomaticOptimization, "_on_before_zero_grad"): "b7f44d3a31d4debb",
-    (_AutomaticOptimization, "_optimizer_zero_grad"): "abd5876aaf91ee7d",
-    (_AutomaticOptimization, "_training_step"): "72e8f9529eacba73",
-    (automatic, "Closure"): "bbca72c1722b045b",
-    (automatic, "ClosureResult"): "2da8d8114d306252",
-    (_Progress, "increment_ready"): "1b90bbf1451cc4cb",
-    (_Progress, "increment_started"): "0d87178077ad4a49",
-    (_Progress, "increment_processed"): "988328850113b244",
-    (_Progress, "increment_completed"): "b62bc9433f2a4c97",
-    (_BatchProgress, "increment_by"): "11cfe8e9c5de2b45",
-    (_LoggerConnector, "on_batch_start"): "5022a98e255d31b5",
-    (_LoggerConnector, "on_batch_end"): "87c0a9cd43e97f9d",
-    (_LoggerConnector, "update_train_step_metrics"): "44584c0c55de3464",
-    (_LoggerConnector, "should_update_logs"): "a60ba9e9cd0c62d9",
-    (_ResultCollection, "metrics"): "253a052f55f98a76",
-    (Strategy, "batch_to_device"): "e7b211b006fe472b",
-    (Strategy, "training_step"): "e0755d72cd8b74f0",
-    (Strategy, "backward"): "627cfe60660857e3",
-    (Strategy, "optimizer_step"): "ff24a5097b2683a7",
-    (DDPStrategy, "optimizer_step"): "e13a0ab80eead5c2",
-    (Precision, "convert_input"): "6598ea8026a182a6",
-    (Precision, "pre_backward"): "f94c53cfe4fc28b2",
-    (Precision, "backward"): "c45a6fcf5963eb17",
-    (Precision, "post_backward"): "26b545c12fad4e75",
-    (Precision, "optimizer_step"): "868b323ae6271f88",
-    (Precision, "_wrap_closure"): "2d25ccda9ac5fcdc",
-    (Precision, "_after_closure"): "395e946246fa5dc0",
-    (Precision, "_clip_gradients"): "d517f7279607111a",
-    (DataHooks, "on_before_batch_transfer"): "dca934ac2035c10d",
-    (DataHooks, "transfer_batch_to_device"): "43187fd3cd810e68",
-    (DataHooks, "on_after_batch_transfer"): "17afec84bb8da9c2",
-    (LightningModule, "_call_batch_hook"): "7ffd8dfc41f841f2",
-    (LightningModule, "_on_before_batch_transfer"): "4ccf3831e4531914",
-    (LightningModule, "_apply_batch_transfer_handler"): "4e7f8188261416be",
-    (LightningModule, "lr_scheduler_step"): "7cd01c527733468c",
-    (LightningModule, "optimizer_step"): "f07278673bfab100",
-    (LightningModule, "configure_gradient_clipping"): "081ca8d4607df5e6",
-    (LightningModule, "clip_gradients"): "4d123da68ed286a9",
-    (LightningOptimizer, "step"): "a080b1c57c3ad579",
-}
-"""What a batch of 2.6.6 goes through, and the digest of its source."""
+__all__ = ["Step", "is_plain"]
 
 _UNCHANGED = {DataHooks.on_before_batch_transfer, DataHooks.on_after_batch_transfer}
 
