@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from firstlight.callbacks import BestCheckpoint, LastCheckpoint, finite
+from firstlight.callbacks import BestCheckpoint, LastCheckpoint, finite_checkpoint
 from firstlight.checkpoint_io import AtomicCheckpointIO
 from firstlight.errors import UsageError
 
@@ -61,7 +61,7 @@ class Epochs(Callback):
 @pytest.fixture
 def clock(monkeypatch):
     made = Clock()
-    monkeypatch.setattr(finite, "time", made)
+    monkeypatch.setattr(finite_checkpoint, "time", made)
     monkeypatch.setattr("firstlight.callbacks.checkpoints.time", made)
     return made
 
@@ -95,7 +95,7 @@ def test_last_is_written_when_there_is_time_and_at_the_end(at_most, expected, cl
 
 
 def test_the_best_waits_until_there_is_time_and_is_there_at_the_end(clock, tmp_path):
-    best = BestCheckpoint("val/loss", "min", tmp_path)
+    best = BestCheckpoint("val/loss", "min", tmp_path, at_most=0.02)
     assert fit(clock, best)["best.ckpt"] == [0, 5, 10, 11]
     found = torch.load(best.best_model_path, weights_only=True)
     (state,) = (each for name, each in found["callbacks"].items() if name.startswith("BestCheckpoint"))

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from firstlight.callbacks.due import is_due, validation_follows
-from firstlight.callbacks.finite import FiniteCheckpoint, refuse_not_finite
+from firstlight.callbacks.finite_checkpoint import FiniteCheckpoint, refuse_not_finite
 from firstlight.errors import UsageError
 
 __all__ = ["BestCheckpoint", "LastCheckpoint", "recorded"]
@@ -46,7 +46,7 @@ class BestCheckpoint(FiniteCheckpoint):
         mode: Literal["min", "max"],
         dirpath: Path | None = None,
         save_weights_only: bool = False,
-        at_most: float = 0.02,
+        at_most: float = 0.01,
     ) -> None:
         super().__init__(
             at_most, dirpath=dirpath, filename="best", monitor=monitor, mode=mode, save_weights_only=save_weights_only
@@ -148,7 +148,7 @@ class LastCheckpoint(FiniteCheckpoint):
         every_n_epochs: int = 1,
         every_n_steps: int = 0,
         every_seconds: float = 600,
-        at_most: float = 0.02,
+        at_most: float = 0.01,
     ) -> None:
         if every_n_epochs < 1:
             raise UsageError(f"LastCheckpoint was given every_n_epochs={every_n_epochs}: it is at least 1")
@@ -163,11 +163,13 @@ class LastCheckpoint(FiniteCheckpoint):
         self._written_step = -1
         self._step = 0
         self._owed = False
+        self._alone = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from here on."""
         super().on_train_start(trainer, pl_module)
         self._step, self._written_step, self._owed = trainer.global_step, -1, False
+        self._alone = trainer.world_size == 1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -208,9 +210,11 @@ class LastCheckpoint(FiniteCheckpoint):
         self._written_step, self._owed = trainer.global_step, False
 
     def _is_due(self, trainer: Trainer) -> bool:
-        done = self._step // max(len(trainer.optimizers), 1)
         late = 0 < self.every_seconds <= time.monotonic() - self._written
-        if trainer.world_size > 1 and self.every_seconds:
+        if self._alone and not self.every_n_steps:
+            return late
+        done = self._step // max(len(trainer.optimizers), 1)
+        if not self._alone and self.every_seconds:
             agree = is_due(done - 1, trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set outside the class
             late = agree and trainer.strategy.broadcast(late)
         return is_due(done - 1, self.every_n_steps) or late

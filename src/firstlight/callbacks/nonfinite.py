@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from firstlight.callbacks.due import current_step, log, should_log
-from firstlight.callbacks.replay import all_finite, describe, first_fault
+from firstlight.callbacks.finite import all_finite, not_finite, surely_finite
+from firstlight.callbacks.replay import describe, first_fault
 from firstlight.errors import TrainingError, UsageError
 
 __all__ = ["NonFinite", "verdict"]
@@ -144,8 +145,10 @@ class NonFinite(Callback):
         ]
         if not gradients:
             return
-        found = self._flag(gradients + self._window.losses if self._judges_losses else gradients)
-        if self._reads_at_once(optimizer, found):
+        judged = gradients + self._window.losses if self._judges_losses else gradients
+        if self._judges_losses and not _waits(judged[0]) and surely_finite(judged):
+            self._begun.add(id(optimizer))
+        elif self._reads_at_once(optimizer, found := self._flag(judged)):
             if found.item():
                 self._judge(trainer, pl_module, _Step(trainer, self._window, found))
                 if self._buffers:
@@ -257,12 +260,11 @@ class NonFinite(Callback):
         self._read(trainer, module, wait=True)
         if trainer.global_step == self._settled:
             return
-        for name, parameter in module.named_parameters():
-            if not all_finite(parameter.detach()):
-                raise TrainingError(
-                    f"{name} is not finite after {current_step(trainer)} steps, of finite gradients: the last update "
-                    "was too large, lower the learning rate\nno checkpoint was written from it"
-                )
+        if name := not_finite(module):
+            raise TrainingError(
+                f"{name} is not finite after {current_step(trainer)} steps, of finite gradients: the last update "
+                "was too large, lower the learning rate\nno checkpoint was written from it"
+            )
         self._settled = trainer.global_step
 
     def _release(self, trainer: Trainer) -> None:

@@ -1,6 +1,6 @@
 """Which layer was the first to give something that is no finite number."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
@@ -10,7 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 
-__all__ = ["all_finite", "describe", "first_fault"]
+from firstlight.callbacks.finite import all_finite
+
+__all__ = ["describe", "first_fault"]
 
 
 def first_fault(
@@ -44,15 +46,6 @@ def first_fault(
     return None
 
 
-def all_finite(value: Any) -> bool:
-    """Tell whether all numbers in a tensor, or in a nest of tuples, lists and dictionaries, are finite.
-
-    >>> all_finite({"a": [torch.ones(2), "text"]}), all_finite((torch.tensor(float("nan")),))
-    (True, False)
-    """
-    return all(bool(tensor.isfinite().all()) for tensor in _tensors(value))
-
-
 def describe(step: int, epoch: int, batches: list[int], found: list[tuple[int, str] | None]) -> str:
     """Return the lines about a step that was not made.
 
@@ -78,16 +71,6 @@ def describe(step: int, epoch: int, batches: list[int], found: list[tuple[int, s
         f"{text}\nno checkpoint was written from it; a lower learning rate or clipping may help\n"
         "--nonfinite.action skip goes on without such steps"
     )
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each)
 
 
 def _prepare(stack: ExitStack, trainer: Trainer, module: LightningModule, found: list[str]) -> None:

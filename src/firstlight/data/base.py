@@ -95,6 +95,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         self._samples: Samples | None = None
         self._train: DataLoader[Batch] | None = None
         self._order: dict[str, Any] = {}
+        self._scales: dict[tuple[float, torch.device], tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
     def load(self) -> Samples:
@@ -155,8 +156,10 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             return inputs
         if inputs.dtype != torch.uint8:
             return inputs.long()
+        if not (train and len(self.augment)):
+            return self._scaled(inputs, 255)
         pixels = inputs.float().div_(255)
-        return self._scaled(self.augment.to(pixels.device)(pixels) if train and len(self.augment) else pixels)
+        return self._scaled(self.augment.to(pixels.device)(pixels))
 
     def tensors(self, split: Split) -> Batch:
         """Return all samples of a split as a network takes them, without augmentation: inputs and targets."""
@@ -248,7 +251,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             refuse_others(self.learned, samples, self._source, columns, self._split_digest)
         else:
             self._learn(samples)
-        self._scale = self.learned["mean"], self.learned["std"]
+        self._scales = {}
 
     def _load(self) -> tuple[Samples, Indices]:
         loaded = self.load()
@@ -274,12 +277,14 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
                 mean, std = statistics(self.encode(train))
         self.learned |= {"mean": mean, "std": std}
 
-    def _scaled(self, inputs: Tensor) -> Tensor:
-        """Return floats with the mean and the deviation of the training split taken out."""
-        if self._scale[0].device != inputs.device:
-            self._scale = self._scale[0].to(inputs.device), self._scale[1].to(inputs.device)
-        mean, std = self._scale
-        scaled: Tensor = (inputs - mean).div_(std)
+    def _scaled(self, inputs: Tensor, unit: float = 1) -> Tensor:
+        """Return floats with the mean and the deviation of the training split taken out, which are in units of it."""
+        key = unit, inputs.device
+        if key not in self._scales:
+            mean, std = (self.learned[name].to(inputs.device) for name in ("mean", "std"))
+            self._scales[key] = mean * unit, std * unit  # One pass over a batch less than to divide it first.
+        mean, std = self._scales[key]
+        scaled: Tensor = torch.sub(inputs, mean).div_(std)
         return scaled
 
     @property

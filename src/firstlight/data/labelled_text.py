@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from firstlight.data.base import DataModule
 from firstlight.data.files import digest_of, lacking, read_csv
@@ -34,7 +35,7 @@ class PaddedBatches(TensorBatches):
         targets: `(N, ...)`.
     """
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> Batch:
         """Return the batch of the samples at `indices`."""
         inputs, targets = super().__getitems__(indices)
         longest = int(inputs.count_nonzero(dim=1).max())

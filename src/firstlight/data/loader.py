@@ -59,7 +59,7 @@ class Order(DistributedSampler[Tensor]):
         """Return the number of batches."""
         return len(self._bounds())
 
-    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]  # an index is a batch
+    def __iter__(self) -> Iterator[Tensor]:
         """Yield the batches of the epoch, from `start` on this once."""
         start, self.start = self.start, 0
         epoch = self.running = self.epoch

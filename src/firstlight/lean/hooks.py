@@ -155,7 +155,8 @@ def _batches(trainer: Trainer, heeds_signals: bool) -> list[tuple[Any, str, Any]
     return [
         (_TrainingEpochLoop, "advance", lambda loop, fetcher: step.advance(loop, fetcher)),
         (_TrainingEpochLoop, "on_advance_end", lambda loop, fetcher: step.on_advance_end(loop, fetcher)),
-        (_TrainingEpochLoop, "global_step", property(_global_step)),
+        (_TrainingEpochLoop, "global_step", property(lambda loop: step.global_step(loop.trainer))),
+        (Trainer, "global_step", property(lambda trainer: step.global_step(trainer))),
         (_ResultCollection, "log", noted),
     ]
 
@@ -181,13 +182,6 @@ def _moved(to: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return moved
-
-
-def _global_step(loop: _TrainingEpochLoop) -> int:
-    module = loop.trainer.lightning_module
-    if module is None or module.automatic_optimization:
-        return loop.automatic_optimization.optim_progress.optimizer.step.total.completed
-    return loop.manual_optimization.optim_step_progress.total.completed
 
 
 def _named(module: LightningModule, hook: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

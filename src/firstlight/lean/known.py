@@ -9,7 +9,6 @@ from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.optimization import automatic
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
-from lightning.pytorch.loops.progress import _BatchProgress, _Progress
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -44,6 +43,8 @@ STEP: dict[tuple[Any, str], str] = {
     (_TrainingEpochLoop, "_should_accumulate"): "5482f0c6d473fd66",
     (_TrainingEpochLoop, "_should_check_val_fx"): "cf0916b12e18a2cc",
     (_TrainingEpochLoop, "_save_loggers_on_train_batch_end"): "bd82b8b33ac22d1c",
+    (_TrainingEpochLoop, "global_step"): "bf52466f94cc0a9d",
+    (Trainer, "global_step"): "c3ca6f19606a0178",
     (_AutomaticOptimization, "run"): "385b43732ecc8af3",
     (_AutomaticOptimization, "_make_closure"): "b4bd45349b04051c",
     (_AutomaticOptimization, "_make_step_fn"): "91e40ee2d539156a",
@@ -55,11 +56,6 @@ STEP: dict[tuple[Any, str], str] = {
     (_AutomaticOptimization, "_training_step"): "72e8f9529eacba73",
     (automatic, "Closure"): "bbca72c1722b045b",
     (automatic, "ClosureResult"): "2da8d8114d306252",
-    (_Progress, "increment_ready"): "1b90bbf1451cc4cb",
-    (_Progress, "increment_started"): "0d87178077ad4a49",
-    (_Progress, "increment_processed"): "988328850113b244",
-    (_Progress, "increment_completed"): "b62bc9433f2a4c97",
-    (_BatchProgress, "increment_by"): "11cfe8e9c5de2b45",
     (_LoggerConnector, "on_batch_start"): "5022a98e255d31b5",
     (_LoggerConnector, "on_batch_end"): "87c0a9cd43e97f9d",
     (_LoggerConnector, "update_train_step_metrics"): "44584c0c55de3464",

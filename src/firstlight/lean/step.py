@@ -50,10 +50,20 @@ class Step:
         self._module: LightningModule | None = None
         self._plain = False
         self._logged = True
+        self._done: Any = None
 
     def note_logging(self) -> None:
         """Remember that something was logged, so that there is something to be made of it."""
         self._logged = True
+
+    def global_step(self, trainer: Trainer) -> int:
+        """Return the number of optimiser steps done, which callbacks ask for at each step."""
+        if trainer is self._trainer and self._done is not None:
+            return self._done.completed  # type: ignore[no-any-return]  # a counter of Lightning's
+        loop = trainer.fit_loop.epoch_loop
+        if trainer.lightning_module is None or trainer.lightning_module.automatic_optimization:
+            return loop.automatic_optimization.optim_progress.optimizer_steps
+        return loop.manual_optimization.optim_step_progress.total.completed
 
     def advance(self, loop: _TrainingEpochLoop, fetcher: Any) -> None:
         """Train with the next batch.
@@ -68,19 +78,17 @@ class Step:
             return
         hook, module_hook, named = call._call_callback_hooks, self._call, self._named
         progress, connector, results = loop.batch_progress, trainer._logger_connector, loop._results
-        total, current = progress.total, progress.current
         if loop.val_loop._restarting:
             loop.val_loop.restarting = False
         if trainer.world_size > 1 and not self._heeds_signals:
             loop._broadcast_sigterm_tensor()  # which waits for all processes
         batch, _, _ = next(fetcher)
-        batch_idx = current.ready
+        batch_idx = progress.current.ready
         progress.is_last_batch = fetcher.done
         module = self._module
         for name, prepare, arguments in self._prepare:
             batch = named(module, name, prepare, batch, *arguments)
-        total.ready += 1
-        current.ready += 1
+        progress.increment_ready()
         connector._first_loop_iter = connector._first_loop_iter is None
         results.batch, results.batch_size, results.dataloader_idx = batch, None, None
         outputs, ends = None, False
@@ -92,11 +100,9 @@ class Step:
             if ends:
                 progress.increment_by(0, is_last_batch=True)
             else:
-                total.started += 1
-                current.started += 1
+                progress.increment_started()
                 outputs = self._run(loop, batch, batch_idx)
-        total.processed += 1
-        current.processed += 1
+        progress.increment_processed()
         accumulates = _accumulates(trainer, loop)
         if self._scheduler is None:
             loop.update_lr_schedulers("step", update_plateau_schedulers=False)
@@ -115,8 +121,7 @@ class Step:
             self._logged = False
         else:
             results.batch = results.batch_size = None
-        total.completed += 1
-        current.completed += 1
+        progress.increment_completed()
         if not accumulates:
             every = trainer.log_every_n_steps
             is_due = every and (loop._batches_that_stepped + 1) % every == 0
@@ -151,6 +156,8 @@ class Step:
         if module is not self._module or trainer.fit_loop.epoch_loop.batch_idx < 0:
             self._module, self._plain = module, is_plain(trainer, module)
             self._hooks: dict[str, Callable[..., Any] | None] = {}
+            counted = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+            self._done = counted if module.automatic_optimization else None
             alone = trainer.strategy.model is module
             self._forward = module.training_step if alone else trainer.strategy.training_step
             self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
@@ -171,6 +178,7 @@ class Step:
         """Make one step, or a part of an accumulated one; return what `training_step` did."""
         trainer, module, strategy = self._trainer, self._module, self._trainer.strategy
         named, hook, module_hook = self._named, call._call_callback_hooks, self._call
+        assert module is not None
         optimizer: Optimizer = trainer.optimizers[0]
         progress = loop.automatic_optimization.optim_progress.optimizer
         parts: int = trainer.accumulate_grad_batches
@@ -272,8 +280,9 @@ def _accumulates(trainer: Trainer, loop: _TrainingEpochLoop) -> bool:
 def _preparations(trainer: Trainer) -> list[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
     """Return what is done with a batch before it is trained with: name, function and further arguments."""
     selector = trainer._data_connector._datahook_selector
+    assert selector is not None
     device = trainer.strategy.root_device
-    found = []
+    found: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = []
     for name, arguments in (
         ("on_before_batch_transfer", (0,)),
         ("transfer_batch_to_device", (device, 0)),

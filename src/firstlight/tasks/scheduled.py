@@ -2,11 +2,13 @@
 
 import logging
 import math
+from itertools import islice
 from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from firstlight.errors import UsageError
@@ -35,6 +37,7 @@ class Scheduled(LightningModule):
         self.schedule = schedule
         self._horizon: dict[str, float] = {}
         self._done: dict[str, float] | None = None
+        self._loaded: dict[str, Any] | None = None
         self._configured: list[dict[str, Any]] = []
 
     @property
@@ -63,10 +66,17 @@ class Scheduled(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser, and step the schedule with it."""
+        groups = parameter_groups(self)
         try:
-            optimizer = self.build_optimizer(parameter_groups(self))
+            optimizer = self.build_optimizer(groups)
+            if not any(group.get("weight_decay") for group in optimizer.param_groups):
+                # Nothing tells them apart, and a step of one group takes less time. Their order stays.
+                optimizer = self.build_optimizer([parameter for group in groups for parameter in group["params"]])
         except ValueError as error:  # torch's word for a value out of its range
             raise UsageError(f"optimizer: {error}") from error
+        if self._loaded is not None:
+            _regroup(self._loaded, optimizer)
+            self._loaded = None
         total = self.total_steps
         if self.trainer.ckpt_path and self._done is not None and total < self._done["steps"]:
             done = f"{self._done['steps']:,}"
@@ -100,6 +110,7 @@ class Scheduled(LightningModule):
         """Take over the horizon that the run was planned with."""
         self._horizon = checkpoint["horizon"]
         self._done = checkpoint["done"]
+        self._loaded = checkpoint
 
     def _reconfigure(self) -> bool:
         """Give the optimiser its options of now, such as weight decay; tell whether the learning rate is another."""
@@ -128,3 +139,15 @@ class Scheduled(LightningModule):
                 else ""
             )
             _log.warning(f"{plan}at step {step:,} the learning rate moves from {old:.3g} to {groups[0]['lr']:.3g}")
+
+
+def _regroup(checkpoint: dict[str, Any], optimizer: Optimizer) -> None:
+    """Cut the parameters of a checkpoint into the groups of an optimiser, of which there are two only with decay."""
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    for state, schedule in zip(checkpoint["optimizer_states"], checkpoint["lr_schedulers"], strict=True):
+        saved = state["param_groups"]
+        if len(saved) != len(sizes):
+            indices = iter([index for group in saved for index in group["params"]])
+            state["param_groups"] = [{**saved[0], "params": list(islice(indices, size))} for size in sizes]
+            for name in ("base_lrs", "_last_lr", "lr_lambdas"):
+                schedule[name] = schedule[name][:1] * len(sizes)
