@@ -12,7 +12,7 @@ from lightning.pytorch.trainer import call
 from firstlight.__main__ import main
 from firstlight.lean import known, lean
 from firstlight.lean.known import STEP, source_of
-from firstlight.lean.step import is_plain
+from firstlight.lean.plain import is_plain
 from tests.helpers import CONFIG, newest
 
 HOOKS = [name for name in dir(Callback) if name.startswith("on_") and "checkpoint" not in name]

@@ -137,20 +137,22 @@ class NonFinite(Callback):
         if self._replaying:
             return
         self._stepped = True
-        gradients = [
-            torch.view_as_real(values) if (values := _values(gradient)).is_complex() else values
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if (gradient := parameter.grad) is not None
-        ]
+        gradients = [grad for group in optimizer.param_groups for p in group["params"] if (grad := p.grad) is not None]
         if not gradients:
             return
-        judged = gradients + self._window.losses if self._judges_losses else gradients
-        if self._judges_losses and not _waits(judged[0]) and surely_finite(judged):
+        if self._judges_losses and not _waits(gradients[0]) and surely_finite(gradients + self._window.losses):
             self._begun.add(id(optimizer))
-        elif self._reads_at_once(optimizer, found := self._flag(judged)):
+        else:
+            self._look(trainer, pl_module, optimizer, [_values(gradient) for gradient in gradients])
+        if self.skipped and should_log(trainer):
+            log(trainer, {"nonfinite/skipped": self.skipped})
+
+    def _look(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer, gradients: list[Tensor]) -> None:
+        """Judge gradients of which sums do not tell, or on a device that is not to be waited for."""
+        found = self._flag(gradients + self._window.losses if self._judges_losses else gradients)
+        if self._reads_at_once(optimizer, found):
             if found.item():
-                self._judge(trainer, pl_module, _Step(trainer, self._window, found))
+                self._judge(trainer, module, _Step(trainer, self._window, found))
                 if self._buffers:
                     torch._foreach_copy_(self._buffers, self._kept)
                 if self._scaler is None:
@@ -160,9 +162,7 @@ class NonFinite(Callback):
         else:
             self._block(optimizer, gradients, found)
             self._pending.append(_Step(trainer, self._window, found))
-            self._read(trainer, pl_module, wait=should_log(trainer))
-        if self.skipped and should_log(trainer):
-            log(trainer, {"nonfinite/skipped": self.skipped})
+            self._read(trainer, module, wait=should_log(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate no weights that are not finite, and nothing that is going to stop."""
@@ -173,12 +173,9 @@ class NonFinite(Callback):
         """Let no checkpoint be the best by a number that is not finite; checkpoint callbacks come after this one."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        for callback in trainer.checkpoint_callbacks:
-            monitor = getattr(callback, "monitor", None)
-            value = trainer.callback_metrics.get(monitor) if monitor else None
-            if value is None:
-                continue
-            if not trainer.strategy.reduce_boolean_decision(all_finite(value), all=True):
+        for monitor in [name for each in trainer.checkpoint_callbacks if (name := getattr(each, "monitor", None))]:
+            value = trainer.callback_metrics.get(monitor)
+            if value is not None and not trainer.strategy.reduce_boolean_decision(all_finite(value), all=True):
                 raise TrainingError(
                     f"{monitor} is {value.item():.4g} after step {current_step(trainer) - 1} (epoch "
                     f"{trainer.current_epoch + 1}), with finite weights: look at the validation data, or lower the "
@@ -289,7 +286,8 @@ def verdict(action: Literal["stop", "skip"], scale: float | None, finite_loss: b
 
 
 def _values(gradient: Tensor) -> Tensor:
-    return gradient._values() if gradient.is_sparse else gradient
+    values = gradient._values() if gradient.is_sparse else gradient
+    return torch.view_as_real(values) if values.is_complex() else values
 
 
 def _waits(tensor: Tensor) -> bool:

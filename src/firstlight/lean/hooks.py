@@ -17,6 +17,7 @@ from unittest.mock import patch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core import module
 from lightning.pytorch.loops import evaluation_loop, training_epoch_loop, utilities
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer import call
@@ -94,7 +95,7 @@ class _Callbacks:
             active = self._active[hook] = [each for each in found if callable(each) and not _empty(each)]
         if not active:
             return
-        module = trainer.lightning_module
+        module = trainer.strategy._lightning_module
         attributes: dict[str, Any] = vars(module)
         before = attributes["_current_fx_name"]
         attributes["_current_fx_name"] = hook
@@ -155,6 +156,7 @@ def _batches(trainer: Trainer, heeds_signals: bool) -> list[tuple[Any, str, Any]
     return [
         (_TrainingEpochLoop, "advance", lambda loop, fetcher: step.advance(loop, fetcher)),
         (_TrainingEpochLoop, "on_advance_end", lambda loop, fetcher: step.on_advance_end(loop, fetcher)),
+        (_EvaluationLoop, "_evaluation_step", lambda loop, *given: step.validate(loop, *given)),
         (_TrainingEpochLoop, "global_step", property(lambda loop: step.global_step(loop.trainer))),
         (Trainer, "global_step", property(lambda trainer: step.global_step(trainer))),
         (_ResultCollection, "log", noted),

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.optimization import automatic
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -43,6 +44,12 @@ STEP: dict[tuple[Any, str], str] = {
     (_TrainingEpochLoop, "_should_accumulate"): "5482f0c6d473fd66",
     (_TrainingEpochLoop, "_should_check_val_fx"): "cf0916b12e18a2cc",
     (_TrainingEpochLoop, "_save_loggers_on_train_batch_end"): "bd82b8b33ac22d1c",
+    (_EvaluationLoop, "_evaluation_step"): "c5ccce05fcc8f755",
+    (_EvaluationLoop, "_build_kwargs"): "514c023cf84ab337",
+    (_EvaluationLoop, "_build_step_args_from_hook_kwargs"): "1a8ecd4cef61f489",
+    (_LoggerConnector, "update_eval_step_metrics"): "90eeedaeb40e6518",
+    (_ResultCollection, "valid_items"): "ba5e622c4d38249d",
+    (Strategy, "validation_step"): "5f978afd42c63e32",
     (_TrainingEpochLoop, "global_step"): "bf52466f94cc0a9d",
     (Trainer, "global_step"): "c3ca6f19606a0178",
     (_AutomaticOptimization, "run"): "385b43732ecc8af3",

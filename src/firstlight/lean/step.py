@@ -8,32 +8,28 @@ batch goes Lightning's own way.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.core.hooks import DataHooks
-from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
-from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-__all__ = ["Step", "is_plain"]
+from firstlight.lean.plain import accumulates, clips_itself, is_plain, preparations, scheduler_of
 
-_UNCHANGED = {DataHooks.on_before_batch_transfer, DataHooks.on_after_batch_transfer}
+__all__ = ["Step"]
 
 
 class Step:
-    """`advance` and `on_advance_end` of `_TrainingEpochLoop` for the fit of one trainer.
+    """`advance` and `on_advance_end` of `_TrainingEpochLoop`, and a step of its validation, for the fit of one trainer.
 
     Args:
         trainer: Of the fit.
@@ -47,6 +43,7 @@ class Step:
     ) -> None:
         self._trainer, self._named, self._has_work, self._heeds_signals = trainer, named, has_work, heeds_signals
         self._advance, self._on_advance_end = _TrainingEpochLoop.advance, _TrainingEpochLoop.on_advance_end
+        self._evaluation_step = _EvaluationLoop._evaluation_step
         self._module: LightningModule | None = None
         self._plain = False
         self._logged = True
@@ -72,7 +69,12 @@ class Step:
             StopIteration: When `on_train_batch_start` of the module ends the epoch.
         """
         trainer = self._trainer
-        if loop.trainer is not trainer or loop._restarting or not self._is_plain() or _takes_the_iterator(fetcher):
+        if (
+            loop.trainer is not trainer
+            or loop._restarting
+            or not self._is_plain()
+            or type(fetcher) is not _PrefetchDataFetcher
+        ):
             self._logged = True
             self._advance(loop, fetcher)
             return
@@ -103,12 +105,12 @@ class Step:
                 progress.increment_started()
                 outputs = self._run(loop, batch, batch_idx)
         progress.increment_processed()
-        accumulates = _accumulates(trainer, loop)
+        goes_on = accumulates(trainer, loop)
         if self._scheduler is None:
             loop.update_lr_schedulers("step", update_plateau_schedulers=False)
             if loop._num_ready_batches_reached():
                 loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
-        elif not accumulates:
+        elif not goes_on:
             loop.scheduler_progress.increment_ready()
             named(module, "lr_scheduler_step", self._scheduler.step)
             loop.scheduler_progress.increment_completed()
@@ -122,7 +124,7 @@ class Step:
         else:
             results.batch = results.batch_size = None
         progress.increment_completed()
-        if not accumulates:
+        if not goes_on:
             every = trainer.log_every_n_steps
             is_due = every and (loop._batches_that_stepped + 1) % every == 0
             if is_due or trainer.should_stop or trainer.fast_dev_run:
@@ -147,8 +149,47 @@ class Step:
         ):
             self._logged = True  # A validation leaves numbers behind.
             self._on_advance_end(loop, fetcher)
-        elif not _accumulates(trainer, loop):
+        elif not accumulates(trainer, loop):
             loop._batches_that_stepped += 1
+
+    def validate(
+        self, loop: _EvaluationLoop, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any
+    ) -> None:
+        """Validate the next batch, once a first one was trained with."""
+        trainer, module = self._trainer, self._module
+        within = loop is trainer.fit_loop.epoch_loop.val_loop and trainer.lightning_module is module
+        if not self._plain or not within or dataloader_iter is not None or loop.num_dataloaders > 1:
+            self._evaluation_step(loop, batch, batch_idx, dataloader_idx, dataloader_iter)
+            return
+        assert module is not None
+        hook, module_hook, named = call._call_callback_hooks, self._call, self._named
+        progress, connector, results = loop.batch_progress, trainer._logger_connector, loop._results
+        for name, prepare, arguments in self._prepare:
+            batch = named(module, name, prepare, batch, *arguments)
+        progress.increment_ready()
+        connector._first_loop_iter = connector._first_loop_iter is None
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+        hook(trainer, "on_validation_batch_start", batch, batch_idx)
+        module_hook("on_validation_batch_start", batch, batch_idx)
+        progress.increment_started()
+        given = (batch, batch_idx) if self._validation_takes_index else (batch,)
+        output = named(module, "validation_step", self._validate, *given)
+        progress.increment_processed()
+        hook(trainer, "on_validation_batch_end", output, batch, batch_idx)
+        module_hook("on_validation_batch_end", output, batch, batch_idx)
+        seen = loop._seen_batches_per_dataloader
+        if logged := any(not each.has_reset for each in results.values()):
+            connector.on_batch_end()
+        else:
+            results.batch = results.batch_size = None
+        progress.increment_completed()
+        if not trainer.sanity_checking:
+            loop._has_run = True
+            if logged:
+                connector.update_eval_step_metrics(seen[dataloader_idx])
+            seen[dataloader_idx] += 1
+        if not progress.is_last_batch and trainer.received_sigterm:
+            raise SIGTERMException
 
     def _is_plain(self) -> bool:
         trainer = self._trainer
@@ -160,10 +201,12 @@ class Step:
             self._done = counted if module.automatic_optimization else None
             alone = trainer.strategy.model is module
             self._forward = module.training_step if alone else trainer.strategy.training_step
+            self._validate = module.validation_step if alone else trainer.strategy.validation_step
             self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-            self._prepare = _preparations(trainer)
-            self._scheduler = _scheduler(trainer, module)
-            self._clips_itself = _clips_itself(module)
+            self._validation_takes_index = is_param_in_hook_signature(module.validation_step, "batch_idx", min_args=2)
+            self._prepare = preparations(trainer)
+            self._scheduler = scheduler_of(trainer, module)
+            self._clips_itself = clips_itself(module)
         return self._plain and not trainer.fit_loop.epoch_loop.automatic_optimization._skip_backward
 
     def _call(self, name: str, *arguments: Any) -> Any:
@@ -232,7 +275,7 @@ class Step:
                 )
             return loss
 
-        if _accumulates(trainer, loop):
+        if accumulates(trainer, loop):
             with _block_parallel_sync_behavior(strategy):
                 closure()
         else:
@@ -240,83 +283,3 @@ class Step:
             named(module, "optimizer_step", optimizer.step, closure=whole)
             progress.step.increment_completed()
         return outputs
-
-
-def is_plain(trainer: Trainer, module: LightningModule) -> bool:
-    """Tell whether nothing but the module and its hooks has a say in a step."""
-    strategy = trainer.strategy
-    model = strategy.model
-    alone = type(strategy) is SingleDeviceStrategy and model is module
-    averages = (
-        type(strategy) is DDPStrategy
-        and strategy._model_averager is None
-        and type(model) is DistributedDataParallel
-        and model.module is module
-    )
-    return (
-        module.automatic_optimization
-        and (alone or averages)
-        and type(strategy.precision_plugin) is Precision
-        and getattr(module.optimizer_step, "__func__", None) is LightningModule.optimizer_step
-        and not isinstance(trainer.optimizers[0], LightningOptimizer)
-    )
-
-
-def _takes_the_iterator(fetcher: Any) -> bool:
-    """Tell whether `training_step` is given the iterator and not a batch."""
-    return type(fetcher) is not _PrefetchDataFetcher
-
-
-def _accumulates(trainer: Trainer, loop: _TrainingEpochLoop) -> bool:
-    """Tell whether the batch under way is followed by another one before the optimiser steps."""
-    parts: int = trainer.accumulate_grad_batches
-    if parts == 1:
-        return False
-    progress = loop.batch_progress
-    ready: int = progress.current.ready
-    return ready % parts != 0 and ready != trainer.num_training_batches and not progress.is_last_batch
-
-
-def _preparations(trainer: Trainer) -> list[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
-    """Return what is done with a batch before it is trained with: name, function and further arguments."""
-    selector = trainer._data_connector._datahook_selector
-    assert selector is not None
-    device = trainer.strategy.root_device
-    found: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = []
-    for name, arguments in (
-        ("on_before_batch_transfer", (0,)),
-        ("transfer_batch_to_device", (device, 0)),
-        ("on_after_batch_transfer", (0,)),
-    ):
-        function = getattr(selector.get_instance(name), name)
-        original = getattr(function, "__func__", None)
-        if original is DataHooks.transfer_batch_to_device and device.type == "cpu":
-            found.append((name, partial(_stay_or, function), arguments))
-        elif original not in _UNCHANGED:
-            found.append((name, function, arguments))
-    return found
-
-
-def _stay_or(transfer: Callable[..., Any], batch: Any, *arguments: Any) -> Any:
-    """Leave a batch that is nothing but tensors on the CPU where it is."""
-    if type(batch) is tuple and all(type(each) is Tensor and each.device.type == "cpu" for each in batch):
-        return batch
-    return transfer(batch, *arguments)
-
-
-def _scheduler(trainer: Trainer, module: LightningModule) -> Any:
-    """Return the schedule where there is but one, which is stepped after each step of the optimiser."""
-    if len(trainer.lr_scheduler_configs) != 1:
-        return None
-    (config,) = trainer.lr_scheduler_configs
-    usual = getattr(module.lr_scheduler_step, "__func__", None) is LightningModule.lr_scheduler_step
-    each = config.interval == "step" and config.frequency == 1 and not config.reduce_on_plateau
-    return config.scheduler if usual and each else None
-
-
-def _clips_itself(module: LightningModule) -> bool:
-    """Tell whether a module clips gradients in a way of its own."""
-    return any(
-        getattr(getattr(module, name), "__func__", None) is not getattr(LightningModule, name)
-        for name in ("configure_gradient_clipping", "clip_gradients")
-    )

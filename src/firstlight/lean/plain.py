@@ -1,0 +1,93 @@
+"""What a fit has nothing of that would have a say in a step, asked once an epoch."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.hooks import DataHooks
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["accumulates", "clips_itself", "is_plain", "preparations", "scheduler_of"]
+
+_UNCHANGED = {DataHooks.on_before_batch_transfer, DataHooks.on_after_batch_transfer}
+
+
+def is_plain(trainer: Trainer, module: LightningModule) -> bool:
+    """Tell whether nothing but the module and its hooks has a say in a step."""
+    strategy = trainer.strategy
+    model = strategy.model
+    alone = type(strategy) is SingleDeviceStrategy and model is module
+    averages = (
+        type(strategy) is DDPStrategy
+        and strategy._model_averager is None
+        and type(model) is DistributedDataParallel
+        and model.module is module
+    )
+    return (
+        module.automatic_optimization
+        and (alone or averages)
+        and type(strategy.precision_plugin) is Precision
+        and getattr(module.optimizer_step, "__func__", None) is LightningModule.optimizer_step
+        and not isinstance(trainer.optimizers[0], LightningOptimizer)
+    )
+
+
+def accumulates(trainer: Trainer, loop: _TrainingEpochLoop) -> bool:
+    """Tell whether the batch under way is followed by another one before the optimiser steps."""
+    parts: int = trainer.accumulate_grad_batches
+    if parts == 1:
+        return False
+    progress = loop.batch_progress
+    ready: int = progress.current.ready
+    return ready % parts != 0 and ready != trainer.num_training_batches and not progress.is_last_batch
+
+
+def preparations(trainer: Trainer) -> list[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
+    """Return what is done with a batch before it is trained with: name, function and further arguments."""
+    selector = trainer._data_connector._datahook_selector
+    assert selector is not None
+    device = trainer.strategy.root_device
+    found: list[tuple[str, Callable[..., Any], tuple[Any, ...]]] = []
+    for name, arguments in (
+        ("on_before_batch_transfer", (0,)),
+        ("transfer_batch_to_device", (device, 0)),
+        ("on_after_batch_transfer", (0,)),
+    ):
+        function = getattr(selector.get_instance(name), name)
+        original = getattr(function, "__func__", None)
+        if original is DataHooks.transfer_batch_to_device and device.type == "cpu":
+            found.append((name, partial(_stay_or, function), arguments))
+        elif original not in _UNCHANGED:
+            found.append((name, function, arguments))
+    return found
+
+
+def _stay_or(transfer: Callable[..., Any], batch: Any, *arguments: Any) -> Any:
+    """Leave a batch that is nothing but tensors on the CPU where it is."""
+    if type(batch) is tuple and all(type(each) is Tensor and each.device.type == "cpu" for each in batch):
+        return batch
+    return transfer(batch, *arguments)
+
+
+def scheduler_of(trainer: Trainer, module: LightningModule) -> Any:
+    """Return the schedule where there is but one, which is stepped after each step of the optimiser."""
+    if len(trainer.lr_scheduler_configs) != 1:
+        return None
+    (config,) = trainer.lr_scheduler_configs
+    usual = getattr(module.lr_scheduler_step, "__func__", None) is LightningModule.lr_scheduler_step
+    each = config.interval == "step" and config.frequency == 1 and not config.reduce_on_plateau
+    return config.scheduler if usual and each else None
+
+
+def clips_itself(module: LightningModule) -> bool:
+    """Tell whether a module clips gradients in a way of its own."""
+    return any(
+        getattr(getattr(module, name), "__func__", None) is not getattr(LightningModule, name)
+        for name in ("configure_gradient_clipping", "clip_gradients")
+    )
