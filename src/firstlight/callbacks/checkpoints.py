@@ -87,7 +87,11 @@ class BestCheckpoint(FiniteCheckpoint):
             return
         refuse_not_finite(trainer, filepath)
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
-        self._waiting = filepath, deepcopy(checkpoint)
+        # Hyper-parameters stay as they are, and are most of the objects.
+        self._waiting = (
+            filepath,
+            {name: each if "hyper_parameters" in name else deepcopy(each) for name, each in checkpoint.items()},
+        )
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
 
