@@ -18,6 +18,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -25,7 +26,16 @@ from typing import Any
 HERE = Path(__file__).parent
 CASES = ("tiny", "mlp", "conv", "lm")
 PEERS = ("dataloader", "accelerate", "lightning", "skorch", "fastai", "keras", "transformers")
+PACKAGES = ("torch", "lightning", *PEERS[1:2], *PEERS[3:])
 FLOORS = {"firstlight_ddp": "ddp", "ddp": "ddp"}
+
+
+def version_of(package: str) -> str | None:
+    """Return which version of a package is installed, if any."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def train(contender: str, case: str, folder: str, threads: int, *options: str) -> dict[str, Any] | None:
@@ -85,7 +95,9 @@ def main() -> None:
     floors = {FLOORS.get(each, "floor") for each in asked}
     contenders = [*sorted(floors), *(each for each in asked if each not in floors)]
     took = {case: rounds(case, contenders, given.rounds, given.threads) for case in given.cases.split(",")}
-    print(f"Python {platform.python_version()}, {platform.machine()}, {given.threads} thread(s)\n")
+    versions = ", ".join(f"{name} {found}" for name in PACKAGES if (found := version_of(name)))
+    processors = f"{os.cpu_count()} {platform.machine()} processors"
+    print(f"Python {platform.python_version()}, {versions}; {processors}, {given.threads} thread(s) a process\n")
     print(
         "| case | contender | ms a step | over the floor, median (least to most) | ms between epochs "
         "| ms a validated batch | MiB | over the floor's | rounds |"

@@ -1,18 +1,24 @@
 import csv
+import os
+import sys
+from collections import Counter
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
 from lightning.pytorch.trainer import call
+from torchmetrics import MetricCollection
 
 from firstlight.__main__ import main
 from firstlight.lean import known, lean
 from firstlight.lean.known import STEP, source_of
 from firstlight.lean.plain import is_plain
+from firstlight.lean.step import Step
+from firstlight.loggers import MetricsCSV, TensorBoard
 from tests.helpers import CONFIG, newest
 
 HOOKS = [name for name in dir(Callback) if name.startswith("on_") and "checkpoint" not in name]
@@ -193,3 +199,43 @@ def test_a_run_enters_few_contexts_a_step_and_gives_the_numbers_of_the_plain_pat
     assert numbers == plain_numbers and len(numbers) > 50
     assert all(torch.equal(value, plain_weights[name]) for name, value in weights.items())
     assert contexts[0] <= most < contexts[1] / 10
+
+
+@pytest.mark.parametrize("most", [440])
+def test_between_loggings_a_step_logs_nothing_reads_nothing_and_calls_little(tmp_path, monkeypatch, most):
+    # As on a device that is not to be waited for.
+    monkeypatch.setattr("firstlight.callbacks.nonfinite._waits", lambda tensor: True)
+    done, steps = Counter(), {}
+
+    def counted(owner, name):
+        plain = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, **more: done.update([name]) or plain(*given, **more))
+
+    for owner, name in [
+        (torch.Tensor, "item"), (torch.Tensor, "tolist"), (torch.Tensor, "numpy"), (LightningModule, "log"),
+        (MetricCollection, "update"), (MetricCollection, "forward"), (TensorBoard, "log_metrics"),
+        (MetricsCSV, "log_metrics"), (torch, "save"), (os, "fsync"),
+    ]:  # fmt: skip
+        counted(owner, name)
+    advance = Step.advance
+
+    def watched(step, loop, fetcher):
+        done.clear()
+        sys.setprofile(lambda frame, event, argument: done.update([event]))
+        try:
+            advance(step, loop, fetcher)
+        finally:
+            sys.setprofile(None)
+        steps[step._trainer.global_step] = Counter(done)
+
+    monkeypatch.setattr(Step, "advance", watched)
+    command = ["fit", "--config", CONFIG, "--runs", str(tmp_path / "runs"), "--trainer.max_epochs=3"]
+    assert main([*command, "--trainer.log_every_n_steps=50", "--model.optimizer.fused=true"]) == 0
+    assert len(steps) == 120
+    for number, found in steps.items():
+        if number % 40 == 1 or number % 50 == 0:  # The first of an epoch asks what the others rely on.
+            continue
+        calls = found.pop("call")
+        assert not found.keys() - {"return", "c_call", "c_return", "c_exception"}, (number, found)
+        assert calls <= most, number
+    assert steps[50]["log_metrics"] >= 2 and steps[50]["log"] >= 2

@@ -1,0 +1,149 @@
+"""What each shortcut saves: a step of firstlight with all of them, and with one undone.
+
+    python benchmarks/undone.py [--cases tiny,mlp] [--rounds 5]
+
+Each trains in a process of its own, interleaved; printed are the median milliseconds a step, epochs with validation and
+checkpoints over their steps, and the median of the ratios to the run of the same round with all shortcuts. One thread.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from speed import train
+
+
+def as_it_is() -> None:
+    """Undo nothing."""
+
+
+def calls_hooks_as_lightning_does() -> None:
+    """Enter Lightning's profiler for each hook, and take its way through a step too."""
+    from firstlight.lean import known
+
+    known.HOOKS.update(dict.fromkeys(known.HOOKS, "another"))
+
+
+def steps_as_lightning_does() -> None:
+    """Go through connectors, strategy, precision, optimiser and closures."""
+    from firstlight.lean import known
+
+    known.STEP.update(dict.fromkeys(known.STEP, "another"))
+
+
+def writes_at_each_epoch() -> None:
+    """Write `last.ckpt` at each epoch and `best.ckpt` at each that is better."""
+    sys.argv += ["--last.at_most=1", "--best.at_most=1"]
+
+
+def measures_and_logs_each_step() -> None:
+    """Call torchmetrics' `forward` and `self.log`, on step and epoch, at each step, as the tutorials do."""
+    import torch
+    from torchmetrics.classification import MulticlassAccuracy
+
+    from firstlight.tasks import Classification
+
+    accuracy = MulticlassAccuracy(10, average="micro")
+
+    def training_step(self: Any, batch: Any, batch_idx: int) -> torch.Tensor:
+        inputs, targets = batch
+        outputs = self(inputs)
+        loss: torch.Tensor = self.loss(outputs, targets)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+        self.log("train/accuracy", accuracy(outputs, targets), on_step=True, on_epoch=True)
+        return loss
+
+    Classification.training_step = training_step  # type: ignore[method-assign]
+
+
+def takes_samples_one_by_one() -> None:
+    """Collate the samples of a TensorDataset, as DataLoader does where nobody tells it otherwise."""
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from firstlight.data import loader
+
+    def plain(dataset: Any, trainer: Any, batch_size: int, shuffle: bool, num_workers: int) -> Any:
+        return DataLoader(TensorDataset(dataset.inputs, dataset.targets), batch_size, shuffle)
+
+    loader.loader = plain
+    from firstlight.data import base
+
+    base.loader = plain
+
+
+def looks_at_each_number() -> None:
+    """Judge gradients by a look at each number, and not by a sum."""
+    from firstlight.callbacks import nonfinite
+
+    nonfinite.surely_finite = lambda tensors: False
+
+
+def steps_two_groups() -> None:
+    """Hand the optimiser two groups of parameters, also where nothing is decayed."""
+    sys.argv += ["--model.optimizer.weight_decay=1e-30"]
+
+
+def steps_an_optimiser_that_is_not_fused() -> None:
+    """Update by a loop over parameters."""
+    sys.argv += ["--model.optimizer.fused=false"]
+
+
+UNDOINGS: dict[str, Callable[[], None]] = {
+    each.__name__: each
+    for each in (
+        *(as_it_is, calls_hooks_as_lightning_does, steps_as_lightning_does, writes_at_each_epoch),
+        *(measures_and_logs_each_step, takes_samples_one_by_one, looks_at_each_number, steps_two_groups),
+        steps_an_optimiser_that_is_not_fused,
+    )
+}
+
+
+def one(name: str, case: str, folder: str) -> dict[str, Any]:
+    """Return what training took in a process of its own, with one shortcut undone."""
+    command = [sys.executable, str(Path(__file__)), "--undo", name, "firstlight", case, folder]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    if sys.argv[1:2] == ["--undo"]:
+        import contenders
+
+        undo = sys.argv[2]
+        del sys.argv[1:3]
+        UNDOINGS[undo]()
+        contenders.main()
+        return
+    parser = argparse.ArgumentParser(description="What each shortcut saves.", allow_abbrev=False)
+    parser.add_argument("--cases", default="tiny,mlp")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    print("| case | undone | ms a step | over all shortcuts, median (least to most) |\n|---|---|---|---|")
+    for case in given.cases.split(","):
+        took: dict[str, list[float]] = {name: [] for name in UNDOINGS}
+        with tempfile.TemporaryDirectory() as folder:
+            train("prepare", case, folder, 1)
+            for _ in range(given.rounds):
+                for name, found in took.items():
+                    figures = one(name, case, folder)
+                    found.append(fmean(figures["epochs"]) / figures["steps"] * 1000)
+        for name, found in took.items():
+            ratios = sorted(a / b for a, b in zip(found, took["as_it_is"], strict=True))
+            shown = f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            print(f"| {case} | {name.replace('_', ' ')} | {median(found):.3f} | {shown} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

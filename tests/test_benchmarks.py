@@ -1,0 +1,54 @@
+"""The benchmarks count what they say they count."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import speed
+
+    return speed
+
+
+def test_a_ratio_is_that_to_the_floor_of_the_same_round(speed):
+    def took(*steps):
+        figures = {"between": 0.002, "validated": 0.0005}
+        return [{"round": number, "step_ms": step, "MiB": 100 + step, **figures} for number, step in enumerate(steps)]
+
+    rows = speed.rows("tiny", {"floor": took(1.0, 2.0, 4.0), "firstlight": took(3.0, 4.0, 4.0)})
+    assert rows[1] == "| tiny | firstlight | 4.000 | 2.00 (1.00 to 3.00) | 2.0 | 0.500 | 104 | 1.02 | 3 |"
+
+
+def test_epochs_steps_and_what_lies_between_are_told_apart(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import contenders
+    from torch import nn
+
+    class Net(nn.Module):
+        def forward(self, inputs):
+            return inputs
+
+    moments = iter([0, 9, 20, 21, 22, 23, 24, 30, 31, 32, 40, 41])
+    monkeypatch.setattr(contenders.time, "perf_counter", lambda: next(moments))
+    stamps, net = contenders.Stamps(Net, steps=2), Net()
+    for mode in (True, True, True, True, False, False, False, True, True, False, True, True):
+        net.train(mode)(None)
+    assert stamps.figures() == {"epochs": [10, 10], "steps": 2, "step": 1, "between": 8, "validated": 1}
+
+
+@pytest.mark.parametrize("contender", ["floor", "firstlight"])
+def test_a_contender_trains_and_tells_what_it_took(contender, tmp_path):
+    for name in ("prepare", contender):
+        command = [sys.executable, BENCHMARKS / "contenders.py", name, "tiny", tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["steps"] == 39 and len(found["epochs"]) > 5 and 0 < found["step"] < found["epochs"][0]
