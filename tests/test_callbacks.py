@@ -194,7 +194,7 @@ def test_what_each_default_has_seen_survives_a_round_trip(tmp_path):
         fresh.load_state_dict(state)
         state.pop("current_score", None)  # Lightning saves it and never reads it.
         assert fresh.state_dict() | state == fresh.state_dict()
-    assert moved == {"EarlyStopping", "BestCheckpoint", "LastCheckpoint"}
+    assert moved == {"EarlyStopping", "BestCheckpoint"}
 
 
 def test_best_and_last_are_kept_of_a_fit_in_a_program(tmp_path):

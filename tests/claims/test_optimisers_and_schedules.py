@@ -40,7 +40,7 @@ def test_too_high_a_learning_rate_diverges_and_too_low_a_one_stalls(optimizer, l
     )
     assert learned < 0.3  # measured over ten seeds: at most 0.08
     assert 0.95 * GUESS < stalled < 1.05 * GUESS
-    assert not diverged < GUESS
+    assert not diverged < 0.99 * GUESS  # of what has diverged to one class, the loss is that of a guess
 
 
 def test_a_batch_sixteen_times_as_large_has_a_gradient_about_four_times_as_smooth():

@@ -156,10 +156,9 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             return inputs
         if inputs.dtype != torch.uint8:
             return inputs.long()
-        if not (train and len(self.augment)):
-            return self._scaled(inputs, 255)
-        pixels = inputs.float().div_(255)
-        return self._scaled(self.augment.to(pixels.device)(pixels))
+        if train and len(self.augment):
+            return self._scaled(self.augment.to(inputs.device)(inputs.float().div_(255)))
+        return self._scaled(inputs, 255)
 
     def tensors(self, split: Split) -> Batch:
         """Return all samples of a split as a network takes them, without augmentation: inputs and targets."""
