@@ -373,7 +373,7 @@ def firstlight_ddp(work: Work) -> None:
 
     options = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
     options.append(f"--trainer.limit_train_batches={work.steps}")
-    if code := main(["fit", "--config", str(work.config), "--runs", str(work.folder), *options]):
+    if code := main(["fit", "--config", str(work.config), "--runs", str(work.folder), *options, *sys.argv[4:]]):
         sys.exit(code)
 
 

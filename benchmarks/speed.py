@@ -3,8 +3,9 @@
     python benchmarks/speed.py [--cases tiny,mlp] [--contenders floor,firstlight] [--rounds 5] [--threads 1] [--json F]
 
 Each contender trains in a process of its own, one after the other, round after round, so that whatever else the
-machine does falls on all of them alike. A step's time is that of an epoch, validation and checkpoints included, over
-its steps: the mean of all epochs but the first and the last. The ratio is to the floor's in the same round: shown are
+machine does falls on all of them alike. A step's time is that of an epoch, its validation and what is written in it
+included, over its steps: the mean of all epochs but the first and the last, in which firstlight writes its checkpoints
+whatever it takes. The ratio is to the floor's in the same round: shown are
 the median of the rounds and their spread. Between epochs are the milliseconds from an epoch's last step to the next
 one's first. `ddp` is the floor of `firstlight_ddp`, on two processes. What could not run is said. The table is printed;
 `--json F` keeps the figures in a file.

@@ -87,7 +87,15 @@ def looks_at_each_number() -> None:
 
 def steps_two_groups() -> None:
     """Hand the optimiser two groups of parameters, also where nothing is decayed."""
-    sys.argv += ["--model.optimizer.weight_decay=1e-30"]
+    from firstlight.tasks.scheduled import Scheduled
+
+    init = Scheduled.__init__
+
+    def grouped(self: Any, optimizer: Any, schedule: Any) -> None:
+        groups: list[Any] = []
+        init(self, lambda given: (groups.append(given), optimizer(groups[0]))[1], schedule)
+
+    Scheduled.__init__ = grouped  # type: ignore[method-assign]
 
 
 def steps_an_optimiser_that_is_not_fused() -> None:

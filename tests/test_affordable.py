@@ -153,3 +153,33 @@ def test_a_large_best_does_not_wait_in_memory(clock, tmp_path, monkeypatch):
 def test_a_share_that_is_none_is_refused(make, at_most):
     with pytest.raises(UsageError, match=r"Checkpoint was given at_most=\S+: it is above 0 and at most 1"):
         make(at_most=at_most)
+
+
+def test_the_best_of_a_run_whose_weights_became_infinite_is_on_the_disk(clock, tmp_path):
+    class Diverges(Improving):
+        def on_train_epoch_start(self):
+            if self.current_epoch == 4:
+                self.layer.weight.data.fill_(float("inf"))
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fit(clock, BestCheckpoint("val/loss", "min", tmp_path), module=Diverges())
+    found = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert found["epoch"] == 3 and found["state_dict"]["layer.weight"].isfinite().all()
+
+
+def test_a_last_that_was_passed_over_is_made_up_for(clock, tmp_path):
+    written = fit(clock, LastCheckpoint(tmp_path, every_n_epochs=5, every_seconds=0, at_most=0.013))
+    assert written["last.ckpt"] == [4, 11]  # 9 and 10 had no time yet, and 11 is the end
+
+
+def test_a_run_that_goes_on_keeps_a_best_that_came_after_its_last(clock, tmp_path):
+    fit(clock, BestCheckpoint("val/loss", "min", tmp_path / "a", at_most=1), LastCheckpoint(tmp_path / "a"))
+    state = torch.load(tmp_path / "a" / "last.ckpt", weights_only=True)["callbacks"]
+    goes_on = BestCheckpoint("val/loss", "min", tmp_path / "a")
+    older = {**state[goes_on.state_key], "best_model_score": torch.tensor(95.0)}
+    goes_on.load_state_dict(older)
+    assert goes_on.best_model_score == 89 and list(goes_on.best_k_models.values()) == [89]
+    (tmp_path / "a" / "best.ckpt").write_bytes(b"damaged")
+    goes_on.load_state_dict(older)
+    assert goes_on.best_model_score == 95

@@ -208,3 +208,20 @@ def test_a_refused_continuation_leaves_the_run_as_it_was(finished):
     done = called("fit", "--run", str(run), *changed, cwd=folder, code=2)
     assert "holds the weights of another network" in done.stderr
     assert {path: text for path, text in files(run).items() if "tfevents" not in path.name} == before
+
+
+def test_a_run_goes_on_with_decay_that_it_had_none_of_and_without(tmp_path):
+    adam = ["--model.optimizer=torch.optim.Adam", "--model.optimizer.lr=0.01"]
+    adam.append("--model.optimizer.weight_decay=0")
+    called("fit", "--config", CONFIG, *adam, "--trainer.max_epochs=1", cwd=tmp_path)
+    run, cut = newest(tmp_path), []
+    for epochs, decay in enumerate((0, 0.1, 0), 1):
+        if epochs > 1:
+            more = [f"--trainer.max_epochs={epochs}", f"--model.optimizer.weight_decay={decay}"]
+            called("fit", "--run", str(run), *more, cwd=tmp_path)
+        found = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        (optimizer,), (schedule,) = found["optimizer_states"], found["lr_schedulers"]
+        cut.append([(len(group["params"]), group["weight_decay"]) for group in optimizer["param_groups"]])
+        assert len(schedule["base_lrs"]) == len(optimizer["param_groups"]) and found["global_step"] == 40 * epochs
+        assert {float(each["step"]) for each in optimizer["state"].values()} == {40.0 * epochs}
+    assert cut == [[(6, 0)], [(3, 0.1), (3, 0.0)], [(6, 0)]]

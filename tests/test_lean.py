@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
@@ -90,6 +91,37 @@ def fitted(tmp_path, is_lean, kind=Busy, **options):
     return module, recording, trainer
 
 
+class Scheduled(Busy):
+    """Steps its schedule with its optimiser, and logs in validation, on step and epoch."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def validation_step(self, batch, batch_idx):
+        loss = super().validation_step(batch, batch_idx)["x"]
+        if batch_idx:
+            self.log("val", loss, on_step=True, on_epoch=True)
+
+    def on_validation_batch_end(self, outputs, batch, batch_idx):
+        self.seen.append(("validated", self._current_fx_name, batch_idx, self.lr_schedulers().get_last_lr()))
+
+
+class Swaps(Scheduled):
+    """Validates by another function than it was made with, as averages of weights do."""
+
+    def on_validation_start(self):
+        self.validation_step = lambda batch, batch_idx: self.seen.append(("another", batch_idx))
+
+    def on_validation_end(self):
+        del self.validation_step
+
+    def on_train_epoch_start(self):
+        if self.current_epoch:
+            self.on_before_zero_grad = lambda optimizer: self.seen.append("put in place")
+
+
 class StepsItself(Busy):
     """Steps its optimiser in a way of its own."""
 
@@ -111,6 +143,9 @@ def test_the_step_of_lightning_is_the_one_that_is_inlined():
     ("kind", "options", "plain"),
     [
         (GivesNoLossAtTimes, {}, True),
+        (Scheduled, {}, True),
+        (Scheduled, {"accumulate_grad_batches": 2, "val_check_interval": 3}, True),
+        (Swaps, {"val_check_interval": 2}, True),
         (StepsItself, {}, False),
         (Busy, {"precision": "bf16-mixed"}, False),
     ],
@@ -124,6 +159,20 @@ def test_a_step_is_lean_where_nobody_else_has_a_say_in_it(tmp_path, monkeypatch,
     assert judged == [plain, plain]  # in each epoch
     assert recording.seen == before.seen and module.seen == was.seen and len(before.seen) > 50
     assert all(torch.equal(one, other) for one, other in zip(module.parameters(), was.parameters(), strict=True))
+
+
+def test_an_optimiser_that_does_not_train_is_told(tmp_path):
+    class Idle(Busy):
+        def configure_optimizers(self):
+            return IdleSGD(self.parameters(), 0.1)
+
+    class IdleSGD(torch.optim.SGD):
+        def step(self, closure=None):
+            return None
+
+    for is_lean in (True, False):
+        with pytest.raises(MisconfigurationException, match="closure"):
+            fitted(tmp_path, is_lean, Idle)
 
 
 def test_a_step_that_was_changed_is_left_as_it_is(tmp_path, monkeypatch):

@@ -10,12 +10,12 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from firstlight.lean import lean, step
 from tests.helpers import Ranks
-from tests.test_lean import Busy, Recording
+from tests.test_lean import Recording, Scheduled
 
 
 def fit(is_lean, heeds_signals):
     torch.manual_seed(0)
-    module, recording, asked, plain = Busy(), Recording(), [], []
+    module, recording, asked, plain = Scheduled(), Recording(), [], []
     trainer = Trainer(
         accelerator="cpu", devices=2, strategy=DDPStrategy(), max_epochs=2, limit_train_batches=8, limit_val_batches=2,
         accumulate_grad_batches=3, gradient_clip_val=0.1, logger=False, enable_checkpointing=False,
@@ -40,6 +40,24 @@ def fit(is_lean, heeds_signals):
         "plain": plain,
     }
     Path(str(trainer.global_rank)).write_text(json.dumps(found))
+
+
+class LeavesOut(Scheduled):
+    def training_step(self, batch, batch_idx):
+        return None if self.trainer.global_rank == 0 and batch_idx == 2 else super().training_step(batch, batch_idx)
+
+
+def leave_out():
+    trainer = Trainer(
+        accelerator="cpu", devices=2, strategy=DDPStrategy(), max_steps=4, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    with lean(trainer, heeds_signals=True), pytest.raises(RuntimeError, match=r"returned None|gloo|[Cc]onnection"):
+        trainer.fit(LeavesOut())
+
+
+def test_of_two_processes_none_leaves_out_a_step(tmp_path):
+    Ranks(leave_out, cwd=tmp_path, ranks=2).succeed()
 
 
 @pytest.mark.parametrize("heeds_signals", [True, False])

@@ -1,5 +1,6 @@
 """The best checkpoint and the last one."""
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,26 +9,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from firstlight.callbacks.due import is_due, validation_follows
-from firstlight.callbacks.finite_checkpoint import FiniteCheckpoint, refuse_not_finite
+from firstlight.callbacks.finite_checkpoint import FiniteCheckpoint, ends, refuse_not_finite
 from firstlight.errors import UsageError
 
 __all__ = ["BestCheckpoint", "LastCheckpoint", "recorded"]
 
 
+_log = logging.getLogger(__name__)
+
 _SMALL = 2**24
-"""Bytes of a checkpoint that may wait in memory, 16 MiB; to write a larger one takes long only where epochs do."""
+"""Bytes that may wait in memory, 16 MiB."""
 
 
 class BestCheckpoint(FiniteCheckpoint):
     """Keep `best.ckpt`, one file, of the validation with the best value of a metric; weights are finite, or it raises.
 
-    Where epochs are so short that writing would take more than `at_most` of the time, a small checkpoint of a single
-    process waits in memory for the next epoch that has time, for `LastCheckpoint`, which never tells of a best that is
-    not on the disk, or for the end, also by an exception.
+    Where epochs are so short that writing would take more than `at_most` of the time, a checkpoint of a single process,
+    up to 16 MiB, waits in memory for the next epoch that has time, for `LastCheckpoint`, which never tells of a best
+    that is not on the disk, or for the end, also by an exception. Larger ones, and those of several processes, are
+    written at once.
 
     Args:
         monitor: Name of the metric.
@@ -61,7 +66,7 @@ class BestCheckpoint(FiniteCheckpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the best, or what waits, when there is time."""
         super().on_train_epoch_end(trainer, pl_module)
-        if self._waiting and self._is_affordable(trainer):
+        if self._waiting and (self._has_time(trainer) or ends(trainer)):
             self.write(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,28 +75,33 @@ class BestCheckpoint(FiniteCheckpoint):
         self.write(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write what waits, where the disk lets it."""
-        with suppress(UsageError):
+        """Write what waits; where that fails too, what was first is what is told."""
+        try:
             self.write(trainer)
+        except Exception as error:
+            _log.warning(f"best.ckpt is not that of the best validation: {error}")
 
     def write(self, trainer: Trainer) -> None:
-        """Write what waits in memory."""
+        """Write what waits in memory, whose weights were finite."""
         if self._waiting:
-            (path, checkpoint), self._waiting = self._waiting, None
+            path, checkpoint = self._waiting
             self._together(trainer, path, lambda: trainer.strategy.save_checkpoint(checkpoint, path))
+            self._waiting = None
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(self)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         self._waiting = None
-        if not _is_small(trainer) or self._is_affordable(trainer):
+        if not _is_small(trainer) or self._has_time(trainer):
             super()._save_checkpoint(trainer, filepath)
             return
         refuse_not_finite(trainer, filepath)
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
+        if trainer.strategy.root_device.type != "cpu":  # whose fault may be what ends the run
+            checkpoint = move_data_to_device(checkpoint, "cpu")
         # Hyper-parameters stay as they are, and are most of the objects.
-        self._waiting = (
-            filepath,
-            {name: each if "hyper_parameters" in name else deepcopy(each) for name, each in checkpoint.items()},
-        )
+        kept = {name: each if "hyper_parameters" in name else deepcopy(each) for name, each in checkpoint.items()}
+        self._waiting = filepath, kept
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
 
@@ -108,12 +118,26 @@ class BestCheckpoint(FiniteCheckpoint):
             }
         super().load_state_dict(state_dict)
         self.current_score = state_dict["current_score"]  # Lightning 2.6.6 saves it and does not restore it.
+        # A best may have come after the checkpoint that the run goes on from.
+        with suppress(Exception):  # A damaged one is written anew.
+            found = torch.load(best, map_location="cpu", mmap=True, weights_only=True)
+            score = found["callbacks"][self.state_key]["best_model_score"]
+            if self.best_model_score is None or (torch.lt if self.mode == "min" else torch.gt)(
+                score, self.best_model_score
+            ):
+                self.best_model_score = self.kth_value = score
+                self.best_model_path = self.kth_best_model_path = str(best)
+                self.best_k_models = {str(best): score}
 
 
 def _is_small(trainer: Trainer) -> bool:
-    """Tell whether a checkpoint may wait in memory: with an optimiser's two moments it has three times the weights."""
-    weights = sum(each.numel() * each.element_size() for each in trainer.lightning_module.parameters())
-    return type(trainer.strategy) is SingleDeviceStrategy and 3 * weights <= _SMALL
+    """Tell whether a checkpoint may wait in memory."""
+    if type(trainer.strategy) is not SingleDeviceStrategy:
+        return False
+    module = trainer.lightning_module
+    states = [value for each in trainer.optimizers for state in each.state.values() for value in state.values()]
+    held = [*module.parameters(), *module.buffers(), *(value for value in states if isinstance(value, torch.Tensor))]
+    return sum(each.numel() * each.element_size() for each in held) <= _SMALL
 
 
 def recorded(path: str | Path) -> dict[str, float]:
@@ -166,13 +190,13 @@ class LastCheckpoint(FiniteCheckpoint):
         self.every_seconds = every_seconds
         self._written_step = -1
         self._step = 0
-        self._owed = False
+        self._owed = self._epoch_owed = False
         self._alone = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from here on."""
         super().on_train_start(trainer, pl_module)
-        self._step, self._written_step, self._owed = trainer.global_step, -1, False
+        self._step, self._written_step, self._owed, self._epoch_owed = trainer.global_step, -1, False, False
         self._alone = trainer.world_size == 1
 
     def on_train_batch_end(
@@ -187,8 +211,13 @@ class LastCheckpoint(FiniteCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file when it is due, after the validation."""
-        if self._is_affordable(trainer):
-            super().on_train_epoch_end(trainer, pl_module)
+        is_last = ends(trainer)
+        if is_last or (trainer.current_epoch + 1) % self._every_n_epochs == 0:
+            self._epoch_owed = True
+        if self._epoch_owed and (self._has_time(trainer) or is_last):
+            if not self._should_skip_saving_checkpoint(trainer):
+                self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._epoch_owed = False
         if self._owed:
             self.write(trainer)
 
@@ -203,6 +232,7 @@ class LastCheckpoint(FiniteCheckpoint):
         """Write the file, on all processes together, unless this step's was written."""
         if trainer.global_step != self._written_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = Path(str(self.dirpath)) / "last.ckpt"
+            refuse_not_finite(trainer, path)
             # Lightning's own would take an epoch that ends at this step for written.
             self._together(trainer, path, lambda: trainer.save_checkpoint(path))
 
@@ -211,7 +241,7 @@ class LastCheckpoint(FiniteCheckpoint):
             if isinstance(each, BestCheckpoint):
                 each.write(trainer)
         super()._together(trainer, path, write)
-        self._written_step, self._owed = trainer.global_step, False
+        self._written_step, self._owed, self._epoch_owed = trainer.global_step, False, False
 
     def _is_due(self, trainer: Trainer) -> bool:
         late = 0 < self.every_seconds <= time.monotonic() - self._written

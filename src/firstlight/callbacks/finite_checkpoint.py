@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from firstlight.callbacks.finite import not_finite
 from firstlight.errors import UsageError
 
-__all__ = ["FiniteCheckpoint", "refuse_not_finite"]
+__all__ = ["FiniteCheckpoint", "ends", "refuse_not_finite"]
 
 
 class FiniteCheckpoint(ModelCheckpoint):
@@ -40,28 +40,29 @@ class FiniteCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._written, self._took = time.monotonic(), 0.0
 
-    def _is_affordable(self, trainer: Trainer) -> bool:
-        """Tell whether there is time to write at the end of this epoch; for the last one there always is."""
+    def _has_time(self, trainer: Trainer) -> bool:
+        """Tell, on all processes alike, whether so much time has passed that writing takes little of it."""
         passed = time.monotonic() - self._written
         affordable = self._took * (1 - self.at_most) <= passed * self.at_most
         if trainer.world_size > 1 and self.at_most < 1:
             affordable = trainer.strategy.broadcast(affordable)
-        return affordable or _ends(trainer)
+        return affordable
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        refuse_not_finite(trainer, filepath)
         write = super()._save_checkpoint
         self._together(trainer, filepath, lambda: write(trainer, filepath))
 
     def _together(self, trainer: Trainer, path: str | Path, write: Callable[[], None]) -> None:
         """Write; where the first process cannot, the others would wait for it, and then blame the connection."""
-        refuse_not_finite(trainer, path)
+        begun = time.monotonic()
         for logger in trainer.loggers:
             # What was logged before the checkpoint is not logged again by a run that goes on from it.
             logger.save()
             if isinstance(logger, TensorBoardLogger):
                 with suppress(OSError):  # A full disk; the logger says so at the next logging.
                     logger.experiment.flush()
-        fault, begun = None, time.monotonic()
+        fault = None
         try:
             write()
         except UsageError as error:
@@ -73,10 +74,11 @@ class FiniteCheckpoint(ModelCheckpoint):
         self._took = self._written - begun
 
 
-def _ends(trainer: Trainer) -> bool:
-    """Tell whether the epoch under way is the last one."""
-    last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
-    return trainer.should_stop or last
+def ends(trainer: Trainer) -> bool:
+    """Tell, at the end of an epoch, whether it is the last one."""
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    last = epochs is not None and 0 <= epochs <= trainer.current_epoch + 1
+    return trainer.should_stop or last or 0 <= steps <= trainer.global_step
 
 
 def refuse_not_finite(trainer: Trainer, path: str | Path) -> None:

@@ -61,9 +61,9 @@ def restore(states: dict[str, Any]) -> None:
     True
     """
     version, own, *gauss = states["python"]
-    random.setstate((version, tuple(own.tolist()), *gauss))
+    random.setstate((version, tuple(torch.as_tensor(own).tolist()), *gauss))
     kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    np.random.set_state((kind, np.asarray(keys).astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
     if states["devices"] and len(states["devices"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["devices"])

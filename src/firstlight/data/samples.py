@@ -75,9 +75,8 @@ class TensorBatches(Dataset[Batch]):
 
     def __getitem__(self, index: int | Sequence[int] | Tensor) -> Batch:
         """Return one sample, or the batch of the samples at several indices."""
-        if isinstance(index, int):
-            return self.inputs[index], self.targets[index]
-        return self.__getitems__(index)
+        several = isinstance(index, Sequence) or (isinstance(index, Tensor) and index.ndim == 1)
+        return self.__getitems__(index) if several else (self.inputs[index], self.targets[index])  # type: ignore[arg-type]
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> Batch:
         """Return the batch of the samples at `indices`."""

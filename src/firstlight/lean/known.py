@@ -8,8 +8,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
-from lightning.pytorch.loops.optimization import automatic
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.optimization import automatic, closure
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
+from lightning.pytorch.loops.progress import _OptimizationProgress
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
@@ -68,6 +70,16 @@ STEP: dict[tuple[Any, str], str] = {
     (_LoggerConnector, "update_train_step_metrics"): "44584c0c55de3464",
     (_LoggerConnector, "should_update_logs"): "a60ba9e9cd0c62d9",
     (_ResultCollection, "metrics"): "253a052f55f98a76",
+    (_TrainingEpochLoop, "_should_check_val_epoch"): "123f3003daac3054",
+    (_FitLoop, "_should_accumulate"): "9c586074d9eca4f4",
+    (_OptimizationProgress, "optimizer_steps"): "6707e97a882bd812",
+    (closure, "AbstractClosure"): "7458ad251c30e34d",
+    (Strategy, "on_train_batch_start"): "093d78836c07829e",
+    (Strategy, "post_training_step"): "8f954cd437319d31",
+    (Precision, "train_step_context"): "8af7be8430103808",
+    (Precision, "val_step_context"): "056d657c18692ace",
+    (Precision, "forward_context"): "be84f4d137d2bca8",
+    (Precision, "clip_gradients"): "3ce697562ba1d0ab",
     (Strategy, "batch_to_device"): "e7b211b006fe472b",
     (Strategy, "training_step"): "e0755d72cd8b74f0",
     (Strategy, "backward"): "627cfe60660857e3",

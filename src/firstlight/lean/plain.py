@@ -9,11 +9,21 @@ from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["accumulates", "clips_itself", "is_plain", "preparations", "scheduler_of"]
+
+_OF_ALL = (
+    "backward",
+    "batch_to_device",
+    "on_train_batch_start",
+    "post_training_step",
+    "training_step",
+    "validation_step",
+)
+"""What a strategy may have in a way of its own."""
 
 _UNCHANGED = {DataHooks.on_before_batch_transfer, DataHooks.on_after_batch_transfer}
 
@@ -29,9 +39,11 @@ def is_plain(trainer: Trainer, module: LightningModule) -> bool:
         and type(model) is DistributedDataParallel
         and model.module is module
     )
+    usual = all(getattr(type(strategy), name) is getattr(Strategy, name) for name in _OF_ALL)
     return (
         module.automatic_optimization
         and (alone or averages)
+        and usual
         and type(strategy.precision_plugin) is Precision
         and getattr(module.optimizer_step, "__func__", None) is LightningModule.optimizer_step
         and not isinstance(trainer.optimizers[0], LightningOptimizer)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
@@ -173,7 +174,8 @@ class Step:
         module_hook("on_validation_batch_start", batch, batch_idx)
         progress.increment_started()
         given = (batch, batch_idx) if self._validation_takes_index else (batch,)
-        output = named(module, "validation_step", self._validate, *given)
+        check = module.validation_step if trainer.strategy.model is module else trainer.strategy.validation_step
+        output = named(module, "validation_step", check, *given)
         progress.increment_processed()
         hook(trainer, "on_validation_batch_end", output, batch, batch_idx)
         module_hook("on_validation_batch_end", output, batch, batch_idx)
@@ -199,9 +201,6 @@ class Step:
             self._hooks: dict[str, Callable[..., Any] | None] = {}
             counted = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
             self._done = counted if module.automatic_optimization else None
-            alone = trainer.strategy.model is module
-            self._forward = module.training_step if alone else trainer.strategy.training_step
-            self._validate = module.validation_step if alone else trainer.strategy.validation_step
             self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
             self._validation_takes_index = is_param_in_hook_signature(module.validation_step, "batch_idx", min_args=2)
             self._prepare = preparations(trainer)
@@ -211,7 +210,7 @@ class Step:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """Call a hook of the module, where it does anything."""
-        if name not in self._hooks:
+        if name not in self._hooks or name in vars(self._module):  # One may be put in place at any time.
             found = getattr(self._module, name)
             self._hooks[name] = found if self._has_work(found) else None
         function = self._hooks[name]
@@ -226,14 +225,21 @@ class Step:
         progress = loop.automatic_optimization.optim_progress.optimizer
         parts: int = trainer.accumulate_grad_batches
         given = (batch, batch_idx) if self._takes_index else (batch,)
-        outputs: dict[str, Any] = {}
+        alone = strategy.model is module
+        outputs: dict[str, Any] | None = None
 
         def closure() -> Tensor | None:
             nonlocal outputs
             with torch.enable_grad():  # Not every optimiser calls its closure with it.
-                found = named(module, "training_step", self._forward, *given)
+                train = module.training_step if alone else strategy.training_step
+                found = named(module, "training_step", train, *given)
+                if found is None and trainer.world_size > 1:
+                    raise RuntimeError(
+                        "training_step returned None: of several processes none can leave out a step, for which the "
+                        "others wait"
+                    )
                 if parts == 1 and isinstance(found, Tensor):
-                    loss, outputs = found, {"loss": found.detach()}
+                    loss, outputs = found, {"loss": found.detach().clone()}
                 else:
                     result = ClosureResult.from_training_step_output(found, parts)
                     loss, outputs = result.closure_loss, {} if result.loss is None else result.asdict()  # type: ignore[assignment]
@@ -282,4 +288,6 @@ class Step:
             progress.step.increment_ready()
             named(module, "optimizer_step", optimizer.step, closure=whole)
             progress.step.increment_completed()
+        if outputs is None:
+            raise MisconfigurationException(f"{type(optimizer).__name__}.step did not call its closure, which trains")
         return outputs

@@ -7,7 +7,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -74,9 +76,9 @@ class Scheduled(LightningModule):
                 optimizer = self.build_optimizer([parameter for group in groups for parameter in group["params"]])
         except ValueError as error:  # torch's word for a value out of its range
             raise UsageError(f"optimizer: {error}") from error
-        if self._loaded is not None:
-            _regroup(self._loaded, optimizer)
-            self._loaded = None
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None and self.trainer.ckpt_path:
+            _regroup(loaded, optimizer)
         total = self.total_steps
         if self.trainer.ckpt_path and self._done is not None and total < self._done["steps"]:
             done = f"{self._done['steps']:,}"
@@ -110,7 +112,8 @@ class Scheduled(LightningModule):
         """Take over the horizon that the run was planned with."""
         self._horizon = checkpoint["horizon"]
         self._done = checkpoint["done"]
-        self._loaded = checkpoint
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._loaded = checkpoint
 
     def _reconfigure(self) -> bool:
         """Give the optimiser its options of now, such as weight decay; tell whether the learning rate is another."""
@@ -146,7 +149,7 @@ class _Planned(LambdaLR):
 
     def step(self, epoch: int | None = None) -> None:
         """Set the learning rate of the next step."""
-        if epoch is not None:
+        if epoch is not None or isinstance(self.optimizer.param_groups[0]["lr"], Tensor):
             super().step(epoch)
             return
         self._step_count += 1
