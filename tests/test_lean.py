@@ -288,3 +288,13 @@ def test_between_loggings_a_step_logs_nothing_reads_nothing_and_calls_little(tmp
         assert not found.keys() - {"return", "c_call", "c_return", "c_exception"}, (number, found)
         assert calls <= most, number
     assert steps[50]["log_metrics"] >= 2 and steps[50]["log"] >= 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device to look for")
+def test_a_device_that_is_not_there_is_not_looked_for_at_each_step(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(asked.append(1)))
+    with lean(Trainer(logger=False, accelerator="cpu")):
+        before = len(asked)
+        assert not torch.cuda.is_available() and len(asked) == before
+    assert not torch.cuda.is_available() and len(asked) > before
