@@ -68,8 +68,8 @@ def lean(trainer: Trainer, heeds_signals: bool = False) -> Iterator[bool]:
         *_batches(trainer, heeds_signals),
     ]
     if not torch.cuda.is_available():
-        # Lightning has torch ask NVIDIA's library and not the driver, which is looked for on the disk at each step, since
-        # torch's optimisers ask: 0.15 ms. No device comes while a fit lasts.
+        # torch's optimisers ask at each step, and Lightning lets torch look for NVIDIA's library on the disk each time.
+        # No device comes while a fit lasts.
         replaced.append((torch.cuda, "is_available", lambda: False))
     with ExitStack() as stack:
         for owner, name, ours in replaced:
