@@ -121,11 +121,12 @@ class BestCheckpoint(FiniteCheckpoint):
         # A best may have come after the checkpoint that the run goes on from.
         with suppress(Exception):  # A damaged one is written anew.
             found = torch.load(best, map_location="cpu", mmap=True, weights_only=True)
-            score = found["callbacks"][self.state_key]["best_model_score"]
+            kept = found["callbacks"][self.state_key]
+            score = kept["best_model_score"]
             if self.best_model_score is None or (torch.lt if self.mode == "min" else torch.gt)(
                 score, self.best_model_score
             ):
-                self.best_model_score = self.kth_value = score
+                self.best_model_score, self.kth_value, self.current_score = score, score, kept["current_score"]
                 self.best_model_path = self.kth_best_model_path = str(best)
                 self.best_k_models = {str(best): score}
 
