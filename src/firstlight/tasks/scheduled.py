@@ -145,7 +145,7 @@ class Scheduled(LightningModule):
 
 
 class _Planned(LambdaLR):
-    """LambdaLR whose step takes a third of the time: torch 2.13 asks at each whether one calls it as one should."""
+    """LambdaLR without what torch 2.13 asks at each step: whether one calls it as one should."""
 
     def step(self, epoch: int | None = None) -> None:
         """Set the learning rate of the next step."""
