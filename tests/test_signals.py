@@ -50,6 +50,17 @@ class Fault(Callback):
                 raise ZeroDivisionError("the fault of this test")
             os.kill(os.getpid(), signal.SIGKILL if self.kind == "is killed" else signal.SIGSTOP)
 """
+WATCHED = """
+import sys
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from firstlight.__main__ import main
+
+look = _ChildProcessObserver._run
+_ChildProcessObserver._run = lambda self: bool(self._child_processes) and look(self)
+_ChildProcessObserver.__init__.__defaults__ = (0.001,)
+sys.exit(main())
+"""
+"""Lightning's watch over what it started, which kills this process too: all the time, and not once in five seconds."""
 LONG = ["--trainer.max_epochs=2000", "--without=early_stopping"]
 
 
@@ -101,9 +112,10 @@ def processes(folder):
     return found
 
 
-def started(folder, *options):
+def started(folder):
     """Start a fit of two processes as a user does, and wait until both train."""
-    command = [sys.executable, "-m", "firstlight", "fit", "--config", CONFIG, "--config", DDP, *LONG, *options]
+    (folder / "watched.py").write_text(WATCHED)
+    command = [sys.executable, "watched.py", "fit", "--config", CONFIG, "--config", DDP, *LONG]
     run = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list(folder.glob("runs/*/*/checkpoints/last.ckpt")):

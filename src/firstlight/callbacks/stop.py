@@ -120,8 +120,8 @@ class Stop(Checkpoint):
         while self._handlers:
             number, before = self._handlers.popitem()
             signal.signal(number, before)
-        children, until = self._children, time.monotonic() + 10
-        self._release(trainer)
+        # Lightning does not get back what it started: it would see that one has ended, and kill this process.
+        children, until = self._release(), time.monotonic() + 10
         for child in children:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(max(0, until - time.monotonic()))
@@ -133,9 +133,9 @@ class Stop(Checkpoint):
             # Who ends first takes the store along.
             trainer.strategy.barrier()
             asked = self._peers.stop[1] if self._peers.stop else asked
-        self._release(trainer)
         if asked:
             self._end(asked)
+        _started(trainer).extend(self._release())
 
     def _stop_if_due(self, trainer: Trainer) -> None:
         step, asked = self._peers.stop or (0, None) if self._peers else (0, self._asked)
@@ -176,12 +176,12 @@ class Stop(Checkpoint):
                 # Not `print`, which may be what was interrupted.
                 os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
 
-    def _release(self, trainer: Trainer) -> None:
-        """Give back what was taken, but for the handlers."""
+    def _release(self) -> list[subprocess.Popen[bytes]]:
+        """Leave the others, and return the processes that Lightning started."""
         if self._peers:
             self._peers.close()
-            _started(trainer).extend(self._children)
-        self._peers, self._children = None, []
+        children, self._peers, self._children = self._children, None, []
+        return children
 
 
 def _started(trainer: Trainer) -> list[Any]:
