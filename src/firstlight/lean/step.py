@@ -79,8 +79,8 @@ class Step:
             self._logged = True
             self._advance(loop, fetcher)
             return
-        hook, module_hook, named = call._call_callback_hooks, self._call, self._named
-        progress, connector, results = loop.batch_progress, trainer._logger_connector, loop._results
+        hook, module_hook = call._call_callback_hooks, self._call
+        progress = loop.batch_progress
         if loop.val_loop._restarting:
             loop.val_loop.restarting = False
         if trainer.world_size > 1 and not self._heeds_signals:
@@ -88,12 +88,7 @@ class Step:
         batch, _, _ = next(fetcher)
         batch_idx = progress.current.ready
         progress.is_last_batch = fetcher.done
-        module = self._module
-        for name, prepare, arguments in self._prepare:
-            batch = named(module, name, prepare, batch, *arguments)
-        progress.increment_ready()
-        connector._first_loop_iter = connector._first_loop_iter is None
-        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+        batch = self._ready(loop, batch)
         outputs, ends = None, False
         if batch is None:
             loop._warning_cache.warn("train_dataloader yielded None. If this was on purpose, ignore this warning...")
@@ -107,29 +102,19 @@ class Step:
                 outputs = self._run(loop, batch, batch_idx)
         progress.increment_processed()
         goes_on = accumulates(trainer, loop)
-        if self._scheduler is None:
-            loop.update_lr_schedulers("step", update_plateau_schedulers=False)
-            if loop._num_ready_batches_reached():
-                loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
-        elif not goes_on:
-            loop.scheduler_progress.increment_ready()
-            named(module, "lr_scheduler_step", self._scheduler.step)
-            loop.scheduler_progress.increment_completed()
+        self._schedule(loop, goes_on)
         if ends:
             raise StopIteration
         hook(trainer, "on_train_batch_end", outputs, batch, batch_idx)
         module_hook("on_train_batch_end", outputs, batch, batch_idx)
-        if self._logged:
-            connector.on_batch_end()
-            self._logged = False
-        else:
-            results.batch = results.batch_size = None
+        self._gather(loop, self._logged)
+        self._logged = False
         progress.increment_completed()
         if not goes_on:
             every = trainer.log_every_n_steps
             is_due = every and (loop._batches_that_stepped + 1) % every == 0
             if is_due or trainer.should_stop or trainer.fast_dev_run:
-                connector.update_train_step_metrics()
+                trainer._logger_connector.update_train_step_metrics()
 
     def on_advance_end(self, loop: _TrainingEpochLoop, fetcher: Any) -> None:
         """Validate where that is due, and count."""
@@ -163,35 +148,57 @@ class Step:
             self._evaluation_step(loop, batch, batch_idx, dataloader_idx, dataloader_iter)
             return
         assert module is not None
-        hook, module_hook, named = call._call_callback_hooks, self._call, self._named
-        progress, connector, results = loop.batch_progress, trainer._logger_connector, loop._results
-        for name, prepare, arguments in self._prepare:
-            batch = named(module, name, prepare, batch, *arguments)
-        progress.increment_ready()
-        connector._first_loop_iter = connector._first_loop_iter is None
-        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+        hook, module_hook = call._call_callback_hooks, self._call
+        progress = loop.batch_progress
+        batch = self._ready(loop, batch)
         hook(trainer, "on_validation_batch_start", batch, batch_idx)
         module_hook("on_validation_batch_start", batch, batch_idx)
         progress.increment_started()
         given = (batch, batch_idx) if self._validation_takes_index else (batch,)
         check = module.validation_step if trainer.strategy.model is module else trainer.strategy.validation_step
-        output = named(module, "validation_step", check, *given)
+        output = self._named(module, "validation_step", check, *given)
         progress.increment_processed()
         hook(trainer, "on_validation_batch_end", output, batch, batch_idx)
         module_hook("on_validation_batch_end", output, batch, batch_idx)
-        seen = loop._seen_batches_per_dataloader
-        if logged := any(not each.has_reset for each in results.values()):
-            connector.on_batch_end()
-        else:
-            results.batch = results.batch_size = None
+        logged = any(not each.has_reset for each in loop._results.values())
+        self._gather(loop, logged)
         progress.increment_completed()
         if not trainer.sanity_checking:
+            seen = loop._seen_batches_per_dataloader
             loop._has_run = True
             if logged:
-                connector.update_eval_step_metrics(seen[dataloader_idx])
+                trainer._logger_connector.update_eval_step_metrics(seen[dataloader_idx])
             seen[dataloader_idx] += 1
         if not progress.is_last_batch and trainer.received_sigterm:
             raise SIGTERMException
+
+    def _ready(self, loop: Any, batch: Any) -> Any:
+        """Return a batch as its step takes it, and count it."""
+        for name, prepare, arguments in self._prepare:
+            batch = self._named(self._module, name, prepare, batch, *arguments)
+        loop.batch_progress.increment_ready()
+        connector, results = self._trainer._logger_connector, loop._results
+        connector._first_loop_iter = connector._first_loop_iter is None
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+        return batch
+
+    def _gather(self, loop: Any, logged: bool) -> None:
+        """Make numbers of what a batch logged."""
+        if logged:
+            self._trainer._logger_connector.on_batch_end()
+        else:
+            loop._results.batch = loop._results.batch_size = None
+
+    def _schedule(self, loop: _TrainingEpochLoop, goes_on: bool) -> None:
+        """Step the learning rate, unless the batch is followed by another one before the optimiser steps."""
+        if self._scheduler is None:
+            loop.update_lr_schedulers("step", update_plateau_schedulers=False)
+            if loop._num_ready_batches_reached():
+                loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        elif not goes_on:
+            loop.scheduler_progress.increment_ready()
+            self._named(self._module, "lr_scheduler_step", self._scheduler.step)
+            loop.scheduler_progress.increment_completed()
 
     def _is_plain(self) -> bool:
         trainer = self._trainer
@@ -216,61 +223,32 @@ class Step:
         function = self._hooks[name]
         return None if function is None else self._named(self._module, name, function, *arguments)
 
-    def _run(self, loop: _TrainingEpochLoop, batch: Any, batch_idx: int) -> Any:
+    def _run(self, loop: _TrainingEpochLoop, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Make one step, or a part of an accumulated one; return what `training_step` did."""
-        trainer, module, strategy = self._trainer, self._module, self._trainer.strategy
-        named, hook, module_hook = self._named, call._call_callback_hooks, self._call
-        assert module is not None
+        trainer = self._trainer
         optimizer: Optimizer = trainer.optimizers[0]
         progress = loop.automatic_optimization.optim_progress.optimizer
-        parts: int = trainer.accumulate_grad_batches
-        given = (batch, batch_idx) if self._takes_index else (batch,)
-        alone = strategy.model is module
         outputs: dict[str, Any] | None = None
 
         def closure() -> Tensor | None:
             nonlocal outputs
             with torch.enable_grad():  # Not every optimiser calls its closure with it.
-                train = module.training_step if alone else strategy.training_step
-                found = named(module, "training_step", train, *given)
-                if found is None and trainer.world_size > 1:
-                    raise RuntimeError(
-                        "training_step returned None: of several processes none can leave out a step, for which the "
-                        "others wait"
-                    )
-                if parts == 1 and isinstance(found, Tensor):
-                    loss, outputs = found, {"loss": found.detach().clone()}
-                else:
-                    result = ClosureResult.from_training_step_output(found, parts)
-                    loss, outputs = result.closure_loss, {} if result.loss is None else result.asdict()  # type: ignore[assignment]
-                    if loss is None:
-                        Closure.warning_cache.warn(
-                            "`training_step` returned `None`. If this was on purpose, ignore this warning..."
-                        )
-                if batch_idx % parts == 0:
+                loss, outputs = self._loss(batch, batch_idx)
+                if batch_idx % trainer.accumulate_grad_batches == 0:
                     progress.zero_grad.increment_ready()
-                    hook(trainer, "on_before_zero_grad", optimizer)
-                    module_hook("on_before_zero_grad", optimizer)
+                    call._call_callback_hooks(trainer, "on_before_zero_grad", optimizer)
+                    self._call("on_before_zero_grad", optimizer)
                     progress.zero_grad.increment_started()
-                    module_hook("optimizer_zero_grad", trainer.current_epoch, batch_idx, optimizer)
+                    self._call("optimizer_zero_grad", trainer.current_epoch, batch_idx, optimizer)
                     progress.zero_grad.increment_completed()
                 if loss is not None:
-                    named(module, "backward", backward, loss)
+                    self._named(self._module, "backward", self._backward, loss)
             return outputs.get("loss")
-
-        def backward(loss: Tensor) -> None:
-            strategy.pre_backward(loss)
-            hook(trainer, "on_before_backward", loss)
-            module_hook("on_before_backward", loss)
-            module.backward(loss)
-            hook(trainer, "on_after_backward")
-            module_hook("on_after_backward")
-            strategy.post_backward(loss)
 
         def whole() -> Tensor | None:
             loss = closure()
-            hook(trainer, "on_before_optimizer_step", optimizer)
-            module_hook("on_before_optimizer_step", optimizer)
+            call._call_callback_hooks(trainer, "on_before_optimizer_step", optimizer)
+            self._call("on_before_optimizer_step", optimizer)
             if self._clips_itself or trainer.gradient_clip_val is not None:
                 call._call_lightning_module_hook(
                     trainer,
@@ -282,12 +260,41 @@ class Step:
             return loss
 
         if accumulates(trainer, loop):
-            with _block_parallel_sync_behavior(strategy):
+            with _block_parallel_sync_behavior(trainer.strategy):
                 closure()
         else:
             progress.step.increment_ready()
-            named(module, "optimizer_step", optimizer.step, closure=whole)
+            self._named(self._module, "optimizer_step", optimizer.step, closure=whole)
             progress.step.increment_completed()
         if outputs is None:
             raise MisconfigurationException(f"{type(optimizer).__name__}.step did not call its closure, which trains")
         return outputs
+
+    def _loss(self, batch: Any, batch_idx: int) -> tuple[Tensor | None, dict[str, Any]]:
+        """Return the loss, and what hooks are told of it."""
+        trainer, module = self._trainer, self._module
+        assert module is not None
+        given = (batch, batch_idx) if self._takes_index else (batch,)
+        train = module.training_step if trainer.strategy.model is module else trainer.strategy.training_step
+        found = self._named(module, "training_step", train, *given)
+        if found is None and trainer.world_size > 1:
+            raise RuntimeError(
+                "training_step returned None: of several processes none can leave out a step, for which the others wait"
+            )
+        if trainer.accumulate_grad_batches == 1 and isinstance(found, Tensor):
+            return found, {"loss": found.detach().clone()}
+        result = ClosureResult.from_training_step_output(found, trainer.accumulate_grad_batches)
+        if result.closure_loss is None:
+            said = "`training_step` returned `None`. If this was on purpose, ignore this warning..."
+            Closure.warning_cache.warn(said)
+        return result.closure_loss, {} if result.loss is None else result.asdict()
+
+    def _backward(self, loss: Tensor) -> None:
+        trainer, strategy = self._trainer, self._trainer.strategy
+        strategy.pre_backward(loss)
+        call._call_callback_hooks(trainer, "on_before_backward", loss)
+        self._call("on_before_backward", loss)
+        trainer.lightning_module.backward(loss)
+        call._call_callback_hooks(trainer, "on_after_backward")
+        self._call("on_after_backward")
+        strategy.post_backward(loss)
