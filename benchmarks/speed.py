@@ -3,10 +3,10 @@
     python benchmarks/speed.py [--cases tiny,mlp] [--contenders floor,firstlight] [--rounds 5] [--threads 1] [--json F]
 
 Each contender trains in a process of its own, one after the other, round after round, so that whatever else the
-machine does falls on all of them alike. A step's time is that of an epoch, its validation and what is written in it
-included, over its steps: the mean of all epochs but the first and the last, in which firstlight writes its checkpoints
-whatever it takes. The ratio is to the floor's in the same round: shown are
-the median of the rounds and their spread. Between epochs are the milliseconds from an epoch's last step to the next
+machine does falls on all of them alike. A step's time is the median of all steps but those of the first epoch. An
+epoch's time holds its validation and all that is logged and written in it: the mean of all epochs but the first and the
+last, in which firstlight writes its checkpoints whatever it takes. Ratios are to the floor's in the same round: shown
+are the median of the rounds and their spread. Between epochs are the milliseconds from an epoch's last step to the next
 one's first. `ddp` is the floor of `firstlight_ddp`, on two processes. What could not run is said. The table is printed;
 `--json F` keeps the figures in a file.
 """
@@ -60,10 +60,18 @@ def rounds(case: str, contenders: list[str], many: int, threads: int) -> dict[st
         for number in range(many):
             for each in contenders:
                 if found := train(each, case, folder, threads):
-                    found["step_ms"] = round(fmean(found.pop("epochs")) / found["steps"] * 1000, 4)
+                    found["epoch"] = fmean(found.pop("epochs"))
                     took[each].append({"round": number, **found})
-                    print(f"{case} {number} {each} {found['step_ms']:.3f} ms", file=sys.stderr, flush=True)
+                    shown = f"{found['step'] * 1000:.3f} ms a step, {found['epoch'] * 1000:.1f} ms an epoch"
+                    print(f"{case} {number} {each}: {shown}", file=sys.stderr, flush=True)
     return {each: found for each, found in took.items() if found}
+
+
+def over(found: list[dict[str, Any]], floors: list[dict[str, Any]], figure: str) -> str:
+    """Return the median ratio of a figure to the floor's in the same round, and the spread of the rounds."""
+    floor = {each["round"]: each[figure] for each in floors}
+    ratios = sorted(each[figure] / floor[each["round"]] for each in found if each["round"] in floor)
+    return f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
 def rows(case: str, took: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -71,15 +79,13 @@ def rows(case: str, took: dict[str, list[dict[str, Any]]]) -> list[str]:
     lines = []
     for name, found in took.items():
         floors = took[FLOORS.get(name, "floor")]
-        floor = {each["round"]: each["step_ms"] for each in floors}
-        ratios = sorted(each["step_ms"] / floor[each["round"]] for each in found if each["round"] in floor)
-        spread = f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        step, between, validated, peak = (
-            median(each[figure] for each in found) for figure in ("step_ms", "between", "validated", "MiB")
+        step, between, validated = (
+            f"{median(each[figure] for each in found) * 1000:.3f}" for figure in ("step", "between", "validated")
         )
-        least = median(each["MiB"] for each in floors)
-        shown = f"{step:.3f} | {spread} | {between * 1000:.1f} | {validated * 1000:.3f} | {peak:,.0f}"
-        lines.append(f"| {case} | {name} | {shown} | {peak / least:.2f} | {len(found)} |")
+        peak, least = (median(each["MiB"] for each in some) for some in (found, floors))
+        ratios = f"{over(found, floors, 'step')} | {over(found, floors, 'epoch')}"
+        memory = f"{peak:,.0f} | {peak / least:.2f}"
+        lines.append(f"| {case} | {name} | {step} | {ratios} | {between} | {validated} | {memory} | {len(found)} |")
     return lines
 
 
@@ -100,10 +106,10 @@ def main() -> None:
     processors = f"{os.cpu_count()} {platform.machine()} processors"
     print(f"Python {platform.python_version()}, {versions}; {processors}, {given.threads} thread(s) a process\n")
     print(
-        "| case | contender | ms a step | over the floor, median (least to most) | ms between epochs "
+        "| case | contender | ms a step | over the floor's | an epoch over the floor's | ms between epochs "
         "| ms a validated batch | MiB | over the floor's | rounds |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     print("\n".join(line for case, found in took.items() for line in rows(case, found)))
     if given.json:
         given.json.write_text(json.dumps(took, indent=1) + "\n")

@@ -21,10 +21,15 @@ def speed(monkeypatch):
 def test_a_ratio_is_that_to_the_floor_of_the_same_round(speed):
     def took(*steps):
         figures = {"between": 0.002, "validated": 0.0005}
-        return [{"round": number, "step_ms": step, "MiB": 100 + step, **figures} for number, step in enumerate(steps)]
+        return [
+            {"round": number, "step": step / 1000, "epoch": 5 + step, "MiB": 100 + step, **figures}
+            for number, step in enumerate(steps)
+        ]
 
     rows = speed.rows("tiny", {"floor": took(1.0, 2.0, 4.0), "firstlight": took(3.0, 4.0, 4.0)})
-    assert rows[1] == "| tiny | firstlight | 4.000 | 2.00 (1.00 to 3.00) | 2.0 | 0.500 | 104 | 1.02 | 3 |"
+    assert rows[1] == (
+        "| tiny | firstlight | 4.000 | 2.00 (1.00 to 3.00) | 1.29 (1.00 to 1.33) | 2.000 | 0.500 | 104 | 1.02 | 3 |"
+    )
 
 
 def test_epochs_steps_and_what_lies_between_are_told_apart(monkeypatch):

@@ -1,8 +1,8 @@
 """Lightning's hooks without what nobody uses, for as long as a fit lasts.
 
-Lightning 2.6.6 enters a context of its profiler for each callback and hook of a step, about 90 with the callbacks of a
+Lightning 2.6.6 enters a context of its profiler for each callback and hook of a step, 84 with the callbacks of a
 run though nothing is profiled, most of them around functions that do nothing; it sets an attribute of the module
-through `torch.nn.Module.__setattr__` some 50 times; and it inspects the signature of `training_step` at every step.
+through `torch.nn.Module.__setattr__` 44 times; and it inspects the signature of `training_step` at every step.
 The functions here call the same hooks with the same arguments in the same order, but for those whose body is empty.
 They take the place of Lightning's only where Lightning's are, letter for letter, those that they were written for.
 A trainer that runs within the fit of another one shares them, so that a profiler of its own sees no hooks.
