@@ -35,10 +35,10 @@ def seconds(*command: str, folder: str, until: str = "") -> float:
     started = time.time()
     done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True)
     ended = time.time()
-    if until:
-        line = next(line for line in done.stdout.splitlines() if line.startswith(until))
-        ended = float(line.split()[-1])
-    return ended - started
+    found = [line for line in done.stdout.splitlines() if line.startswith(until)] if until else []
+    if bool(until) != bool(found) or (done.returncode and not until):
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return (float(found[0].split()[-1]) if found else ended) - started
 
 
 def main() -> None:
@@ -51,6 +51,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "first_step.py").write_text(CALLBACK)
         fit = ["-m", "firstlight", "fit", "--config", str(HERE / "cases" / "tiny.yaml"), "--trainer.callbacks"]
+        if train("prepare", "mlp", folder, 1) is None:
+            sys.exit("mlp cannot be prepared")
         for _ in range(many):
             for name, command, until in (
                 ("`import lightning.pytorch`", ["-c", "import lightning.pytorch"], ""),
@@ -58,7 +60,6 @@ def main() -> None:
                 ("`firstlight --help`", ["-m", "firstlight", "--help"], ""),
             ):
                 took.setdefault(name, []).append(seconds(*command, folder=folder, until=until))
-            train("prepare", "mlp", folder, 1)
             for name, options in (
                 ("a step, all of it logged each time", []),
                 ("a step, all but gradient norms", ["--without=[gradient_norm]"]),

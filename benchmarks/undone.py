@@ -142,7 +142,8 @@ def main() -> None:
     for case in given.cases.split(","):
         took: dict[str, list[float]] = {name: [] for name in UNDOINGS}
         with tempfile.TemporaryDirectory() as folder:
-            train("prepare", case, folder, 1)
+            if train("prepare", case, folder, 1) is None:
+                sys.exit(f"{case} cannot be prepared")
             for _ in range(given.rounds):
                 for name, found in took.items():
                     figures = one(name, case, folder)

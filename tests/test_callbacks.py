@@ -183,6 +183,19 @@ def test_a_resumed_run_keeps_the_patience_it_is_given_now():
     assert (now.patience, now.wait_count) == (7, 1)
 
 
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 2), (1, 2), (2, 3)])
+def test_patience_is_the_validations_without_an_improvement_after_which_a_run_stops(tmp_path, patience, epochs):
+    class Constant(Foreign):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", 1.0)
+
+    stops = callbacks.EarlyStopping("val/loss", patience=patience)
+    data = DataLoader(TensorDataset(torch.randn(8, 4), torch.randn(8, 1)), 4)
+    run = Trainer(max_epochs=9, logger=False, enable_model_summary=False, enable_checkpointing=False, callbacks=[stops])
+    run.fit(Constant(), data, data)
+    assert run.current_epoch == epochs
+
+
 def test_what_each_default_has_seen_survives_a_round_trip(tmp_path):
     used = callbacks.defaults(task(), tmp_path)
     Trainer(max_epochs=2, logger=False, enable_model_summary=False, callbacks=used).fit(task(), Digits())

@@ -49,6 +49,20 @@ def test_a_checkpoint_of_a_program_is_refused_without_a_part_by_its_name(saved, 
         Classification.load_from_checkpoint(saved[1], weights_only=True, **given)
 
 
+def test_a_step_gives_a_loss_without_a_trainer():
+    inputs, targets = torch.randn(4, 64), torch.arange(4)
+    task = make()
+    assert torch.equal(task.training_step((inputs, targets), 0), nn.functional.cross_entropy(task(inputs), targets))
+
+
+def test_a_checkpoint_of_weights_alone_is_nothing_to_go_on_from(tmp_path):
+    run = trainer(tmp_path, max_steps=3)
+    run.fit(make(), datamodule=Digits())
+    run.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    with pytest.raises(KeyError, match="contains only the model"):  # Lightning's own words
+        trainer(tmp_path, max_steps=5).fit(make(), datamodule=Digits(), ckpt_path=tmp_path / "weights.ckpt")
+
+
 def test_a_loaded_task_that_is_fitted_anew_follows_its_own_horizon(saved, tmp_path):
     parts = {name: part() for name, part in PARTS.items()} | {"schedule": Cosine()}
     loaded = Classification.load_from_checkpoint(saved[1], weights_only=True, **parts)

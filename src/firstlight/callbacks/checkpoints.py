@@ -30,9 +30,9 @@ class BestCheckpoint(FiniteCheckpoint):
     """Keep `best.ckpt`, one file, of the validation with the best value of a metric; weights are finite, or it raises.
 
     Where epochs are so short that writing would take more than `at_most` of the time, a checkpoint of a single process,
-    up to 16 MiB, waits in memory for the next epoch that has time, for `LastCheckpoint`, which never tells of a best
-    that is not on the disk, or for the end, also by an exception. Larger ones, and those of several processes, are
-    written at once.
+    with up to 16 MiB of weights, buffers and optimiser state, waits in memory for the next epoch that has time, for
+    `LastCheckpoint`, which never tells of a best that is not on the disk, or for the end, also by an exception. Larger
+    ones, and those of several processes, are written at once.
 
     Args:
         monitor: Name of the metric.
@@ -91,9 +91,10 @@ class BestCheckpoint(FiniteCheckpoint):
                 logger.after_save_checkpoint(self)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        self._waiting = None
+        # What waits is given up only for one that was judged, or written.
         if not _is_small(trainer) or self._has_time(trainer):
             super()._save_checkpoint(trainer, filepath)
+            self._waiting = None
             return
         refuse_not_finite(trainer, filepath)
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
@@ -119,13 +120,14 @@ class BestCheckpoint(FiniteCheckpoint):
         super().load_state_dict(state_dict)
         self.current_score = state_dict["current_score"]  # Lightning 2.6.6 saves it and does not restore it.
         # A best may have come after the checkpoint that the run goes on from.
+        found: dict[str, Any] = {}
         with suppress(Exception):  # A damaged one is written anew.
             found = torch.load(best, map_location="cpu", mmap=True, weights_only=True)
-            kept = found["callbacks"][self.state_key]
+        kept = found.get("callbacks", {}).get(self.state_key)
+        if kept is not None:
+            is_better = torch.lt if self.mode == "min" else torch.gt
             score = kept["best_model_score"]
-            if self.best_model_score is None or (torch.lt if self.mode == "min" else torch.gt)(
-                score, self.best_model_score
-            ):
+            if self.best_model_score is None or is_better(score, self.best_model_score):
                 self.best_model_score, self.kth_value, self.current_score = score, score, kept["current_score"]
                 self.best_model_path = self.kth_best_model_path = str(best)
                 self.best_k_models = {str(best): score}

@@ -25,7 +25,7 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop at once where the run that goes on had lost its patience, which Lightning 2.6.6 forgets."""
-        if self.wait_count >= self.patience:
+        if self.wait_count and self.wait_count >= self.patience:
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

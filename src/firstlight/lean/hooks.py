@@ -8,6 +8,7 @@ They take the place of Lightning's only where Lightning's are, letter for letter
 A trainer that runs within the fit of another one shares them, so that a profiler of its own sees no hooks.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
@@ -30,9 +31,14 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from firstlight.lean.known import HOOKS, STEP, are_known
+from firstlight.lean.names import has_work, named
 from firstlight.lean.step import Step
 
 __all__ = ["lean"]
+
+
+_PATCHING = threading.Lock()
+"""Held while functions are replaced or put back: trainers may fit in threads."""
 
 
 @contextmanager
@@ -47,14 +53,24 @@ def lean(trainer: Trainer, heeds_signals: bool = False) -> Iterator[bool]:
         heeds_signals: Whether a callback sees to it that all processes end on a SIGTERM to one of them, so that
             Lightning need not ask all of them before each batch.
     """
+    stack = ExitStack()
+    with _PATCHING:
+        profiler = trainer.profiler  # type: ignore[attr-defined]  # set outside the class
+        is_lean = type(profiler) is PassThroughProfiler and are_known(HOOKS)
+        for owner, name, ours in _replacements(trainer, heeds_signals) if is_lean else ():
+            stack.enter_context(patch.object(owner, name, ours))
+    try:
+        yield is_lean
+    finally:
+        with _PATCHING:
+            stack.close()
+
+
+def _replacements(trainer: Trainer, heeds_signals: bool) -> list[tuple[Any, str, Any]]:
+    """Return what is replaced: whose, its name, and by what."""
     takes = lru_cache(is_param_in_hook_signature)
-    profiler = trainer.profiler  # type: ignore[attr-defined]  # set outside the class
-    if type(profiler) is not PassThroughProfiler or not are_known(HOOKS):
-        yield False
-        return
-    callbacks = _Callbacks(trainer, call._call_callback_hooks)
     replaced: list[tuple[Any, str, Any]] = [
-        (call, "_call_callback_hooks", callbacks),
+        (call, "_call_callback_hooks", _Callbacks(trainer, call._call_callback_hooks)),
         (call, "_call_lightning_module_hook", _module_hook),
         (call, "_call_strategy_hook", _strategy_hook),
         (call, "_call_lightning_datamodule_hook", _datamodule_hook),
@@ -71,19 +87,16 @@ def lean(trainer: Trainer, heeds_signals: bool = False) -> Iterator[bool]:
         # torch's optimisers ask at each step, and Lightning lets torch look for NVIDIA's library on the disk each time.
         # No device comes while a fit lasts.
         replaced.append((torch.cuda, "is_available", lambda: False))
-    with ExitStack() as stack:
-        for owner, name, ours in replaced:
-            stack.enter_context(patch.object(owner, name, ours))
-        yield True
+    return replaced
 
 
 class _Callbacks:
-    """`_call_callback_hooks` for one trainer, which remembers who has something to do in which hook."""
+    """`_call_callback_hooks` for one trainer, which remembers for an epoch who has something to do in which hook."""
 
     def __init__(self, trainer: Trainer, original: Any) -> None:
         self._trainer, self._original = trainer, original
         self._callbacks: list[Any] = []
-        self._active: dict[str, list[Callable[..., Any]]] = {}
+        self._active: dict[str, list[Any]] = {}
 
     def __call__(
         self, trainer: Trainer, hook: str, *args: Any, monitoring_callbacks: Any = None, **kwargs: Any
@@ -92,12 +105,12 @@ class _Callbacks:
             self._original(trainer, hook, *args, monitoring_callbacks=monitoring_callbacks, **kwargs)
             return
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set outside the class
-        if self._callbacks != callbacks:
+        if self._callbacks != callbacks or hook == "on_train_epoch_start":
             self._callbacks, self._active = list(callbacks), {}
         active = self._active.get(hook)
         if active is None:
-            found = [getattr(callback, hook) for callback in self._callbacks]
-            active = self._active[hook] = [each for each in found if callable(each) and not _empty(each)]
+            active = self._active[hook] = [each for each in callbacks if _acts(each, hook)]
+        many = len(callbacks)
         if not active:
             return
         module = trainer.strategy._lightning_module
@@ -105,8 +118,16 @@ class _Callbacks:
         before = attributes["_current_fx_name"]
         attributes["_current_fx_name"] = hook
         for each in active:
-            each(trainer, module, *args, **kwargs)
+            getattr(each, hook)(trainer, module, *args, **kwargs)
+        if len(callbacks) > many:  # A hook may bring a callback along, whose turn is now.
+            for each in callbacks[many:]:
+                getattr(each, hook)(trainer, module, *args, **kwargs)
         attributes["_current_fx_name"] = before
+
+
+def _acts(callback: Any, hook: str) -> bool:
+    found = getattr(callback, hook)
+    return callable(found) and has_work(found)
 
 
 def _module_hook(
@@ -114,16 +135,16 @@ def _module_hook(
 ) -> Any:
     module = pl_module or trainer.lightning_module
     function = getattr(module, hook)
-    if not callable(function) or _empty(function):
+    if not callable(function) or not has_work(function):
         return None
-    return _named(module, hook, function, *args, **kwargs)
+    return named(module, hook, function, *args, **kwargs)
 
 
 def _strategy_hook(trainer: Trainer, hook: str, *args: Any, **kwargs: Any) -> Any:
     function = getattr(trainer.strategy, hook)
-    if not callable(function) or _empty(function):
+    if not callable(function) or not has_work(function):
         return None
-    return _named(trainer.lightning_module, hook, function, *args, **kwargs)
+    return named(trainer.lightning_module, hook, function, *args, **kwargs)
 
 
 def _datamodule_hook(trainer: Trainer, hook: str, *args: Any, **kwargs: Any) -> Any:
@@ -151,7 +172,7 @@ def _batches(trainer: Trainer, heeds_signals: bool) -> list[tuple[Any, str, Any]
     """Return what trains with each batch by `Step`, where all that it stands for is what it was written for."""
     if not are_known(STEP):
         return []
-    step = Step(trainer, _named, lambda hook: not _empty(hook), heeds_signals)
+    step = Step(trainer, heeds_signals)
     log = _ResultCollection.log
 
     def noted(results: _ResultCollection, *args: Any, **kwargs: Any) -> None:
@@ -189,23 +210,3 @@ def _moved(to: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return moved
-
-
-def _named(module: LightningModule, hook: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a hook while the module has its name, by which `log` knows where it is called."""
-    attributes: dict[str, Any] = vars(module)
-    before = attributes["_current_fx_name"]
-    attributes["_current_fx_name"] = hook
-    output = function(*args, **kwargs)
-    attributes["_current_fx_name"] = before
-    return output
-
-
-def _nothing() -> None:
-    """Do nothing."""
-
-
-def _empty(function: Callable[..., Any]) -> bool:
-    """Tell whether the body of a method is nothing but its documentation."""
-    code = getattr(getattr(function, "__func__", None), "__code__", None)
-    return code is not None and code.co_code == _nothing.__code__.co_code and code.co_consts[-1] is None

@@ -1,6 +1,7 @@
 """What of Lightning is replaced, and how to tell that it is what the replacements were written for."""
 
 import inspect
+from functools import cache
 from hashlib import sha256
 from typing import Any
 
@@ -51,6 +52,10 @@ STEP: dict[tuple[Any, str], str] = {
     (_EvaluationLoop, "_build_step_args_from_hook_kwargs"): "1a8ecd4cef61f489",
     (_LoggerConnector, "update_eval_step_metrics"): "90eeedaeb40e6518",
     (_ResultCollection, "valid_items"): "ba5e622c4d38249d",
+    (_ResultCollection, "log"): "f6753cf3f7d487e0",
+    (_TrainingEpochLoop, "_broadcast_sigterm_tensor"): "d4e504c3f7d8bcb5",
+    (_TrainingEpochLoop, "_is_training_done"): "b6a4cafb8900bfd0",
+    (Strategy, "handles_gradient_accumulation"): "847c2b5a72afe6e8",
     (Strategy, "validation_step"): "5f978afd42c63e32",
     (_TrainingEpochLoop, "global_step"): "bf52466f94cc0a9d",
     (Trainer, "global_step"): "c3ca6f19606a0178",
@@ -76,8 +81,8 @@ STEP: dict[tuple[Any, str], str] = {
     (closure, "AbstractClosure"): "7458ad251c30e34d",
     (Strategy, "on_train_batch_start"): "093d78836c07829e",
     (Strategy, "post_training_step"): "8f954cd437319d31",
-    (Precision, "train_step_context"): "8af7be8430103808",
-    (Precision, "val_step_context"): "056d657c18692ace",
+    (Precision, "train_step_context"): "763185f3c178c69b",
+    (Precision, "val_step_context"): "7fbdac1ebcd96b2d",
     (Precision, "forward_context"): "be84f4d137d2bca8",
     (Precision, "clip_gradients"): "3ce697562ba1d0ab",
     (Strategy, "batch_to_device"): "e7b211b006fe472b",
@@ -113,10 +118,18 @@ def are_known(functions: dict[tuple[Any, str], str]) -> bool:
     return all(source_of(getattr(owner, name, None)) == digest for (owner, name), digest in functions.items())
 
 
+@cache
 def source_of(function: Any) -> str:
-    """Return the digest of a function's source; of anything else, and where there is no source, nothing."""
+    """Return the digest of a function's source; of anything else, and where there is no source, nothing.
+
+    Where it wraps another one, it is that one's source, and the names of what wraps it.
+    """
     try:
         function = function.fget if isinstance(function, property) else function
-        return sha256(inspect.getsource(function).encode()).hexdigest()[:16]
-    except (OSError, TypeError):
+        source, wrappers = inspect.getsource(function), ""
+        while hasattr(function, "__wrapped__"):
+            wrappers += f"\n{function.__module__} {function.__code__.co_qualname}"
+            function = function.__wrapped__
+        return sha256((source + wrappers).encode()).hexdigest()[:16]
+    except (AttributeError, OSError, TypeError):
         return ""

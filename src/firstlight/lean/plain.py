@@ -87,12 +87,14 @@ def _stay_or(transfer: Callable[..., Any], batch: Any, *arguments: Any) -> Any:
     return transfer(batch, *arguments)
 
 
-def scheduler_of(trainer: Trainer, module: LightningModule) -> Any:
+def scheduler_of(trainer: Trainer) -> Any:
     """Return the schedule where there is but one, which is stepped after each step of the optimiser."""
-    if len(trainer.lr_scheduler_configs) != 1:
+    configs = trainer.lr_scheduler_configs
+    if len(configs) != 1:
         return None
-    (config,) = trainer.lr_scheduler_configs
-    usual = getattr(module.lr_scheduler_step, "__func__", None) is LightningModule.lr_scheduler_step
+    (config,) = configs
+    step = trainer.lightning_module.lr_scheduler_step
+    usual = getattr(step, "__func__", None) is LightningModule.lr_scheduler_step
     each = config.interval == "step" and config.frequency == 1 and not config.reduce_on_plateau
     return config.scheduler if usual and each else None
 

@@ -7,12 +7,11 @@ stands here: the same hooks, with the same arguments, in the same order, and the
 batch goes Lightning's own way.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
@@ -20,35 +19,31 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.optim import Optimizer
 
-from firstlight.lean.plain import accumulates, clips_itself, is_plain, preparations, scheduler_of
+from firstlight.lean.batches import Batches
+from firstlight.lean.names import named
+from firstlight.lean.plain import accumulates, scheduler_of
 
 __all__ = ["Step"]
 
 
-class Step:
+class Step(Batches):
     """`advance` and `on_advance_end` of `_TrainingEpochLoop`, and a step of its validation, for the fit of one trainer.
 
     Args:
         trainer: Of the fit.
-        named: Calls a function of the module under the name of a hook.
-        has_work: Tells whether a hook does anything.
         heeds_signals: Whether a callback sees to it that all processes end on a SIGTERM to one of them.
     """
 
-    def __init__(
-        self, trainer: Trainer, named: Callable[..., Any], has_work: Callable[[Any], bool], heeds_signals: bool
-    ) -> None:
-        self._trainer, self._named, self._has_work, self._heeds_signals = trainer, named, has_work, heeds_signals
+    def __init__(self, trainer: Trainer, heeds_signals: bool) -> None:
+        super().__init__(trainer)
+        self._heeds_signals = heeds_signals
         self._advance, self._on_advance_end = _TrainingEpochLoop.advance, _TrainingEpochLoop.on_advance_end
         self._evaluation_step = _EvaluationLoop._evaluation_step
-        self._module: LightningModule | None = None
-        self._plain = False
         self._logged = True
-        self._done: Any = None
+        self._scheduler: Any = None
 
     def note_logging(self) -> None:
         """Remember that something was logged, so that there is something to be made of it."""
@@ -56,7 +51,7 @@ class Step:
 
     def global_step(self, trainer: Trainer) -> int:
         """Return the number of optimiser steps done, which callbacks ask for at each step."""
-        if trainer is self._trainer and self._done is not None:
+        if trainer is self._trainer and self._done is not None and trainer.lightning_module is self._module:
             return self._done.completed  # type: ignore[no-any-return]  # a counter of Lightning's
         loop = trainer.fit_loop.epoch_loop
         if trainer.lightning_module is None or trainer.lightning_module.automatic_optimization:
@@ -129,7 +124,7 @@ class Step:
             or trainer.should_stop
             or trainer.received_sigterm
             or trainer._val_check_time_interval is not None
-            or every is None
+            or not every
             or every == float("inf")
             or done.ready % every == 0
         ):
@@ -143,6 +138,8 @@ class Step:
     ) -> None:
         """Validate the next batch, once a first one was trained with."""
         trainer, module = self._trainer, self._module
+        if module is not None and self._is_changed(module):
+            self._judge(module)
         within = loop is trainer.fit_loop.epoch_loop.val_loop and trainer.lightning_module is module
         if not self._plain or not within or dataloader_iter is not None or loop.num_dataloaders > 1:
             self._evaluation_step(loop, batch, batch_idx, dataloader_idx, dataloader_iter)
@@ -156,7 +153,7 @@ class Step:
         progress.increment_started()
         given = (batch, batch_idx) if self._validation_takes_index else (batch,)
         check = module.validation_step if trainer.strategy.model is module else trainer.strategy.validation_step
-        output = self._named(module, "validation_step", check, *given)
+        output = named(module, "validation_step", check, *given)
         progress.increment_processed()
         hook(trainer, "on_validation_batch_end", output, batch, batch_idx)
         module_hook("on_validation_batch_end", output, batch, batch_idx)
@@ -172,56 +169,17 @@ class Step:
         if not progress.is_last_batch and trainer.received_sigterm:
             raise SIGTERMException
 
-    def _ready(self, loop: Any, batch: Any) -> Any:
-        """Return a batch as its step takes it, and count it."""
-        for name, prepare, arguments in self._prepare:
-            batch = self._named(self._module, name, prepare, batch, *arguments)
-        loop.batch_progress.increment_ready()
-        connector, results = self._trainer._logger_connector, loop._results
-        connector._first_loop_iter = connector._first_loop_iter is None
-        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
-        return batch
-
-    def _gather(self, loop: Any, logged: bool) -> None:
-        """Make numbers of what a batch logged."""
-        if logged:
-            self._trainer._logger_connector.on_batch_end()
-        else:
-            loop._results.batch = loop._results.batch_size = None
-
     def _schedule(self, loop: _TrainingEpochLoop, goes_on: bool) -> None:
         """Step the learning rate, unless the batch is followed by another one before the optimiser steps."""
+        self._scheduler = scheduler_of(self._trainer)
         if self._scheduler is None:
             loop.update_lr_schedulers("step", update_plateau_schedulers=False)
             if loop._num_ready_batches_reached():
                 loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         elif not goes_on:
             loop.scheduler_progress.increment_ready()
-            self._named(self._module, "lr_scheduler_step", self._scheduler.step)
+            named(self._module, "lr_scheduler_step", self._scheduler.step)
             loop.scheduler_progress.increment_completed()
-
-    def _is_plain(self) -> bool:
-        trainer = self._trainer
-        module = trainer.lightning_module
-        if module is not self._module or trainer.fit_loop.epoch_loop.batch_idx < 0:
-            self._module, self._plain = module, is_plain(trainer, module)
-            self._hooks: dict[str, Callable[..., Any] | None] = {}
-            counted = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
-            self._done = counted if module.automatic_optimization else None
-            self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
-            self._validation_takes_index = is_param_in_hook_signature(module.validation_step, "batch_idx", min_args=2)
-            self._prepare = preparations(trainer)
-            self._scheduler = scheduler_of(trainer, module)
-            self._clips_itself = clips_itself(module)
-        return self._plain and not trainer.fit_loop.epoch_loop.automatic_optimization._skip_backward
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        """Call a hook of the module, where it does anything."""
-        if name not in self._hooks or name in vars(self._module):  # One may be put in place at any time.
-            found = getattr(self._module, name)
-            self._hooks[name] = found if self._has_work(found) else None
-        function = self._hooks[name]
-        return None if function is None else self._named(self._module, name, function, *arguments)
 
     def _run(self, loop: _TrainingEpochLoop, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Make one step, or a part of an accumulated one; return what `training_step` did."""
@@ -242,7 +200,7 @@ class Step:
                     self._call("optimizer_zero_grad", trainer.current_epoch, batch_idx, optimizer)
                     progress.zero_grad.increment_completed()
                 if loss is not None:
-                    self._named(self._module, "backward", self._backward, loss)
+                    named(self._module, "backward", self._backward, loss)
             return outputs.get("loss")
 
         def whole() -> Tensor | None:
@@ -264,7 +222,7 @@ class Step:
                 closure()
         else:
             progress.step.increment_ready()
-            self._named(self._module, "optimizer_step", optimizer.step, closure=whole)
+            named(self._module, "optimizer_step", optimizer.step, closure=whole)
             progress.step.increment_completed()
         if outputs is None:
             raise MisconfigurationException(f"{type(optimizer).__name__}.step did not call its closure, which trains")
@@ -276,7 +234,7 @@ class Step:
         assert module is not None
         given = (batch, batch_idx) if self._takes_index else (batch,)
         train = module.training_step if trainer.strategy.model is module else trainer.strategy.training_step
-        found = self._named(module, "training_step", train, *given)
+        found = named(module, "training_step", train, *given)
         if found is None and trainer.world_size > 1:
             raise RuntimeError(
                 "training_step returned None: of several processes none can leave out a step, for which the others wait"

@@ -77,7 +77,7 @@ class Scheduled(LightningModule):
         except ValueError as error:  # torch's word for a value out of its range
             raise UsageError(f"optimizer: {error}") from error
         loaded, self._loaded = self._loaded, None
-        if loaded is not None and self.trainer.ckpt_path:
+        if loaded and "optimizer_states" in loaded and self.trainer.ckpt_path:  # else Lightning says what is missing
             _regroup(loaded, optimizer)
         total = self.total_steps
         if self.trainer.ckpt_path and self._done is not None and total < self._done["steps"]:
