@@ -1,9 +1,13 @@
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from firstlight.__main__ import main
+from firstlight.explain import explain
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "digits_mlp.yaml")
 
@@ -22,6 +26,16 @@ CASES = {
         ["--model.optimizer.lrr=3"],
         r"lrr is no option of torch\.optim\.AdamW.*mean lr\?",
     ),
+    "what the task gives the optimiser": (
+        ["--model.optimizer.params=3"],
+        r"params is no option of torch\.optim\.AdamW, which takes lr, [a-z_, ]+$",
+    ),
+    "the beginning of an option": (["--seed=3"], r"there is no option --seed; did you mean --seed_everything\?"),
+    "a file of data in the place of a class": (
+        [f"--data={Path(CONFIG).parent / 'data' / 'wine.csv'}"],
+        r"data: alcohol,malic_acid\S+ names no class; did you mean --data\.path\?$",
+    ),
+    "a GPU where there is none": (["--trainer.accelerator=gpu", "--trainer.devices=999"], r"^\S+ trainer: .*gpu"),
     "a wrong type": (["--trainer.max_epochs=abc"], r"trainer\.max_epochs: expected int, got abc"),
     "a wrong type in a list": (["--model.network.hidden=[x]"], r"model\.network\.hidden: expected int, got x"),
     "a wrong type of the optimiser": (["--model.optimizer.lr=x"], r"model\.optimizer\.lr: expected float, got x$"),
@@ -119,6 +133,10 @@ CASES = {
 FILES = {
     "a broken file": ("model: {a: [1\nb: 3", r"given\.yaml, line 2, column 2: expected ',' or '\]'"),
     "an unknown key in a file": ("modle: {a: 1}", r"there is no option modle\.a; did you mean model"),
+    "a wrong type deep in a file": (
+        Path(CONFIG).read_text().replace("lr: ", "lr: x"),
+        r"model\.optimizer\.lr: expected float, got x\S+$",
+    ),
     "a list for a file": ("- a\n- b\n", r"Unexpected config"),
 }
 
@@ -190,6 +208,27 @@ def test_a_null_where_there_is_none_ends_with_one_line_and_code_2(was, null, pat
 def test_wrong_verbs_end_with_one_line_and_code_2(args, pattern, capsys):
     assert main(args) == 2
     assert_one_line(capsys, pattern)
+
+
+def test_a_module_of_an_extra_that_is_not_installed_is_told_with_the_extra():
+    message = 'Parser key "data":\n  Parser key "augment":\n    No module named \'kornia\''
+    told = "data.augment: there is no module kornia, which firstlight's extra vision brings: pip install -e '.[vision]'"
+    assert explain(message, [], []) == told
+
+
+def test_ctrl_c_before_a_run_begins_is_no_bug(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("firstlight.cli.fit", interrupted)
+    assert main(["fit", "--config", CONFIG]) == 130
+    assert_one_line(capsys, "interrupted")
+
+
+def test_who_reads_no_more_is_no_bug():
+    command = [sys.executable, "-m", "firstlight", "fit", "--data.help"]
+    shown = subprocess.run(f"{shlex.join(command)} | true", shell=True, capture_output=True, text=True)
+    assert not shown.stderr
 
 
 def test_wrong_use_shows_its_traceback_when_asked(capsys, monkeypatch):

@@ -177,9 +177,14 @@ def test_a_run_that_stopped_early_does_not_go_on_by_itself_and_is_tested_where_i
     assert f"nothing to do: stopped early after {steps:,} steps; a larger --early_stopping.patience" in done.stdout
     after = files(run)
     assert all(after[path] == before[path] for path in before if path.suffix in (".ckpt", ".csv", ".json", ".yaml"))
-    (run / "results.json").unlink()  # As if it had been killed before it was tested.
+    for is_killed in (False, True):  # before it was tested
+        if is_killed:
+            (run / "results.json").unlink()
+        called("run", "--run", str(run), cwd=tmp_path)
+        assert results(run)["steps"] == steps and "test/loss" in results(run)["metrics"]
+    before = files(run)
     called("run", "--run", str(run), cwd=tmp_path)
-    assert results(run)["steps"] == steps and "test/loss" in results(run)["metrics"]
+    assert files(run)[run / "results.json"] == before[run / "results.json"]
     called("fit", "--run", str(run), "--early_stopping.patience=30", "--trainer.max_epochs=61", cwd=tmp_path)
     assert results(run)["steps"] > steps
 
@@ -196,7 +201,7 @@ def test_a_run_that_goes_on_from_before_its_end_says_so(tmp_path):
     run = newest(tmp_path)
     called("fit", "--run", str(run), "--trainer.max_epochs=2", "--without=last", cwd=tmp_path)
     done = called("fit", "--run", str(run), "--trainer.max_epochs=3", "--without=[]", cwd=tmp_path)
-    assert "resume the checkpoint is of step 40: steps up to 80 are done and logged again" in done.stdout
+    assert "at step 40: steps up to 80 are done and logged again" in done.stdout
     done = called("fit", "--run", str(run), "--trainer.max_epochs=2", cwd=tmp_path, code=2)
     assert "the run has done 120 optimiser steps, and only 80 are planned now" in done.stderr
 

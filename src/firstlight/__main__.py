@@ -49,6 +49,13 @@ def main(args: list[str] | None = None) -> int:
             raise UsageError(f"there is no verb {verb}: {', '.join(VERBS)}" + did_you_mean(verb, VERBS))
         module, function = VERBS[verb][1].split(":")
         getattr(import_module(module), function)(rest)
+        sys.stdout.flush()
+    except KeyboardInterrupt:  # before a run has begun, or after it
+        sys.stderr.write("firstlight: interrupted\n")
+        return 130
+    except BrokenPipeError:  # Who reads, `head` for example, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
     except (UsageError, TrainingError) as error:
         if os.environ.get("FIRSTLIGHT_TRACEBACK") == "1":
             traceback.print_exc()

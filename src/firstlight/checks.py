@@ -38,7 +38,8 @@ def refuse_options(options: Mapping[str, Any]) -> None:
     if options["accumulate_grad_batches"] < 0:
         raise UsageError(f"trainer.accumulate_grad_batches={options['accumulate_grad_batches']}: it is at least 1")
     devices, processors = str(options["devices"]), max(os.cpu_count() or 1, 2)  # two can always be tried
-    on_cpu = options["accelerator"] == "cpu" or not torch.accelerator.is_available()
+    wanted = options["accelerator"]
+    on_cpu = wanted == "cpu" or (wanted == "auto" and not torch.accelerator.is_available())
     if on_cpu and devices.isdigit() and int(devices) > processors:
         # Each is a process with a copy of everything: a slip of the finger could take the machine down.
         raise UsageError(f"trainer.devices={devices}: on the CPU each is a process, and {processors} are the most here")

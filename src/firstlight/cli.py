@@ -43,7 +43,7 @@ def run(args: list[str]) -> None:
     experiment = CLI("run", args).training()
     if "best" in experiment.without or experiment.options["fast_dev_run"]:
         raise UsageError("run tests the best checkpoint, and none would be kept: use fit, or keep it")
-    results = experiment.fit()
+    results = experiment.fit() or experiment.untested()
     if results is not None:
         try:
             results["metrics"] = experiment.test_best()
@@ -90,6 +90,7 @@ class CLI(LightningCLI):
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.started = time.monotonic()
+        self.verb = verb
         self.stored: str | None = None
         args = full_names(args)
         if (text := class_help(args)) is not None:
@@ -212,6 +213,7 @@ class CLI(LightningCLI):
             self.parser.dump(config, skip_none=False),
             self.run_dir,
             self.config.inexact,
+            self.verb,
             self.started,
         )
 

@@ -48,6 +48,7 @@ class Experiment:
         config: Text of `config.yaml`.
         run_dir: An earlier run to go on with or to score.
         inexact: Go on although the run will not end with the bits of one that was never stopped.
+        verb: What goes on with the run, in the words of the command line.
     """
 
     task: Task
@@ -59,6 +60,7 @@ class Experiment:
     config: str
     run_dir: Path | None = None
     inexact: bool = False
+    verb: str = "fit"
     started: float = field(default_factory=time.monotonic)
     _trained: bool = field(default=False, init=False)
 
@@ -141,6 +143,13 @@ class Experiment:
         refuse_collisions(own, defaults)
         return [*own, *defaults]
 
+    def untested(self) -> dict[str, Any] | None:
+        """Return `results.json` of a run that was trained before and was never tested, on the first process."""
+        if rank_zero_only.rank or self.run_dir is None:  # type: ignore[attr-defined]
+            return None
+        results = runs.read_results(self.run_dir)
+        return None if results["metrics"] else results
+
     def test_best(self) -> dict[str, float]:
         """Return the test metrics of the best checkpoint of the run that was just trained."""
         assert self.run_dir is not None
@@ -156,7 +165,9 @@ class Experiment:
         assert self.run_dir is not None
         results["seconds"] = round(time.monotonic() - self.started, 1)
         runs.write_results(self.run_dir, results)
-        print(f"run    {self.run_dir}\nlook   tensorboard --logdir {self.run_dir.parent}")
+        print(f"run    {self.run_dir}")
+        if any(self.run_dir.glob("events.out.tfevents.*")):
+            print(f"look   tensorboard --logdir {self.run_dir.parent}")
 
     def evaluate(self, verb: Literal["validate", "test", "predict"], checkpoint: str | None) -> None:
         """Score a checkpoint, `best`, `last` or a path, and write below `evaluations/` what came out."""
@@ -239,6 +250,9 @@ class Experiment:
         total = self.task.total_steps
         trainable = sum(parameter.numel() for parameter in self.task.parameters() if parameter.requires_grad)
         print(summary.plan(trainable, total, self.task.planned_schedule.warmup_length(total)), flush=True)
+        each: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
+        if trainer.loggers and total < each:
+            print(f"log    nothing of training: a line each {each:,} steps (--trainer.log_every_n_steps)", flush=True)
 
     def _compare(self, folder: Path) -> None:
         """Say what is otherwise than it was, and refuse what cannot be gone on with exactly."""
@@ -260,15 +274,16 @@ class Experiment:
 
     def _say_where(self, step: int, folder: Path) -> None:
         logged = runs.last_step(folder)
-        if logged > step and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            print(f"resume the checkpoint is of step {step:,}: steps up to {logged:,} are done and logged again")
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            again = f": steps up to {logged:,} are done and logged again" if logged > step else ""
+            print(f"resume {folder} at step {step:,}{again}")
 
     def _left(self, trainer: Trainer, folder: Path) -> str:
         """Return what there is after Ctrl-C or SIGTERM."""
         kept = sorted(file.name for file in (folder / "checkpoints").glob("*.ckpt"))
         then = f"kept: {', '.join(kept)}" if kept else "nothing was kept yet"
         if "last" not in self.without and "last.ckpt" in kept:
-            then = f"go on with: firstlight fit --run {folder}"
+            then = f"go on with: firstlight {self.verb} --run {folder}"
         return f"interrupted at step {trainer.global_step:,}; {then}"
 
     def _results(self, trainer: Trainer, folder: Path) -> dict[str, Any]:

@@ -4,9 +4,11 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from importlib.metadata import requires
 from pathlib import Path
 
 import yaml
+from torch.optim import Optimizer
 
 from firstlight.classes import near_class
 from firstlight.errors import UsageError, did_you_mean
@@ -59,7 +61,14 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
     if found := re.search(r"No module named '([^']+)'", message):
         name = found[1].split(".")[0]
         hint = f"; run it from the folder that holds {name}.py" if name == found[1] else ""
+        for needed in requires("firstlight") or []:
+            if extra := re.match(rf"{name}\b.*extra == ['\"](\w+)['\"]", needed):
+                hint = f", which firstlight's extra {extra[1]} brings: pip install -e '.[{extra[1]}]'"
         return f"{prefix}there is no module {found[1]}{hint}"
+    # It is the content of a file, where one is named.
+    if where in ("model", "data") and (found := re.search(r"Unexpected import path format: (.+)", message)):
+        hint = "; did you mean --data.path?" if where == "data" else ""
+        return f"{prefix}{found[1][:60]} names no class{hint}"
     if found := re.search(r"Path is not a file: '([^']+)'", message):
         return f"{prefix}{found[1]} is no file"
     if found := re.search(r"but ([A-Z]\w*) either not accessible or invalid", message):
@@ -103,9 +112,16 @@ def _unknown(option: str, where: str, class_path: str, options: Iterable[str]) -
     module, _, name = class_path.rpartition(".")
     # A message may quote a checkpoint, so it must not be what imports a module.
     built = getattr(sys.modules.get(module), name, object)
-    kinds = [kind for kind in inspect.getmro(built) if "__init__" in vars(kind)]
-    found = [each for kind in kinds[:-1] for each in list(inspect.signature(kind).parameters.values())]
-    known = list(dict.fromkeys(each.name for each in found if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)))
+    known: dict[str, None] = {}
+    for kind in inspect.getmro(built)[:-1]:
+        if "__init__" in vars(kind):
+            found = inspect.signature(kind).parameters.values()
+            named = [each for each in found if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
+            known |= dict.fromkeys(each.name for each in named)
+            if all(each.kind != each.VAR_KEYWORD for each in found):
+                break  # What a base class takes is not handed on.
+    if issubclass(built, Optimizer):
+        known.pop("params", None)  # which the task gives
     return f"{full} is no option of {class_path}, which takes {', '.join(known)}" + did_you_mean(option, known)
 
 
@@ -130,7 +146,7 @@ def _innermost(message: str) -> str:
     text = re.sub(r"Expected an? ", "expected ", text)
     text = re.sub(r"\. Got value: Namespace\(.*", "", text)
     text = re.sub(r"\. Got value: (.+?)(?=;|$)", r", got \1", text)
-    given = re.findall(r"^\s*Given value: (?!NestedArg|Namespace)(.+)$", message, re.MULTILINE)
+    given = re.findall(r"^\s*Given value: (?!NestedArg|Namespace|{'class_path')(.+)$", message, re.MULTILINE)
     return f"{text}, got {given[-1].split('. Got value')[0].strip()}" if given and "got " not in text else text
 
 

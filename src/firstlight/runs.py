@@ -192,6 +192,12 @@ def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     _keep_and_write(folder / "results.json", json.dumps({**results, "versions": versions}, indent=2) + "\n")
 
 
+def read_results(folder: Path) -> dict[str, Any]:
+    """Return what `results.json` holds."""
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return results
+
+
 def write_predictions(
     folder: Path, columns: Mapping[str, Sequence[Any]], rows: Sequence[int], class_names: Sequence[str]
 ) -> Path:

@@ -30,7 +30,8 @@ def plan(parameters: int, total_steps: float, warmup_steps: int) -> str:
     >>> plan(50826, 2400, 120)
     'plan   50,826 parameters, 2,400 optimiser steps, 120 of them warm-up'
     """
-    return f"plan   {parameters:,} parameters, {total_steps:,} optimiser steps, {warmup_steps:,} of them warm-up"
+    steps = f"{total_steps:,} optimiser step{'s' * (total_steps != 1)}"
+    return f"plan   {parameters:,} parameters, {steps}, {warmup_steps:,} of them warm-up"
 
 
 def nothing(steps: int, stopped: bool) -> str:
@@ -52,5 +53,6 @@ def fitted(epochs: int, steps: int, planned: float, stopped: bool) -> str:
     >>> fitted(28, 1120, 2400, stopped=True)
     'fit    28 epochs, stopped early, 1,120 of 2,400 steps'
     """
-    how = f"stopped early, {steps:,} of {planned:,} steps" if stopped and steps < planned else f"{steps:,} steps"
+    done = f"{steps:,} step{'s' * (steps != 1)}"
+    how = f"stopped early, {steps:,} of {planned:,} steps" if stopped and steps < planned else done
     return f"fit    {epochs} epoch{'s' * (epochs != 1)}, {how}"

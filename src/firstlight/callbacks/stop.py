@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch exports them
 
 from firstlight.callbacks.checkpoints import LastCheckpoint
@@ -35,7 +36,8 @@ class Stop(Checkpoint):
     system does not run, not one that loops. Processes that Lightning started are waited for, and killed after ten
     seconds, so that none is left.
 
-    It is a `Checkpoint`, so that Lightning calls it after all others; it comes after `LastCheckpoint`.
+    It is a `Checkpoint`, so that Lightning calls it after all others; it comes after `LastCheckpoint`. Lightning adds
+    no checkpoint of its own beside it; where nothing is kept, it warns.
 
     Args:
         silence: Seconds after which a process that does not answer counts as frozen.
@@ -55,6 +57,11 @@ class Stop(Checkpoint):
         self._peers: Peers | None = None
         self._children: list[subprocess.Popen[bytes]] = []
         self._handlers: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Warn where nothing is kept."""
+        if stage == "fit" and all(isinstance(each, Stop) for each in trainer.checkpoint_callbacks):
+            rank_zero_warn("nothing is kept of this fit: Stop writes no checkpoint without a LastCheckpoint beside it")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the processes know of each other."""
