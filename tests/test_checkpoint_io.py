@@ -290,7 +290,7 @@ class Fills(Callback):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_whose_disk_becomes_full_stays_and_keeps_its_checkpoints(processes, small_disk, figure):
     (small_disk / "mine.py").write_text(FILLS)
     options = ["--trainer.max_epochs=5", "--model.network.hidden=[512,512]", "--trainer.callbacks+=mine.Fills"]

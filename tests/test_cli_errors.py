@@ -226,7 +226,7 @@ def test_ctrl_c_before_a_run_begins_is_no_bug(monkeypatch, capsys):
 
 
 def test_who_reads_no_more_is_no_bug():
-    command = [sys.executable, "-m", "firstlight", "fit", "--data.help"]
+    command = [sys.executable, "-m", "firstlight", "--help"]
     shown = subprocess.run(f"{shlex.join(command)} | true", shell=True, capture_output=True, text=True)
     assert not shown.stderr
 

@@ -48,7 +48,7 @@ class Kill(Callback):
     ("overlay", "step", "last"),
     [
         pytest.param([], 53, 49, id="in the middle of an epoch"),
-        pytest.param(["--config", DDP], 53, 49, id="two processes"),
+        pytest.param(["--config", DDP], 53, 49, id="two processes", marks=pytest.mark.slow),
         pytest.param(["--trainer.limit_train_batches=10"], 21, 20, id="at the end of an epoch that leaves samples out"),
     ],
 )

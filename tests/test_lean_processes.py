@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
-from firstlight.lean import lean, step
+from firstlight.lean import batches, lean
 from tests.helpers import Ranks
-from tests.test_lean import Recording, Scheduled
+from tests.lean_helpers import Recording, Scheduled
 
 
 def fit(is_lean, heeds_signals):
@@ -24,8 +24,8 @@ def fit(is_lean, heeds_signals):
     loop = trainer.fit_loop.epoch_loop
     broadcast = loop._broadcast_sigterm_tensor
     loop._broadcast_sigterm_tensor = lambda: asked.append(1) or broadcast()
-    is_plain = step.is_plain
-    step.is_plain = lambda *given: plain.append(is_plain(*given)) or plain[-1]
+    is_plain = batches.is_plain
+    batches.is_plain = lambda *given: plain.append(is_plain(*given)) or plain[-1]
     if is_lean:
         with lean(trainer, heeds_signals) as on:
             assert on

@@ -401,8 +401,15 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("action", ["stop", "skip"])
+@pytest.mark.parametrize(
+    ("action", "accumulate"),
+    [
+        ("stop", 1),
+        ("skip", 2),
+        pytest.param("stop", 2, marks=pytest.mark.slow),
+        pytest.param("skip", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_loss_that_is_infinite_on_one_of_two_processes_is_decided_alike_by_both(action, accumulate, tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO)

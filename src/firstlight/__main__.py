@@ -35,20 +35,19 @@ def main(args: list[str] | None = None) -> int:
     `FIRSTLIGHT_TRACEBACK=1` shows where either was found. Any other exception is a bug and passes through.
     """
     verb, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
-    if verb in ("--help", "-h"):
-        print(_HELP)
-        return 0
-    if verb == "--version":
-        print(f"firstlight {__version__}")
-        return 0
     # A console script does not look for the user's own modules where it is called, as `python -m` does.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        if verb not in VERBS:
+        if verb in ("--help", "-h"):
+            print(_HELP)
+        elif verb == "--version":
+            print(f"firstlight {__version__}")
+        elif verb in VERBS:
+            module, function = VERBS[verb][1].split(":")
+            getattr(import_module(module), function)(rest)
+        else:
             raise UsageError(f"there is no verb {verb}: {', '.join(VERBS)}" + did_you_mean(verb, VERBS))
-        module, function = VERBS[verb][1].split(":")
-        getattr(import_module(module), function)(rest)
         sys.stdout.flush()
     except KeyboardInterrupt:  # before a run has begun, or after it
         sys.stderr.write("firstlight: interrupted\n")

@@ -2,8 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +14,11 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from firstlight import callbacks, runs, summary
 from firstlight.callbacks.checkpoints import recorded
 from firstlight.callbacks.defaults import refuse_collisions
+from firstlight.callbacks.stop import interruptible
 from firstlight.changes import changes, inexact
 from firstlight.checkpoint_io import AtomicCheckpointIO, newest_resumable, remove_leftovers
 from firstlight.checks import refuse_no_batches, refuse_no_validation, refuse_options, refuse_unknown_monitors
@@ -112,7 +111,9 @@ class Experiment:
         )
         check_sizes(self.datamodule, trainer)
         try:
-            with _interruptible(trainer, lambda: self._left(trainer, folder)), warnings.catch_warnings():
+            with interruptible(trainer, lambda: self._left(trainer, folder)), warnings.catch_warnings():
+                # A monitor that validation does not log is refused; one that never comes is said at the end.
+                warnings.filterwarnings("ignore", r"`?ModelCheckpoint\(monitor=")
                 if step is not None:
                     self._say_where(step, folder)
                     # The folder is meant to have checkpoints, and callbacks are left out on purpose.
@@ -214,7 +215,7 @@ class Experiment:
         quiet = {} if verb == "predict" else {"verbose": False}
         again = f"interrupted; go on with: firstlight {verb} --run {self.run_dir}" if self.run_dir else "interrupted"
         try:
-            with _interruptible(trainer, lambda: again), warnings.catch_warnings():
+            with interruptible(trainer, lambda: again), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
                 found: list[Any] = getattr(trainer, verb)(
                     self.task, datamodule=self.datamodule, ckpt_path=str(ckpt), weights_only=True, **quiet
@@ -294,17 +295,6 @@ class Experiment:
         if best.is_file():
             results |= {"best": recorded(best), "checkpoint": "checkpoints/best.ckpt"}
             print(f"best   {summary.listed(results['best'])}")
+        elif "best" not in self.without:
+            print("best   none: the run ended before its first validation")
         return results
-
-
-@contextmanager
-def _interruptible(trainer: Trainer, left: Callable[[], str]) -> Iterator[None]:
-    """Say what is left after Ctrl-C or SIGTERM, and end with its exit code: Lightning 2.6.6 says nothing."""
-    try:
-        yield
-    except SystemExit as stopped:
-        if not trainer.interrupted:
-            raise
-        rank_zero_only(print)(left(), flush=True)
-        told = stopped.code == 143 or isinstance(stopped, SIGTERMException)
-        raise SystemExit(143 if told else 130) from stopped

@@ -8,7 +8,6 @@ from importlib.metadata import requires
 from pathlib import Path
 
 import yaml
-from torch.optim import Optimizer
 
 from firstlight.classes import near_class
 from firstlight.errors import UsageError, did_you_mean
@@ -26,6 +25,7 @@ _NOISE = (
     "Expected a <class 'NoneType'>",
     "Expected a path but",
     "Expected a dot import path",
+    "Unexpected import path format",
 )
 
 _NULLS = {
@@ -66,7 +66,8 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
                 hint = f", which firstlight's extra {extra[1]} brings: pip install -e '.[{extra[1]}]'"
         return f"{prefix}there is no module {found[1]}{hint}"
     # It is the content of a file, where one is named.
-    if where in ("model", "data") and (found := re.search(r"Unexpected import path format: (.+)", message)):
+    found = re.search(r"Unexpected import path format: (.+)", message)
+    if found and not re.search(r"Expected an? <class '(?!NoneType)", message):
         hint = "; did you mean --data.path?" if where == "data" else ""
         return f"{prefix}{found[1][:60]} names no class{hint}"
     if found := re.search(r"Path is not a file: '([^']+)'", message):
@@ -120,7 +121,7 @@ def _unknown(option: str, where: str, class_path: str, options: Iterable[str]) -
             known |= dict.fromkeys(each.name for each in named)
             if all(each.kind != each.VAR_KEYWORD for each in found):
                 break  # What a base class takes is not handed on.
-    if issubclass(built, Optimizer):
+    if any(kind.__name__ == "Optimizer" for kind in inspect.getmro(built)):
         known.pop("params", None)  # which the task gives
     return f"{full} is no option of {class_path}, which takes {', '.join(known)}" + did_you_mean(option, known)
 

@@ -6,14 +6,16 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
 from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch exports them
 
 from firstlight.callbacks.checkpoints import LastCheckpoint
@@ -21,7 +23,7 @@ from firstlight.callbacks.due import validation_follows
 from firstlight.callbacks.peers import Peers
 from firstlight.errors import UsageError
 
-__all__ = ["Stop"]
+__all__ = ["Stop", "interruptible"]
 
 
 class Stop(Checkpoint):
@@ -203,3 +205,16 @@ def _store(trainer: Trainer, silence: float) -> PrefixStore:
     name = trainer.strategy.broadcast(f"firstlight/{os.getpid()}/{os.urandom(8).hex()}")
     limit = timedelta(seconds=silence)
     return PrefixStore(name, TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=limit))
+
+
+@contextmanager
+def interruptible(trainer: Trainer, left: Callable[[], str]) -> Iterator[None]:
+    """Say what is left after Ctrl-C or SIGTERM, and end with its exit code: Lightning 2.6.6 says nothing."""
+    try:
+        yield
+    except SystemExit as stopped:
+        if not trainer.interrupted:
+            raise
+        rank_zero_only(print)(left(), flush=True)
+        told = stopped.code == 143 or isinstance(stopped, SIGTERMException)
+        raise SystemExit(143 if told else 130) from stopped
