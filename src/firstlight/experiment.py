@@ -258,9 +258,6 @@ class Experiment:
     def _compare(self, folder: Path) -> None:
         """Say what is otherwise than it was, and refuse what cannot be gone on with exactly."""
         changed = changes(yaml.safe_load(runs.read_config(folder)), yaml.safe_load(self.config))
-        for path, (before, now) in changed.items():
-            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-                print(f"change {path} was {before} and is {now}")
         if optimizer := changed.get("model.init_args.optimizer.class_path"):
             raise UsageError(
                 f"the run keeps what {optimizer[0]} remembers, which {optimizer[1]} cannot use: start a new one"
@@ -272,6 +269,9 @@ class Experiment:
                 )
             if isinstance(self.datamodule, DataModule):
                 self.datamodule.exact = False
+        for path, (before, now) in changed.items():
+            if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                print(f"change {path} was {before} and is {now}")
 
     def _say_where(self, step: int, folder: Path) -> None:
         logged = runs.last_step(folder)

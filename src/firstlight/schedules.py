@@ -123,7 +123,7 @@ class WarmupCosine(Schedule):
         if self.warmup_steps >= total_steps:
             raise UsageError(
                 f"WarmupCosine has warmup_steps={self.warmup_steps}, but the whole run is {total_steps} optimiser "
-                "steps: make the warm-up shorter or the run longer"
+                "steps: make the warm-up shorter or the run longer (one that goes on keeps its first warm-up)"
             )
         return self.warmup_steps
 

@@ -112,6 +112,7 @@ class Progress(ProgressBar):
             total=total if math.isfinite(total) and total else None,
             initial=done,
             mininterval=self.redraw_every,
+            delay=self.redraw_every,  # What is said of the run comes first, on lines of its own.
             unit="batch",
             leave=False,
             dynamic_ncols=True,
