@@ -225,8 +225,9 @@ def test_ctrl_c_before_a_run_begins_is_no_bug(monkeypatch, capsys):
     assert_one_line(capsys, "interrupted")
 
 
-def test_who_reads_no_more_is_no_bug():
-    command = [sys.executable, "-m", "firstlight", "--help"]
+@pytest.mark.parametrize("args", [["--help"], ["fit", "--data.help", "Table"], ["fit", "--help"]])
+def test_who_reads_no_more_is_no_bug(args):
+    command = [sys.executable, "-m", "firstlight", *args]
     shown = subprocess.run(f"{shlex.join(command)} | true", shell=True, capture_output=True, text=True)
     assert not shown.stderr
 

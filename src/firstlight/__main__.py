@@ -1,6 +1,7 @@
 """`firstlight VERB ...`: which verbs there are. Nothing heavy is imported before a verb is known."""
 
 import os
+import select
 import sys
 import traceback
 from importlib import import_module
@@ -48,13 +49,15 @@ def main(args: list[str] | None = None) -> int:
             getattr(import_module(module), function)(rest)
         else:
             raise UsageError(f"there is no verb {verb}: {', '.join(VERBS)}" + did_you_mean(verb, VERBS))
-        sys.stdout.flush()
     except KeyboardInterrupt:  # before a run has begun, or after it
         sys.stderr.write("firstlight: interrupted\n")
         return 130
-    except BrokenPipeError:  # Who reads, `head` for example, has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13
+    except BrokenPipeError:
+        reader = select.poll()
+        reader.register(sys.stdout.fileno(), 0)
+        if not reader.poll(0):
+            raise  # It was another pipe.
+        return 128 + 13  # Who reads, `head` for example, has seen enough.
     except (UsageError, TrainingError) as error:
         if os.environ.get("FIRSTLIGHT_TRACEBACK") == "1":
             traceback.print_exc()
@@ -63,6 +66,11 @@ def main(args: list[str] | None = None) -> int:
             # In one piece: several processes write at the same time.
             sys.stderr.write(f"firstlight: {error}\n")
         return 2 if isinstance(error, UsageError) else 1
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # Python would try again as it exits, and complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -52,6 +52,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     by_lower = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(word, names, n=1) or [name for name in names if name.startswith(word)][:1]
+    close = difflib.get_close_matches(word, names, n=1)
+    close = close or [name for name in names if word and name.startswith(word)][:1]
     close = close or [by_lower[name] for name in difflib.get_close_matches(word.lower(), by_lower, n=1)]
     return f"; did you mean {close[0]}?" if close else ""
