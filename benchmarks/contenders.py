@@ -330,6 +330,8 @@ def transformers(work: Work) -> None:
         return outputs.argmax(-1) == targets
 
     train, val = work.splits
+    # It cannot write weights that lie in memory channel by channel, as those of a convolution do.
+    packed = all(parameter.is_contiguous() for parameter in work.network.parameters())
     arguments = TrainingArguments(
         output_dir=str(work.folder / "transformers"),
         num_train_epochs=work.epochs,
@@ -340,7 +342,7 @@ def transformers(work: Work) -> None:
         optim="adamw_torch_fused",
         eval_strategy="epoch",
         logging_steps=50,
-        save_strategy="epoch",
+        save_strategy="epoch" if packed else "no",
         save_total_limit=1,
         report_to=[],
         use_cpu=True,

@@ -14,7 +14,7 @@ _EXACT = (
 )
 """Options without which the batches, what becomes of them, or what is best are others; with all options of the data."""
 
-_SAME = (".num_workers", ".path", ".root")
+_SAME = (".num_workers", ".on_device", ".path", ".root")
 """Options of the data that may change: the content of a file is compared when it is read."""
 
 

@@ -1,6 +1,7 @@
 """Callbacks that work on any LightningModule, and `defaults`, the set that every run has."""
 
 from firstlight.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from firstlight.callbacks.compile import Compile
 from firstlight.callbacks.defaults import defaults
 from firstlight.callbacks.early_stopping import EarlyStopping
 from firstlight.callbacks.gradient_norm import GradientNorm
@@ -13,6 +14,7 @@ from firstlight.callbacks.stop import Stop
 
 __all__ = [
     "BestCheckpoint",
+    "Compile",
     "EarlyStopping",
     "GradientNorm",
     "HParams",

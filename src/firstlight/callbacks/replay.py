@@ -102,6 +102,7 @@ def _prepare(stack: ExitStack, trainer: Trainer, module: LightningModule, found:
             stack.callback(handle.remove)
     for optimizer in trainer.optimizers:  # Without a gradient torch's optimisers change nothing.
         stack.callback(optimizer.register_step_pre_hook(lambda optimizer, *_: optimizer.zero_grad()).remove)
+    stack.enter_context(torch.compiler.set_stance("force_eager"))  # What is compiled calls no hooks of its layers.
     for name in ("log", "log_dict"):
         stack.enter_context(patch.object(module, name))
 

@@ -20,7 +20,7 @@ from firstlight.data.files import digest_of
 from firstlight.data.learned import COMPARED, refuse_others
 from firstlight.data.loader import BatchSizeIs, Loader, loader, per_process
 from firstlight.data.samples import SPLITS, Batch, Samples, Split, TensorBatches
-from firstlight.data.scale import statistics
+from firstlight.data.scale import Scale, statistics
 from firstlight.data.split import Indices, split
 from firstlight.errors import UsageError, about
 from firstlight.hyperparameters import keep_hyperparameters
@@ -49,6 +49,9 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             (`"drop"`). With `"mean"`, NaN and what is empty in the inputs become the mean of the training split, and
             anything else is refused.
         num_workers: Processes that load batches. Batches in memory are fastest with 0.
+        on_device: Whether the samples lie in the memory of the device that trains or scores, so that no batch is
+            brought there, which takes `num_workers=0`. None: on a CUDA device, where an eighth of what is free holds
+            the split.
         augment: What is done to training batches of images, in this order, on the device: each takes and returns
             float32 `(B, C, H, W)` in [0, 1], for example `kornia.augmentation.RandomRotation`.
 
@@ -66,6 +69,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         num_workers: int = 0,
         augment: list[nn.Module] | None = None,
         batch_size_is: BatchSizeIs = "per_process",
+        on_device: bool | None = None,
     ) -> None:
         super().__init__()
         silence_known_warnings()
@@ -75,6 +79,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             raise UsageError(f"{name} was given batch_size={batch_size}: a batch has at least 1 sample")
         if num_workers < 0:
             raise UsageError(f"{name} was given num_workers={num_workers}: it cannot be negative")
+        if num_workers and on_device:
+            raise UsageError(f"{name} was given on_device=true and num_workers={num_workers}: there it takes 0 of them")
         if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
             raise UsageError(
                 f"{name} was given val_fraction={val_fraction} and test_fraction={test_fraction}: "
@@ -87,6 +93,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         self.test_fraction = test_fraction
         self.on_bad: OnBad = on_bad
         self.num_workers = num_workers
+        self.on_device = on_device
         self.augment = nn.Sequential(*(augment or []))
         self.exact = True
         self.dropped = 0
@@ -95,7 +102,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         self._samples: Samples | None = None
         self._train: DataLoader[Batch] | None = None
         self._order: dict[str, Any] = {}
-        self._scales: dict[tuple[float, torch.device], tuple[Tensor, Tensor]] = {}
+        self._scaled: Scale
 
     @abstractmethod
     def load(self) -> Samples:
@@ -250,7 +257,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             refuse_others(self.learned, samples, self._source, columns, self._split_digest)
         else:
             self._learn(samples)
-        self._scales = {}
+        self._scaled = Scale(self.learned["mean"], self.learned["std"])
 
     def _load(self) -> tuple[Samples, Indices]:
         loaded = self.load()
@@ -276,16 +283,6 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
                 mean, std = statistics(self.encode(train))
         self.learned |= {"mean": mean, "std": std}
 
-    def _scaled(self, inputs: Tensor, unit: float = 1) -> Tensor:
-        """Return floats with the mean and the deviation of the training split taken out, which are in units of it."""
-        key = unit, inputs.device
-        if key not in self._scales:
-            mean, std = (self.learned[name].to(inputs.device) for name in ("mean", "std"))
-            self._scales[key] = mean * unit, std * unit  # One pass over a batch less than to divide it first.
-        mean, std = self._scales[key]
-        scaled: Tensor = torch.sub(inputs, mean).div_(std)
-        return scaled
-
     @property
     def _split_digest(self) -> str:
         return digest_of(*(self.rows(split).tobytes() for split in SPLITS))
@@ -297,4 +294,4 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
     def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
         processes = 1 if self.trainer is None else self.trainer.world_size
         size = per_process(self.batch_size, self.batch_size_is, processes)
-        return loader(self.dataset(split), self.trainer, size, shuffle, self.num_workers)
+        return loader(self.dataset(split), self.trainer, size, shuffle, self.num_workers, self.on_device)

@@ -41,15 +41,26 @@ class Order(DistributedSampler[Tensor]):
         seed: Of the orders.
         rank: Number of this process, from 0.
         world_size: `P`.
+        device: Where the indices lie.
     """
 
-    def __init__(self, samples: int, batch_size: int, shuffle: bool, seed: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        rank: int,
+        world_size: int,
+        device: torch.device | None = None,
+    ) -> None:
         self.samples = samples
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
         self.num_replicas = world_size
+        self.device = device
         self.epoch = 0
         self.start = 0
         self.start_epoch: int | None = None
@@ -70,6 +81,7 @@ class Order(DistributedSampler[Tensor]):
             mixed = np.random.SeedSequence((self.seed, epoch)).generate_state(1)
             generator = torch.Generator().manual_seed(int(mixed[0]))
             order = torch.randperm(self.samples, generator=generator)
+        order = order.to(self.device)  # All of an epoch at once; it is drawn where it is the same on every device.
         for low, high in self._bounds()[start:]:
             yield order[low + self.rank : high : self.num_replicas]
 
@@ -168,7 +180,12 @@ def per_process(batch_size: int, batch_size_is: BatchSizeIs, processes: int) -> 
 
 
 def loader(
-    dataset: TensorBatches, trainer: Trainer | None, batch_size: int, shuffle: bool, num_workers: int
+    dataset: TensorBatches,
+    trainer: Trainer | None,
+    batch_size: int,
+    shuffle: bool,
+    num_workers: int,
+    on_device: bool | None,
 ) -> DataLoader[Batch]:
     """Return a loader for the process of a trainer; its seed is that of `seed_everything`, or torch's own."""
     if trainer is not None and (trainer.predicting or trainer.overfit_batches):  # type: ignore[attr-defined]
@@ -176,7 +193,18 @@ def loader(
         return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=_as_it_is)
     rank, processes = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
     seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed() % 2**31))
-    return Loader(dataset, Order(len(dataset), batch_size, shuffle, seed, rank, processes), num_workers)
+    if trainer is not None and _is_on_device(dataset, trainer.strategy.root_device, num_workers, on_device):
+        dataset = dataset.to(trainer.strategy.root_device)
+    device = dataset.inputs.device
+    return Loader(dataset, Order(len(dataset), batch_size, shuffle, seed, rank, processes, device), num_workers)
+
+
+def _is_on_device(dataset: TensorBatches, device: torch.device, num_workers: int, on_device: bool | None) -> bool:
+    """Tell whether samples are to lie where they are trained with, where a batch then need not be brought."""
+    if on_device is None:
+        # Activations need most of what is free.
+        return device.type == "cuda" and not num_workers and 8 * dataset.nbytes <= torch.cuda.mem_get_info(device)[0]
+    return on_device
 
 
 @contextmanager

@@ -73,6 +73,15 @@ class TensorBatches(Dataset[Batch]):
         """Return `N`."""
         return len(self.inputs)
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.inputs.nbytes + self.targets.nbytes
+
+    def to(self, device: torch.device) -> "TensorBatches":
+        """Return the same samples in the memory of a device, where batches are taken then."""
+        return TensorBatches(self.inputs.to(device), self.targets.to(device))
+
     def __getitem__(self, index: int | Sequence[int] | Tensor) -> Batch:
         """Return one sample, or the batch of the samples at several indices."""
         several = isinstance(index, Sequence) or (isinstance(index, Tensor) and index.ndim == 1)

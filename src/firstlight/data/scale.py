@@ -6,7 +6,28 @@ from torch import Tensor
 
 from firstlight.errors import UsageError
 
-__all__ = ["statistics"]
+__all__ = ["Scale", "statistics"]
+
+
+class Scale:
+    """Takes mean and standard deviation out of inputs, on whatever device they are.
+
+    Args:
+        mean: `(C, 1, ...)`.
+        std: `(C, 1, ...)`.
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        self._mean, self._std = mean, std
+        self._there: dict[tuple[float, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, inputs: Tensor, unit: float = 1) -> Tensor:
+        """Return scaled floats of inputs `(B, C, ...)`, which are in units of the statistics' 1 / `unit`."""
+        key = unit, inputs.device
+        if key not in self._there:  # One pass over a batch less than to divide it by the unit first.
+            self._there[key] = (self._mean.to(inputs.device) * unit, self._std.to(inputs.device) * unit)
+        mean, std = self._there[key]
+        return torch.sub(inputs, mean).div_(std)
 
 
 def statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,14 @@
 """What a batch is asked and told, whether it is trained with or validated."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from firstlight.lean.names import has_work, named
-from firstlight.lean.plain import clips_itself, is_plain, preparations
+from firstlight.lean.plain import clips_itself, is_mixed, is_plain, preparations
 
 __all__ = ["Batches"]
 
@@ -46,6 +47,13 @@ class Batches:
         self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
         self._validation_takes_index = is_param_in_hook_signature(module.validation_step, "batch_idx", min_args=2)
         self._prepare = preparations(trainer)
+        precision, alone = trainer.strategy.precision_plugin, trainer.strategy.model is module
+        # A strategy that wraps the module enters them itself.
+        mixed = alone and is_mixed(trainer)
+        self._train_context: Callable[[], AbstractContextManager[Any]]
+        self._train_context = precision.train_step_context if mixed else nullcontext
+        self._val_context: Callable[[], AbstractContextManager[Any]]
+        self._val_context = precision.val_step_context if mixed else nullcontext
         self._clips_itself = clips_itself(module)
 
     def _call(self, name: str, *arguments: Any) -> Any:

@@ -14,7 +14,7 @@ from lightning.pytorch.loops.optimization import automatic, closure
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.loops.progress import _OptimizationProgress
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.data_connector import _DataHookSelector
@@ -98,6 +98,11 @@ STEP: dict[tuple[Any, str], str] = {
     (Precision, "_wrap_closure"): "2d25ccda9ac5fcdc",
     (Precision, "_after_closure"): "395e946246fa5dc0",
     (Precision, "_clip_gradients"): "d517f7279607111a",
+    (MixedPrecision, "pre_backward"): "8132c2d0f501e968",
+    (MixedPrecision, "optimizer_step"): "63b0bee2018bdb88",
+    (MixedPrecision, "clip_gradients"): "9847b47800c9a318",
+    (MixedPrecision, "autocast_context_manager"): "fefa595404ec32ed",
+    (MixedPrecision, "forward_context"): "d02d272567318694",
     (DataHooks, "on_before_batch_transfer"): "dca934ac2035c10d",
     (DataHooks, "transfer_batch_to_device"): "43187fd3cd810e68",
     (DataHooks, "on_after_batch_transfer"): "17afec84bb8da9c2",

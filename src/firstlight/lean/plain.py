@@ -4,16 +4,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["accumulates", "clips_itself", "is_plain", "preparations", "scheduler_of"]
+__all__ = ["accumulates", "clips_itself", "is_mixed", "is_plain", "preparations", "scheduler_of"]
 
 _OF_ALL = (
     "backward",
@@ -44,10 +45,16 @@ def is_plain(trainer: Trainer, module: LightningModule) -> bool:
         module.automatic_optimization
         and (alone or averages)
         and usual
-        and type(strategy.precision_plugin) is Precision
+        and (type(strategy.precision_plugin) is Precision or is_mixed(trainer))
         and getattr(module.optimizer_step, "__func__", None) is LightningModule.optimizer_step
         and not isinstance(trainer.optimizers[0], LightningOptimizer)
     )
+
+
+def is_mixed(trainer: Trainer) -> bool:
+    """Tell whether a step is made in `torch.autocast` and is otherwise as in full precision: without a scaler."""
+    precision = trainer.strategy.precision_plugin
+    return type(precision) is MixedPrecision and precision.scaler is None
 
 
 def accumulates(trainer: Trainer, loop: _TrainingEpochLoop) -> bool:
@@ -73,18 +80,18 @@ def preparations(trainer: Trainer) -> list[tuple[str, Callable[..., Any], tuple[
     ):
         function = getattr(selector.get_instance(name), name)
         original = getattr(function, "__func__", None)
-        if original is DataHooks.transfer_batch_to_device and device.type == "cpu":
+        if original is DataHooks.transfer_batch_to_device:
             found.append((name, partial(_stay_or, function), arguments))
         elif original not in _UNCHANGED:
             found.append((name, function, arguments))
     return found
 
 
-def _stay_or(transfer: Callable[..., Any], batch: Any, *arguments: Any) -> Any:
-    """Leave a batch that is nothing but tensors on the CPU where it is."""
-    if type(batch) is tuple and all(type(each) is Tensor and each.device.type == "cpu" for each in batch):
+def _stay_or(transfer: Callable[..., Any], batch: Any, device: torch.device, index: int) -> Any:
+    """Leave a batch that is nothing but tensors on the device where it is."""
+    if type(batch) is tuple and all(type(each) is Tensor and each.device == device for each in batch):
         return batch
-    return transfer(batch, *arguments)
+    return transfer(batch, device, index)
 
 
 def scheduler_of(trainer: Trainer) -> Any:

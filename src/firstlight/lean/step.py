@@ -2,9 +2,9 @@
 
 Lightning 2.6.6 hands a batch through its connectors, the strategy, the precision, the optimiser and three closures, and
 asks at each step what cannot have changed since the step before. On one device a process, alone or with others that
-average their gradients, in full precision and with a module that steps its optimiser as all do, they come down to what
-stands here: the same hooks, with the same arguments, in the same order, and the same counters. In any other case the
-batch goes Lightning's own way.
+average their gradients, in full precision or in `torch.autocast` without a scaler, and with a module that steps its
+optimiser as all do, they come down to what stands here: the same hooks, with the same arguments, in the same order, and
+the same counters. In any other case the batch goes Lightning's own way.
 """
 
 from typing import Any
@@ -153,7 +153,8 @@ class Step(Batches):
         progress.increment_started()
         given = (batch, batch_idx) if self._validation_takes_index else (batch,)
         check = module.validation_step if trainer.strategy.model is module else trainer.strategy.validation_step
-        output = named(module, "validation_step", check, *given)
+        with self._val_context():
+            output = named(module, "validation_step", check, *given)
         progress.increment_processed()
         hook(trainer, "on_validation_batch_end", output, batch, batch_idx)
         module_hook("on_validation_batch_end", output, batch, batch_idx)
@@ -234,7 +235,8 @@ class Step(Batches):
         assert module is not None
         given = (batch, batch_idx) if self._takes_index else (batch,)
         train = module.training_step if trainer.strategy.model is module else trainer.strategy.training_step
-        found = named(module, "training_step", train, *given)
+        with self._train_context():
+            found = named(module, "training_step", train, *given)
         if found is None and trainer.world_size > 1:
             raise RuntimeError(
                 "training_step returned None: of several processes none can leave out a step, for which the others wait"
