@@ -6,9 +6,10 @@ Both train the case of `cases/gpu/` with the same network, loss, optimiser, prec
 on the device as they were loaded. The loop by hand compiles scaling, network and loss as one function, and does nothing
 else. Each trains in a process of its own. All begin at once, and compile in their first two epochs; from then on one
 trains for an epoch while the others wait, round after round. A step's time is that of an epoch's training, the device
-waited for at both ends, over its steps; shown are medians of the rounds, and of the ratios in the same round. Share of
-peak is what the network's matrix products and convolutions need, as `torch.utils.flop_counter` counts them, over what a
-product of two bfloat16 matrices of 8,192 x 8,192 reaches on the same card.
+waited for at both ends, over its steps; shown are medians of the rounds, and of the ratios in the same round. That of
+the host ends when it has handed over the last step: where it is no less, the host is what holds, and not the device.
+Share of peak is what the network's matrix products and convolutions need, as `torch.utils.flop_counter` counts them,
+over what a product of two bfloat16 matrices of 8,192 x 8,192 reaches on the same card.
 """
 
 import argparse
@@ -36,6 +37,12 @@ def wait() -> float:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def took_since(begun: float, steps: int) -> dict[str, float]:
+    """Return the seconds of a step until the host was done with all of them, and until the device was."""
+    host = time.perf_counter()
+    return {"host": (host - begun) / steps, "step": (wait() - begun) / steps}
 
 
 def turn(told: Any = None) -> None:
@@ -80,7 +87,8 @@ def floor(case: str, epochs: int, options: list[str]) -> None:
 
     compiled = torch.compile(forward, mode=mode, dynamic=False)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
-    steps, size, took = int(trainer["limit_train_batches"]), data.batch_size, 0.0
+    steps, size = int(trainer["limit_train_batches"]), data.batch_size
+    took = {}
     for _ in range(epochs):
         turn(took)
         begun = wait()
@@ -89,7 +97,7 @@ def floor(case: str, epochs: int, options: list[str]) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        took = (wait() - begun) / steps
+        took = took_since(begun, steps)
     turn(took)
     counter = FlopCounterMode(display=False)
     with counter:
@@ -109,7 +117,7 @@ def firstlight(case: str, epochs: int, options: list[str]) -> None:
     from firstlight.loggers import as_list
 
     class Timer(Callback):
-        took = 0.0
+        took: dict[str, float] = {}  # noqa: RUF012
 
         def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
             turn(self.took)
@@ -117,7 +125,7 @@ def firstlight(case: str, epochs: int, options: list[str]) -> None:
 
         def on_validation_start(self, trainer: Any, *_: Any) -> None:
             if not trainer.sanity_checking:
-                self.took = (wait() - self.begun) / trainer.num_training_batches
+                self.took = took_since(self.begun, trainer.num_training_batches)
 
     with tempfile.TemporaryDirectory() as folder:
         experiment = experiment_of(case, epochs, ["--runs", folder, *options])
@@ -161,16 +169,16 @@ class Contender:
         sys.exit(f"{self.name} failed in {self.case}")
 
 
-def rows(case: str, took: dict[str, list[float]], about: dict[str, Any], top: float) -> list[str]:
+def rows(case: str, took: dict[str, list[dict[str, float]]], about: dict[str, Any], top: float) -> list[str]:
     """Return the lines of a case in the table."""
     lines = []
-    for name, steps in took.items():
-        ratios = sorted(step / by_hand for step, by_hand in zip(steps, took["floor"], strict=True))
-        step = median(steps)
+    for name, found in took.items():
+        ratios = sorted(each["step"] / floor["step"] for each, floor in zip(found, took["floor"], strict=True))
+        step, host = (median(each[figure] for each in found) for figure in ("step", "host"))
         ratio = f"{median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
         size = f"{about['parameters']:,} | {about['samples']}"
-        speed = f"{step * 1000:.3f} | {ratio} | {about['samples'] / step:,.0f} | {about['flops'] / step / top:.1%}"
-        lines.append(f"| {case} | {size} | {name} | {speed} |")
+        speed = f"{about['samples'] / step:,.0f} | {about['flops'] / step / top:.1%}"
+        lines.append(f"| {case} | {size} | {name} | {step * 1000:.3f} | {host * 1000:.3f} | {ratio} | {speed} |")
     return lines
 
 
@@ -200,7 +208,9 @@ def main() -> None:
             each.start()
             each.steps.append(each.told())
             print(
-                f"{each.case} {number} {each.name}: {each.steps[-1] * 1000:.3f} ms a step", file=sys.stderr, flush=True
+                f"{each.case} {number} {each.name}: {each.steps[-1]['step'] * 1000:.3f} ms a step",
+                file=sys.stderr,
+                flush=True,
             )
     about: dict[str, Any] = {case: {} for case in cases}
     for each in every:
@@ -212,8 +222,11 @@ def main() -> None:
     card = torch.cuda.get_device_name(DEVICE) if DEVICE.type == "cuda" else "no GPU"
     took = {case: {each.name: each.steps for each in every if each.case == case} for case in cases}
     print(f"{card}, torch {torch.__version__}; a product of bfloat16 matrices reaches {top / 1e12:,.1f} TFLOP/s\n")
-    print("| case | parameters | batch | contender | ms a step | over the floor's | samples a second | share of peak |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| case | parameters | batch | contender | ms a step | ms of the host | over the floor's | samples a second "
+        "| share of peak |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     print("\n".join(line for case in cases for line in rows(case, took[case], about[case], top)))
     if given.json:
         given.json.write_text(json.dumps({"card": card, "peak": top, "about": about, "took": took}, indent=1) + "\n")

@@ -69,7 +69,7 @@ def takes_samples_one_by_one() -> None:
 
     from firstlight.data import loader
 
-    def plain(dataset: Any, trainer: Any, batch_size: int, shuffle: bool, num_workers: int) -> Any:
+    def plain(dataset: Any, trainer: Any, batch_size: int, shuffle: bool, *_: Any) -> Any:
         return DataLoader(TensorDataset(dataset.inputs, dataset.targets), batch_size, shuffle)
 
     loader.loader = plain

@@ -63,7 +63,9 @@ def test_the_step_of_lightning_is_the_one_that_is_inlined():
         (Scheduled, {"accumulate_grad_batches": 2, "val_check_interval": 3}, True),
         (Swaps, {"val_check_interval": 2}, True),
         (StepsItself, {}, False),
-        (Busy, {"precision": "bf16-mixed"}, False),
+        (Busy, {"precision": "bf16-mixed"}, True),
+        (Scheduled, {"precision": "bf16-mixed", "gradient_clip_val": 0.1}, True),
+        (Busy, {"precision": "bf16-true"}, False),
     ],
 )
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")

@@ -5,6 +5,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from firstlight.data import DataModule, Digits
+from firstlight.data.loader import is_on_device, loader
 from firstlight.data.samples import TensorBatches
 from firstlight.errors import UsageError
 from tests.data.helpers import Arrays, images, in_batches, numbers, ready
@@ -70,6 +71,7 @@ def test_a_data_module_without_load_cannot_be_made():
     [
         ({"batch_size": 0}, "Digits was given batch_size=0: a batch has at least 1 sample"),
         ({"num_workers": -1}, "num_workers=-1"),
+        ({"num_workers": 2, "on_device": True}, "on_device=true and num_workers=2"),
         ({"val_fraction": 0}, "val_fraction=0"),
         ({"test_fraction": 0.0}, "test_fraction=0"),
         ({"val_fraction": -0.1}, "val_fraction=-0.1"),
@@ -190,6 +192,30 @@ def test_a_loader_indexes_once_for_each_batch(monkeypatch):
     )
     list(ready(numbers(rows=100, batch_size=10, val_fraction=0.25, test_fraction=0.5)).train_dataloader())
     assert calls == [10, 10, 5]
+
+
+@pytest.mark.parametrize(
+    ("options", "there"), [({}, False), ({"on_device": True}, True), ({"on_device": False}, False)]
+)
+def test_samples_go_to_the_device_when_they_are_told_to(monkeypatch, options, there):
+    # "meta" stands for a device of its own; tests/test_gpu.py has a real one.
+    device = torch.device("meta")
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    monkeypatch.setattr(type(trainer.strategy), "root_device", device)
+    data = Digits(batch_size=100, **options)
+    data.setup()
+    made = loader(data.dataset("train"), trainer, 100, True, 0, data.on_device)
+    inputs, targets = next(iter(made))
+    assert (inputs.device == device) == (targets.device == device) == (made.order.device == device) == there
+    assert len(made) == 13 and inputs.dtype == torch.uint8
+
+
+def test_samples_go_to_a_gpu_where_an_eighth_of_what_is_free_holds_them(monkeypatch):
+    samples, gpu = TensorBatches(torch.zeros(10, 2), torch.zeros(10)), torch.device("cuda", 0)
+    for free, there in ((8 * 120, True), (8 * 120 - 1, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**9))
+        assert is_on_device(samples, gpu, 0, None) == there
+        assert not is_on_device(samples, gpu, 2, None)
 
 
 def test_training_batches_are_shuffled_anew_and_others_keep_their_order():

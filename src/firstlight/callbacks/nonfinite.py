@@ -129,7 +129,7 @@ class NonFinite(Callback):
             return
         value = loss.detach().sum()  # A copy.
         self._window.losses.append(value)
-        if loss.requires_grad:
+        if loss.requires_grad and not self._judges_losses:
             loss.register_hook(lambda gradient: gradient + 0 * value)  # type: ignore[no-untyped-call]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from firstlight.data.samples import Batch, TensorBatches
 from firstlight.errors import UsageError
 
-__all__ = ["BatchSizeIs", "Loader", "Order", "loader", "per_process"]
+__all__ = ["BatchSizeIs", "Loader", "Order", "is_on_device", "loader", "per_process"]
 
 BatchSizeIs = Literal["per_process", "global"]
 
@@ -193,13 +193,13 @@ def loader(
         return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=_as_it_is)
     rank, processes = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
     seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed() % 2**31))
-    if trainer is not None and _is_on_device(dataset, trainer.strategy.root_device, num_workers, on_device):
+    if trainer is not None and is_on_device(dataset, trainer.strategy.root_device, num_workers, on_device):
         dataset = dataset.to(trainer.strategy.root_device)
     device = dataset.inputs.device
     return Loader(dataset, Order(len(dataset), batch_size, shuffle, seed, rank, processes, device), num_workers)
 
 
-def _is_on_device(dataset: TensorBatches, device: torch.device, num_workers: int, on_device: bool | None) -> bool:
+def is_on_device(dataset: TensorBatches, device: torch.device, num_workers: int, on_device: bool | None) -> bool:
     """Tell whether samples are to lie where they are trained with, where a batch then need not be brought."""
     if on_device is None:
         # Activations need most of what is free.
