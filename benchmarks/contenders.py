@@ -330,7 +330,7 @@ def transformers(work: Work) -> None:
         return outputs.argmax(-1) == targets
 
     train, val = work.splits
-    # It cannot write weights that lie in memory channel by channel, as those of a convolution do, or belong to two layers.
+    # It cannot write weights that lie in memory channel by channel, as those of a convolution do, or that layers share.
     weights = [each for _, each in work.network.named_parameters(remove_duplicate=False)]
     packed = all(each.is_contiguous() for each in weights) and len(weights) == len(set(weights))
     arguments = TrainingArguments(

@@ -218,7 +218,7 @@ def main() -> None:
         about[each.case] |= each.told()
         each.start()
         each.process.wait()
-    top = peak()
+    top = peak() if DEVICE.type == "cuda" else float("nan")
     card = torch.cuda.get_device_name(DEVICE) if DEVICE.type == "cuda" else "no GPU"
     took = {case: {each.name: each.steps for each in every if each.case == case} for case in cases}
     print(f"{card}, torch {torch.__version__}; a product of bfloat16 matrices reaches {top / 1e12:,.1f} TFLOP/s\n")

@@ -57,3 +57,25 @@ def test_a_contender_trains_and_tells_what_it_took(contender, tmp_path):
         assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["steps"] == 39 and len(found["epochs"]) > 5 and 0 < found["step"] < found["epochs"][0]
+
+
+def test_a_ratio_on_a_gpu_is_that_to_the_floor_of_the_same_round(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    def took(*steps):
+        return [{"step": step / 1000, "host": step / 2000} for step in steps]
+
+    about = {"samples": 100, "flops": 10**9, "parameters": 1234}
+    rows = gpu.rows("conv", {"floor": took(1.0, 2.0, 4.0), "firstlight": took(3.0, 4.0, 4.0)}, about, 1e12)
+    assert rows[1] == "| conv | 1,234 | 100 | firstlight | 4.000 | 2.000 | 2.000 (1.000 to 3.000) | 25,000 | 25.0% |"
+
+
+@pytest.mark.slow
+def test_both_contenders_of_a_gpu_train_in_turns_where_there_is_none(tmp_path):
+    command = [sys.executable, BENCHMARKS / "gpu.py", "--cases", "tiny", "--rounds", "2", "--json", tmp_path / "found"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found").read_text())
+    assert found["about"]["tiny"] == {"flops": 323584, "samples": 32, "parameters": 2410}
+    assert {name: len(steps) for name, steps in found["took"]["tiny"].items()} == {"floor": 2, "firstlight": 2}
