@@ -6,8 +6,8 @@ Both train the case of `cases/gpu/` with the same network, loss, optimiser, prec
 on the device as they were loaded. The loop by hand compiles scaling, network and loss as one function, and does nothing
 else. Each trains in a process of its own. All begin at once, and compile in their first two epochs; from then on one
 trains for an epoch while the others wait, round after round. A step's time is that of an epoch's training, the device
-waited for at both ends, over its steps; shown are medians of the rounds, and of the ratios in the same round. That of
-the host ends when it has handed over the last step: where it is no less, the host is what holds, and not the device.
+waited for at both ends, over its steps; shown are medians of the rounds, and of the ratios in the same round. By hand,
+that of the host ends when it has handed over the last step: where it is no less, the host holds, and not the device.
 Share of peak is what the network's matrix products and convolutions need, as `torch.utils.flop_counter` counts them,
 over what a product of two bfloat16 matrices of 8,192 x 8,192 reaches on the same card.
 """
@@ -174,11 +174,13 @@ def rows(case: str, took: dict[str, list[dict[str, float]]], about: dict[str, An
     lines = []
     for name, found in took.items():
         ratios = sorted(each["step"] / floor["step"] for each, floor in zip(found, took["floor"], strict=True))
-        step, host = (median(each[figure] for each in found) for figure in ("step", "host"))
+        step = median(each["step"] for each in found)
         ratio = f"{median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
         size = f"{about['parameters']:,} | {about['samples']}"
         speed = f"{about['samples'] / step:,.0f} | {about['flops'] / step / top:.1%}"
-        lines.append(f"| {case} | {size} | {name} | {step * 1000:.3f} | {host * 1000:.3f} | {ratio} | {speed} |")
+        # firstlight's epochs may end with a logging, which waits for the device.
+        host = f"{median(each['host'] for each in found) * 1000:.3f}" if name == "floor" else "-"
+        lines.append(f"| {case} | {size} | {name} | {step * 1000:.3f} | {host} | {ratio} | {speed} |")
     return lines
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import called
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -68,7 +70,13 @@ def test_a_ratio_on_a_gpu_is_that_to_the_floor_of_the_same_round(monkeypatch):
 
     about = {"samples": 100, "flops": 10**9, "parameters": 1234}
     rows = gpu.rows("conv", {"floor": took(1.0, 2.0, 4.0), "firstlight": took(3.0, 4.0, 4.0)}, about, 1e12)
-    assert rows[1] == "| conv | 1,234 | 100 | firstlight | 4.000 | 2.000 | 2.000 (1.000 to 3.000) | 25,000 | 25.0% |"
+    assert rows[1] == "| conv | 1,234 | 100 | firstlight | 4.000 | - | 2.000 (1.000 to 3.000) | 25,000 | 25.0% |"
+
+
+@pytest.mark.parametrize("case", sorted((BENCHMARKS / "cases").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_each_case_says_what_firstlight_can_build(case, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    assert "class_path: firstlight" in called("fit", "--config", str(case), "--print_config", cwd=tmp_path).stdout
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ from copy import deepcopy
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 
 from firstlight.callbacks import Compile, NonFinite
@@ -78,20 +79,80 @@ def test_all_layers_are_compiled_as_one_graph_for_each_size_of_a_batch(tmp_path)
     assert len(graphs) == 3  # 10 and 4
 
 
-def test_where_nothing_is_compiled_any_more_after_a_fault_its_layer_is_named(tmp_path):
+def test_the_layer_of_a_fault_in_a_compiled_network_is_named(tmp_path):
     with pytest.raises(TrainingError, match=r"step 4 .*\nthe first layer whose output is not finite: network\.\S+ \(L"):
         fitted(tmp_path, Looks(spoilt_at=4), Compile(backend="aot_eager"), NonFinite())
 
 
-def test_a_module_with_weights_of_its_own_is_compiled_as_a_whole(tmp_path):
-    task, compiled = fitted(tmp_path), Compile()
-    compiled.on_fit_start(trainer(tmp_path), task)
-    assert task.network._compiled_call_impl and not task._compiled_call_impl
-    compiled.teardown(trainer(tmp_path), task, "fit")
-    assert not task.network._compiled_call_impl
-    task.bias = nn.Parameter(torch.zeros(1))
-    compiled.on_fit_start(trainer(tmp_path), task)
-    assert task._compiled_call_impl and not task.network._compiled_call_impl
+class Parts(BoringModel):
+    """Calls the children of a list, and has a weight of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = None
+        self.parts = nn.ModuleList(nn.Sequential(nn.Linear(32, 32), nn.Tanh()) for _ in range(3))
+        self.temperature = nn.Parameter(torch.ones(1))
+
+    def training_step(self, batch, batch_idx):
+        for part in self.parts:
+            batch = part(batch)
+        return (batch * self.temperature).sum()
+
+
+class CallsNothing(BoringModel):
+    def training_step(self, batch, batch_idx):
+        return self.layer.weight.sum()
+
+
+def test_each_child_that_is_called_is_compiled_whatever_holds_it(tmp_path):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    fit = trainer(
+        tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=0, callbacks=[Compile(backend=backend)]
+    )
+    module = Parts()
+    fit.fit(module)
+    assert len(graphs) == 3 and all(part._compiled_call_impl is None for part in module.parts)
+
+
+def test_the_compilations_of_one_child_are_not_counted_for_another(tmp_path):
+    graphs, module = [], Parts()
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = Compile(backend=backend)
+    compiled.on_fit_start(trainer(tmp_path), module)
+    for size in range(2, 8):
+        module.training_step(torch.randn(size, 32), 0)
+    compiled.teardown(trainer(tmp_path), module, "fit")
+    assert len(graphs) == 18  # torch's limit is 8 of one code
+
+
+def test_a_step_that_calls_nothing_of_what_is_compiled_is_told_of(tmp_path):
+    options = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 0}
+    fit = trainer(tmp_path, **options, callbacks=[Compile(backend="eager")])
+    with pytest.warns(
+        UserWarning, match="Compile speeds up nothing: a training step of CallsNothing calls none of layer"
+    ):
+        fit.fit(CallsNothing())
+
+
+def test_what_its_user_compiled_stays_compiled(tmp_path):
+    module = BoringModel()
+    module.layer.compile(backend="eager")
+    own = module.layer._compiled_call_impl
+    compiled = Compile(backend="eager")
+    compiled.on_fit_start(trainer(tmp_path), module)
+    compiled.teardown(trainer(tmp_path), module, "fit")
+    assert module.layer._compiled_call_impl is own
 
 
 def test_gradients_are_not_accumulated_where_a_graph_overwrites_them(tmp_path):

@@ -225,6 +225,18 @@ def test_every_overlay_runs_on_the_first_experiment(overlay, tmp_path):
     assert os.listdir(tmp_path / "runs") == ["digits_mlp"]
 
 
+def test_a_fused_optimiser_clips_in_bfloat16(tmp_path):
+    config, overlays = str(ROOT / "configs" / "corpus_lm.yaml"), ROOT / "configs" / "overlays"
+    given = ["--config", config, "--config", str(overlays / "debug.yaml"), "--config", str(overlays / "gpu.yaml")]
+    options = [
+        "--trainer.callbacks.backend=eager",
+        "--trainer.gradient_clip_val=1e-3",
+        "--data.path=" + str(ROOT / "README.md"),
+    ]
+    for clips in (["--trainer.gradient_clip_algorithm=norm"], ["--trainer.gradient_clip_algorithm=value"]):
+        assert called("fit", *given, *options, *clips, cwd=tmp_path).stdout.count("2 steps") == 1
+
+
 def test_what_is_left_out_is_not_replaced_by_lightnings_own(tmp_path):
     options = ["--without=[best,last,progress,early_stopping]", "--trainer.max_epochs=1"]
     assert called("fit", "--config", CONFIG, *options, cwd=tmp_path).stderr == ""

@@ -49,8 +49,8 @@ class Unsynchronised(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         due = trainer.global_step % trainer.log_every_n_steps
-        torch.cuda.set_sync_debug_mode("error" if trainer.global_step and 0 < due < 8 else "default")
-        self.steps += 0 < due < 8
+        torch.cuda.set_sync_debug_mode("error" if trainer.global_step and 0 < due < 9 else "default")
+        self.steps += 0 < due < 9
 
     def on_validation_start(self, trainer, pl_module):
         torch.cuda.set_sync_debug_mode("default")

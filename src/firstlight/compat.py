@@ -1,8 +1,11 @@
-"""Warnings of libraries that tell a user nothing, silenced by their exact text."""
+"""What other libraries say that tells a user nothing, and what they refuse that works."""
 
 import warnings
 
-__all__ = ["silence_known_warnings"]
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+
+__all__ = ["let_fused_optimisers_clip", "silence_known_warnings"]
 
 _KNOWN = (
     # Lightning 2.6.6 counts batches of an epoch; tasks and callbacks here log by the steps of the whole run.
@@ -20,3 +23,14 @@ def silence_known_warnings() -> None:
     """Ignore them from here on. Tasks and data modules call this, because they are what brings the warnings on."""
     for message in _KNOWN:
         warnings.filterwarnings("ignore", message)
+
+
+def let_fused_optimisers_clip(trainer: Trainer) -> Trainer:
+    """Return a trainer that clips in bfloat16 what a fused optimiser steps.
+
+    Lightning 2.6.6 refuses that, as if a scaler were there, whose work fused optimisers do themselves.
+    """
+    precision = trainer.precision_plugin
+    if isinstance(precision, MixedPrecision) and precision.scaler is None:
+        precision.clip_gradients = Precision.clip_gradients.__get__(precision)  # type: ignore[method-assign]
+    return trainer

@@ -22,6 +22,7 @@ from firstlight.callbacks.stop import interruptible
 from firstlight.changes import changes, inexact
 from firstlight.checkpoint_io import AtomicCheckpointIO, newest_resumable, remove_leftovers
 from firstlight.checks import refuse_no_batches, refuse_no_validation, refuse_options, refuse_unknown_monitors
+from firstlight.compat import let_fused_optimisers_clip
 from firstlight.data import DataModule
 from firstlight.errors import TrainingError, UsageError, did_you_mean
 from firstlight.explain import weights_fault
@@ -140,8 +141,7 @@ class Experiment:
     def all_callbacks(self, folder: Path) -> list[Callback]:
         """Return the callbacks of a fit, those that were asked for and the default ones."""
         defaults = callbacks.defaults(self.task, folder / "checkpoints", self.without, **self.groups)
-        own = as_list(self.options["callbacks"])
-        refuse_collisions(own, defaults)
+        refuse_collisions(own := as_list(self.options["callbacks"]), defaults)
         return [*own, *defaults]
 
     def untested(self) -> dict[str, Any] | None:
@@ -231,7 +231,7 @@ class Experiment:
         """Return a trainer of the options, of which some are changed."""
         plugins = as_list(self.options["plugins"]) + ([] if self._own_io() else [AtomicCheckpointIO()])
         try:
-            return Trainer(**{**self.options, **changes, "plugins": plugins})
+            return let_fused_optimisers_clip(Trainer(**{**self.options, **changes, "plugins": plugins}))
         except (MisconfigurationException, ValueError) as error:
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
 

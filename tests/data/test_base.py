@@ -237,6 +237,16 @@ def test_statistics_of_a_checkpoint_stay_whether_loaded_before_setup_or_after():
     assert torch.equal(before.state_dict()["mean"], state["mean"])
 
 
+def test_what_a_checkpoint_learned_scales_inputs_at_hand_without_any_data():
+    trained, loaded = Digits(), Digits()
+    trained.setup()
+    loaded.load_state_dict(trained.state_dict())
+    pixels = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8)
+    assert torch.equal(loaded.transform(pixels), trained.transform(pixels))
+    loaded.load_state_dict({**trained.state_dict(), "mean": trained.learned["mean"] + 1})
+    assert not torch.equal(loaded.transform(pixels), trained.transform(pixels))
+
+
 def test_a_checkpoint_of_other_classes_is_refused():
     state = ready(numbers()).state_dict()
     state["class_names"] = ["no", "maybe"]

@@ -50,7 +50,8 @@ class NonFinite(Callback):
     """Make no update from a loss or a gradient that is not finite, and stop, or skip the step.
 
     The gradient is judged as the optimiser would take it: accumulated and averaged over the processes, so that all of
-    them decide the same. A loss that is not finite is made to give such a gradient. On the CPU the step is not made.
+    them decide the same. A loss that is not finite is judged with it, or, of several processes and with a scaler, made
+    to give such a gradient. On the CPU the step is not made.
     On another device nothing is waited for: an optimiser that takes `found_inf` (Adam, AdamW, SGD and Adagrad with
     `fused=True`) leaves weights and state as they are on the device, and so does every later step of a run that is
     to stop. The flag is read when it has arrived, at the latest when something is logged, validated or saved. The
@@ -122,14 +123,14 @@ class NonFinite(Callback):
         self._window.batches.append((batch, batch_idx))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Let a loss that is not finite give a gradient that is not, on every process that the gradient reaches."""
+        """Keep a loss that may not be finite, or let it spoil the gradient on every process that this one reaches."""
         if self._replaying:
             return
         if loss.ndim == 0 and not _waits(loss) and math.isfinite(loss.item()):
             return
         value = loss.detach().sum()  # A copy.
         self._window.losses.append(value)
-        if loss.requires_grad and not self._judges_losses:
+        if loss.requires_grad and not (self._judges_losses and pl_module.automatic_optimization):
             loss.register_hook(lambda gradient: gradient + 0 * value)  # type: ignore[no-untyped-call]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -49,9 +49,9 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             (`"drop"`). With `"mean"`, NaN and what is empty in the inputs become the mean of the training split, and
             anything else is refused.
         num_workers: Processes that load batches. Batches in memory are fastest with 0.
-        on_device: Whether the samples lie in the memory of the device that trains or scores, so that no batch is
-            brought there, which takes `num_workers=0`. None: on a CUDA device, where an eighth of what is free holds
-            the split.
+        on_device: Whether the samples lie in the memory of the device that trains, validates or tests, so that no
+            batch is brought there, which takes `num_workers=0`. None: on a CUDA device, where an eighth of what is
+            free holds the split.
         augment: What is done to training batches of images, in this order, on the device: each takes and returns
             float32 `(B, C, H, W)` in [0, 1], for example `kornia.augmentation.RandomRotation`.
 
@@ -102,7 +102,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         self._samples: Samples | None = None
         self._train: DataLoader[Batch] | None = None
         self._order: dict[str, Any] = {}
-        self._scaled: Scale
+        self._scaled = Scale()
 
     @abstractmethod
     def load(self) -> Samples:
@@ -149,7 +149,9 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             raise UsageError(f"{self._source} is not what the checkpoint was trained on: all of it is the test split")
         inputs = torch.from_numpy(samples.inputs[index])
         if inputs.is_floating_point():
-            inputs = self._scaled(self.encode(inputs)).float().nan_to_num_(0.0)  # What is missing becomes the mean.
+            inputs = (
+                self._scaled(self.encode(inputs), self.learned).float().nan_to_num_(0.0)
+            )  # What is missing becomes the mean.
         return TensorBatches(inputs, torch.from_numpy(samples.targets[index]))
 
     def transform(self, inputs: Tensor, train: bool = False) -> Tensor:
@@ -164,8 +166,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         if inputs.dtype != torch.uint8:
             return inputs.long()
         if train and len(self.augment):
-            return self._scaled(self.augment.to(inputs.device)(inputs.float().div_(255)))
-        return self._scaled(inputs, 255)
+            return self._scaled(self.augment.to(inputs.device)(inputs.float().div_(255)), self.learned)
+        return self._scaled(inputs, self.learned, 255)
 
     def tensors(self, split: Split) -> Batch:
         """Return all samples of a split as a network takes them, without augmentation: inputs and targets."""
@@ -257,7 +259,6 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             refuse_others(self.learned, samples, self._source, columns, self._split_digest)
         else:
             self._learn(samples)
-        self._scaled = Scale(self.learned["mean"], self.learned["std"])
 
     def _load(self) -> tuple[Samples, Indices]:
         loaded = self.load()

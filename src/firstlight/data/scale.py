@@ -1,4 +1,10 @@
-"""Statistics of the training split, which give inputs mean zero and deviation one."""
+"""Statistics of the training split, which give inputs mean zero and deviation one.
+
+Shapes: `N` samples, `B` of a batch, `C` columns or channels; `...` the pixels of a channel.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from sklearn.preprocessing import StandardScaler
@@ -10,22 +16,25 @@ __all__ = ["Scale", "statistics"]
 
 
 class Scale:
-    """Takes mean and standard deviation out of inputs, on whatever device they are.
+    """Takes the mean and the standard deviation of the training split out of inputs, on whatever device they are."""
 
-    Args:
-        mean: `(C, 1, ...)`.
-        std: `(C, 1, ...)`.
-    """
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        self._mean, self._std = mean, std
+    def __init__(self) -> None:
+        self._mean: Tensor | None = None
         self._there: dict[tuple[float, torch.device], tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, inputs: Tensor, unit: float = 1) -> Tensor:
-        """Return scaled floats of inputs `(B, C, ...)`, which are in units of the statistics' 1 / `unit`."""
+    def __call__(self, inputs: Tensor, learned: Mapping[str, Any], unit: float = 1) -> Tensor:
+        """Return scaled floats.
+
+        Args:
+            inputs: `(B, C, ...)`, of which `unit` stands for 1 in the statistics: 255 for pixels.
+            learned: Its `mean` and `std` are `(C, 1, ...)`, as `statistics` returns them.
+            unit: See `inputs`.
+        """
+        if learned["mean"] is not self._mean:
+            self._mean, self._there = learned["mean"], {}
         key = unit, inputs.device
         if key not in self._there:  # One pass over a batch less than to divide it by the unit first.
-            self._there[key] = (self._mean.to(inputs.device) * unit, self._std.to(inputs.device) * unit)
+            self._there[key] = (learned["mean"].to(inputs.device) * unit, learned["std"].to(inputs.device) * unit)
         mean, std = self._there[key]
         return torch.sub(inputs, mean).div_(std)
 
