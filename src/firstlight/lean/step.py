@@ -51,7 +51,7 @@ class Step(Batches):
 
     def global_step(self, trainer: Trainer) -> int:
         """Return the number of optimiser steps done, which callbacks ask for at each step."""
-        if trainer is self._trainer and self._done is not None and trainer.lightning_module is self._module:
+        if trainer is self._trainer and self._done is not None:
             return self._done.completed  # type: ignore[no-any-return]  # a counter of Lightning's
         loop = trainer.fit_loop.epoch_loop
         if trainer.lightning_module is None or trainer.lightning_module.automatic_optimization:
