@@ -3,31 +3,33 @@
     python benchmarks/contenders.py CONTENDER CASE FOLDER [OPTION ...]
 
 trains a case of `cases/`, firstlight with further options of its command line, and prints, as JSON, how many seconds
-its epochs, steps and validations took, and the peak memory. What the others train on is written into FOLDER by
-`prepare CASE FOLDER`, in the form in which firstlight hands it to its network, so that nobody else has to load or scale
-anything. Each peer is written as its own
-documentation writes it, where that is the fastest of its ways known to us.
+its epochs, steps and validations took, but for the first epoch, and the peak memory. Where `FIRSTLIGHT_STAMPS` names a
+file, the moments of all batches are written there, and the training has no end.
+
+What the others train on is written into FOLDER by `prepare CASE FOLDER`, in the form in which firstlight hands it to
+its network, so that nobody else has to load or scale anything. Each peer is written as its own documentation writes it,
+where that is the fastest of its ways known to us.
 """
 
 import json
 import os
 import resource
 import sys
-import time
 from collections.abc import Callable
 from functools import cached_property, partial
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 import yaml
+from stamps import Stamps, figures
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 CASES = Path(__file__).parent / "cases"
+FILE = "FIRSTLIGHT_STAMPS"
+IS_FIRST = os.environ.get("RANK", "0") == os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -40,40 +42,6 @@ def hits_of(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(-1) == targets).sum()
 
 
-class Stamps:
-    """The moments at which batches reach the network, to be trained with and to be validated."""
-
-    def __init__(self, kind: type[nn.Module], steps: int) -> None:
-        self.steps = steps
-        self.trained: list[float] = []
-        self.validated: list[float] = []
-        forward = kind.forward
-
-        def stamped(module: nn.Module, inputs: Tensor) -> Tensor:
-            (self.trained if module.training else self.validated).append(time.perf_counter())
-            return forward(module, inputs)
-
-        kind.forward = stamped
-
-    def figures(self) -> dict[str, Any]:
-        """Return, of all epochs but the first, seconds: of each epoch, of a step, between epochs, of a validated batch.
-
-        An epoch lasts until the first batch of the next, and holds its validation. What lies between epochs is the time
-        from an epoch's last batch to the next one's first, less that of a step.
-        """
-        took = [after - before for before, after in pairwise(self.trained)][self.steps :]
-        whole = len(took) // self.steps * self.steps
-        epochs = [took[start : start + self.steps] for start in range(0, whole, self.steps)]
-        step = median(each for epoch in epochs for each in epoch[:-1])
-        return {
-            "epochs": [sum(epoch) for epoch in epochs],
-            "steps": self.steps,
-            "step": step,
-            "between": median(epoch[-1] for epoch in epochs) - step,
-            "validated": median(after - before for before, after in pairwise(self.validated)),
-        }
-
-
 class Work:
     """What is trained on what, for how long."""
 
@@ -84,13 +52,18 @@ class Work:
         self.optimizer = partial(torch.optim.Adam, **model["optimizer"]["init_args"])
         self.lr = model["optimizer"]["init_args"]["lr"]
         self.batch_size = config["data"]["init_args"]["batch_size"]
-        self.epochs, self.steps = config["trainer"]["max_epochs"], config["trainer"]["limit_train_batches"] // processes
+        path = os.environ.get(FILE)
+        self.epochs = config["trainer"]["max_epochs"] if path is None else 10**6
+        self.endless = (
+            [] if path is None else [f"--trainer.max_epochs={self.epochs}", "--early_stopping.patience=1000000"]
+        )
+        self.steps = config["trainer"]["limit_train_batches"] // processes
         part = model["network"] if isinstance(model["network"], dict) else {"class_path": model["network"]}
         module, name = part["class_path"].rsplit(".", 1)
         kind = getattr(__import__(module, fromlist=[name]), name)
         torch.manual_seed(0)
         self.network: nn.Module = kind(**part.get("init_args", {}))
-        self.stamps = Stamps(kind, self.steps)
+        self.stamps = Stamps(kind, path if IS_FIRST else None)
 
     @cached_property
     def splits(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -366,7 +339,7 @@ def firstlight(work: Work) -> None:
     """This package with everything on."""
     from firstlight.__main__ import main
 
-    if code := main(["fit", "--config", str(work.config), "--runs", str(work.folder), *sys.argv[4:]]):
+    if code := main(["fit", "--config", str(work.config), "--runs", str(work.folder), *work.endless, *sys.argv[4:]]):
         sys.exit(code)
 
 
@@ -376,7 +349,9 @@ def firstlight_ddp(work: Work) -> None:
 
     options = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
     options.append(f"--trainer.limit_train_batches={work.steps}")
-    if code := main(["fit", "--config", str(work.config), "--runs", str(work.folder), *options, *sys.argv[4:]]):
+    if code := main(
+        ["fit", "--config", str(work.config), "--runs", str(work.folder), *work.endless, *options, *sys.argv[4:]]
+    ):
         sys.exit(code)
 
 
@@ -397,10 +372,11 @@ def main() -> None:
         return
     work = Work(case, Path(folder), 2 if name.endswith("ddp") else 1)
     CONTENDERS[name](work)
-    if os.environ.get("RANK", "0") != "0" or os.environ.get("LOCAL_RANK", "0") != "0":
+    if not IS_FIRST:
         return
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({**work.stamps.figures(), "MiB": round(peak)}))
+    trained, validated = work.stamps.trained[work.steps :], work.stamps.validated
+    print(json.dumps({**figures(trained, validated, work.steps, work.steps), "MiB": round(peak)}))
 
 
 if __name__ == "__main__":

@@ -1,31 +1,39 @@
 """How long a step takes by hand, with firstlight and with its peers.
 
-    python benchmarks/speed.py [--cases tiny,mlp] [--contenders floor,firstlight] [--rounds 5] [--threads 1] [--json F]
+    python benchmarks/speed.py [--cases tiny,mlp] [--contenders floor,firstlight] [--rounds 7] [--threads 1] [--json F]
 
-Each contender trains in a process of its own, one after the other, round after round, so that whatever else the
-machine does falls on all of them alike. A step's time is the median of all steps but those of the first epoch. An
-epoch's time holds its validation and all that is logged and written in it: the mean of all epochs but the first and the
-last, in which firstlight writes its checkpoints whatever it takes. Ratios are to the floor's in the same round: shown
-are the median of the rounds and their spread. Between epochs are the milliseconds from an epoch's last step to the next
-one's first. `ddp` is the floor of `firstlight_ddp`, on two processes. What could not run is said. The table is printed;
-`--json F` keeps the figures in a file.
+Each contender trains in a process of its own. They take turns of a few seconds, round after round, each stopped by
+SIGSTOP while the others train, so that whatever else the machine does falls on all of them alike. In a turn, a step's
+time is the median of its steps, and an epoch's, which holds its validation and all that is logged and written in it,
+the mean of the whole epochs in it. Ratios are to the floor's in the same round: shown are the median of the rounds and
+their quartiles. Between epochs are the milliseconds from an epoch's last step to the next one's first. `ddp` is the
+floor of `firstlight_ddp`, on two processes. firstlight may write checkpoints for a hundredth of the time in which it
+trains, not of that in which it is stopped. What could not run is said. The table is printed; `--json F` keeps the
+figures.
 """
 
-# Nothing heavy is imported here: a child's peak memory begins with that of the process it was forked from.
+# Nothing heavy is imported here: the peak memory of what `train` starts begins with that of this process.
 import argparse
 import json
 import os
 import platform
+import re
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, quantiles
 from typing import Any
+
+from stamps import figures, read
 
 HERE = Path(__file__).parent
 CASES = ("tiny", "mlp", "conv", "lm")
+SECONDS = {"tiny": 2.0, "mlp": 5.0, "conv": 7.0, "lm": 8.0}
+"""How long a turn is; an epoch fits into it."""
 PEERS = ("dataloader", "accelerate", "lightning", "skorch", "fastai", "keras", "transformers")
 PACKAGES = ("torch", "lightning", *PEERS[1:2], *PEERS[3:])
 FLOORS = {"firstlight_ddp": "ddp", "ddp": "ddp"}
@@ -51,27 +59,108 @@ def train(contender: str, case: str, folder: str, threads: int, *options: str) -
     return found
 
 
-def rounds(case: str, contenders: list[str], many: int, threads: int) -> dict[str, list[dict[str, Any]]]:
+class Contender:
+    """A process that trains while it is its turn.
+
+    Args:
+        name: Of the contender.
+        case: Of the case.
+        folder: Where the case was prepared.
+        threads: Of the process.
+        steps: Batches of an epoch.
+        options: For firstlight.
+    """
+
+    def __init__(self, name: str, case: str, folder: str, threads: int, steps: int, options: list[str]) -> None:
+        self.name, self.steps, self.turns = name, steps, list[tuple[int, float, float]]()
+        self.stamps, self.errors = Path(folder, f"{name}.stamps"), Path(folder, f"{name}.errors")
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        environment["FIRSTLIGHT_STAMPS"] = str(self.stamps)
+        command = [sys.executable, str(HERE / "contenders.py"), name, case, folder, *options]
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+            )
+
+    def warm_up(self) -> bool:
+        """Let it train for an epoch and a little; tell whether it could."""
+        while len(read(self.stamps)[0]) < self.steps + 5:
+            if self.process.poll() is not None:
+                print(f"{self.name} failed:\n{self.errors.read_text()[-2000:]}", file=sys.stderr)
+                return False
+            time.sleep(0.2)
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        return True
+
+    def train(self, number: int, seconds: float) -> None:
+        """Let it train for a turn."""
+        begun = time.perf_counter()
+        os.killpg(self.process.pid, signal.SIGCONT)
+        time.sleep(seconds)
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        self.turns.append((number, begun, time.perf_counter()))
+
+    def end(self) -> list[dict[str, Any]]:
+        """End it; return what it took in each turn, and its peak memory."""
+        status = Path("/proc", str(self.process.pid), "status").read_text()
+        peak = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        trained, validated = read(self.stamps)
+        found = []
+        for number, begun, ended in self.turns:
+            first = next((index for index, moment in enumerate(trained) if moment > begun), len(trained))
+            inside = [moment for moment in trained[first:] if moment < ended]
+            took = figures(inside, [moment for moment in validated if begun < moment < ended], self.steps, first)
+            took["epoch"] = fmean(epochs) if (epochs := took.pop("epochs")) else None
+            if took["step"] is not None:
+                found.append({"round": number, "MiB": round(peak), **took})
+        return found
+
+
+def steps_of(case: str, processes: int) -> int:
+    """Return the batches of an epoch of each process."""
+    config = (HERE / "cases" / f"{case}.yaml").read_text()
+    return int(re.findall(r"limit_train_batches: (\d+)", config)[0]) // processes
+
+
+def rounds(case: str, names: list[str], many: int, threads: int) -> dict[str, list[dict[str, Any]]]:
     """Return what each contender took in each round."""
-    took: dict[str, list[dict[str, Any]]] = {each: [] for each in contenders}
+    share = 0.01 / len(names)
+    less = [f"--last.at_most={share}", f"--best.at_most={share}"]
     with tempfile.TemporaryDirectory() as folder:
         if train("prepare", case, folder, threads) is None:
             sys.exit(f"{case} cannot be prepared")
-        for number in range(many):
-            for each in contenders:
-                if found := train(each, case, folder, threads):
-                    found["epoch"] = fmean(found.pop("epochs"))
-                    took[each].append({"round": number, **found})
-                    shown = f"{found['step'] * 1000:.3f} ms a step, {found['epoch'] * 1000:.1f} ms an epoch"
-                    print(f"{case} {number} {each}: {shown}", file=sys.stderr, flush=True)
-    return {each: found for each, found in took.items() if found}
+        contenders = []
+        try:
+            for name in names:
+                steps = steps_of(case, 2 if name.endswith("ddp") else 1)
+                options = less if name.startswith("firstlight") else []
+                contenders.append(Contender(name, case, folder, threads, steps, options))
+                if not contenders[-1].warm_up():
+                    contenders.pop()
+            for number in range(many):
+                for each in contenders:
+                    each.train(number, SECONDS.get(case, 5.0))
+                print(f"{case}: {number + 1} of {many} rounds", file=sys.stderr, flush=True)
+        finally:
+            took = {each.name: each.end() for each in contenders}
+    return {name: found for name, found in took.items() if found}
+
+
+def middle(found: list[dict[str, Any]], figure: str) -> float:
+    """Return the median of a figure over the rounds that have it."""
+    return median([each[figure] for each in found if each[figure] is not None] or [float("nan")])
 
 
 def over(found: list[dict[str, Any]], floors: list[dict[str, Any]], figure: str) -> str:
-    """Return the median ratio of a figure to the floor's in the same round, and the spread of the rounds."""
-    floor = {each["round"]: each[figure] for each in floors}
-    ratios = sorted(each[figure] / floor[each["round"]] for each in found if each["round"] in floor)
-    return f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    """Return the median ratio of a figure to the floor's in the same round, and the quartiles of the rounds."""
+    floor = {each["round"]: each[figure] for each in floors if each[figure] is not None}
+    ratios = [each[figure] / floor[each["round"]] for each in found if each[figure] and each["round"] in floor]
+    if len(ratios) < 2:
+        return f"{ratios[0]:.2f}" if ratios else "-"
+    low, half, high = quantiles(ratios, n=4, method="inclusive")
+    return f"{half:.2f} ({low:.2f} to {high:.2f})"
 
 
 def rows(case: str, took: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -80,9 +169,9 @@ def rows(case: str, took: dict[str, list[dict[str, Any]]]) -> list[str]:
     for name, found in took.items():
         floors = took[FLOORS.get(name, "floor")]
         step, between, validated = (
-            f"{median(each[figure] for each in found) * 1000:.3f}" for figure in ("step", "between", "validated")
+            f"{middle(found, figure) * 1000:.3f}" for figure in ("step", "between", "validated")
         )
-        peak, least = (median(each["MiB"] for each in some) for some in (found, floors))
+        peak, least = middle(found, "MiB"), middle(floors, "MiB")
         ratios = f"{over(found, floors, 'step')} | {over(found, floors, 'epoch')}"
         memory = f"{peak:,.0f} | {peak / least:.2f}"
         lines.append(f"| {case} | {name} | {step} | {ratios} | {between} | {validated} | {memory} | {len(found)} |")
@@ -94,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How long a step takes.", allow_abbrev=False)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--contenders", default=",".join(("firstlight", *PEERS)))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()

@@ -30,25 +30,37 @@ def test_a_ratio_is_that_to_the_floor_of_the_same_round(speed):
 
     rows = speed.rows("tiny", {"floor": took(1.0, 2.0, 4.0), "firstlight": took(3.0, 4.0, 4.0)})
     assert rows[1] == (
-        "| tiny | firstlight | 4.000 | 2.00 (1.00 to 3.00) | 1.29 (1.00 to 1.33) | 2.000 | 0.500 | 104 | 1.02 | 3 |"
+        "| tiny | firstlight | 4.000 | 2.00 (1.50 to 2.50) | 1.29 (1.14 to 1.31) | 2.000 | 0.500 | 104 | 1.02 | 3 |"
     )
 
 
-def test_epochs_steps_and_what_lies_between_are_told_apart(monkeypatch):
+@pytest.mark.parametrize("written", [False, True])
+def test_epochs_steps_and_what_lies_between_are_told_apart(monkeypatch, tmp_path, written):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import contenders
+    import stamps
     from torch import nn
 
     class Net(nn.Module):
         def forward(self, inputs):
             return inputs
 
-    moments = iter([0, 9, 20, 21, 22, 23, 24, 30, 31, 32, 40, 41])
-    monkeypatch.setattr(contenders.time, "perf_counter", lambda: next(moments))
-    stamps, net = contenders.Stamps(Net, steps=2), Net()
-    for mode in (True, True, True, True, False, False, False, True, True, False, True, True):
-        net.train(mode)(None)
-    assert stamps.figures() == {"epochs": [10, 10], "steps": 2, "step": 1, "between": 8, "validated": 1}
+    moments = iter([1, 9, 20, 21, 22, 23, 24, 30, 31, 32, 40, 41])
+    path = str(tmp_path / "stamps") if written else None
+    with monkeypatch.context() as patch:
+        patch.setattr(stamps.time, "perf_counter", lambda: next(moments, 1))
+        net = Net()
+        if written:  # The clock is asked once more.
+            moments = iter([0, *moments])
+        seen = stamps.Stamps(Net, path)
+        for mode in (True, True, True, True, False, False, False, True, True, False, True, True):
+            net.train(mode)(None)
+    trained, validated = stamps.read(path) if written else (seen.trained, seen.validated)
+    assert trained == [1, 9, 20, 21, 30, 31, 40, 41] and validated == [22, 23, 24, 32]
+    found = stamps.figures(trained[2:], validated, 2, 2)
+    assert found == {"epochs": [10, 10], "steps": 2, "step": 1, "between": 8, "validated": 1}
+    assert stamps.figures(trained[3:6], validated, 2, 3) == {**found, "epochs": []}
+    nothing = {"epochs": [], "steps": 2, "step": None, "between": None, "validated": None}
+    assert stamps.figures(trained[:1], [], 2) == nothing
 
 
 @pytest.mark.parametrize("contender", ["floor", "firstlight"])

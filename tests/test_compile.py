@@ -104,6 +104,7 @@ class CallsNothing(BoringModel):
         return self.layer.weight.sum()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch hides where warnings are no errors
 def test_each_child_that_is_called_is_compiled_whatever_holds_it(tmp_path):
     graphs = []
 
@@ -120,6 +121,7 @@ def test_each_child_that_is_called_is_compiled_whatever_holds_it(tmp_path):
     assert len(graphs) == 3 and all(part._compiled_call_impl is None for part in module.parts)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch hides where warnings are no errors
 def test_the_compilations_of_one_child_are_not_counted_for_another(tmp_path):
     graphs, module = [], Parts()
 

@@ -143,8 +143,8 @@ class NonFinite(Callback):
             return
         if self._judges_losses and not _waits(gradients[0]) and surely_finite(gradients + self._window.losses):
             self._begun.add(id(optimizer))
-            if pl_module.automatic_optimization:  # The next batch then takes the place of this one in memory.
-                self._window = _Window()
+            if pl_module.automatic_optimization:
+                self._window = _Window()  # The next batch then takes the place of this one in memory.
         else:
             self._look(trainer, pl_module, optimizer, [_values(gradient) for gradient in gradients])
         if self.skipped and should_log(trainer):
@@ -213,10 +213,8 @@ class NonFinite(Callback):
         return found
 
     def _reads_at_once(self, optimizer: Optimizer, found: Tensor) -> bool:
-        if not _waits(found):
-            return True
-        if self._scaler:
-            return False
+        if self._scaler or not _waits(found):
+            return not _waits(found)
         # Fused SGD leaves its momentum uninitialised when its first step is skipped on the device.
         return id(optimizer) not in self._begun or (self.action == "skip" and not _skips_on_device(optimizer))
 
@@ -294,8 +292,7 @@ def _values(gradient: Tensor) -> Tensor:
 
 
 def _waits(tensor: Tensor) -> bool:
-    """Tell whether reading a tensor waits for a device."""
-    return not tensor.is_cpu
+    return not tensor.is_cpu  # Reading it waits for a device.
 
 
 def _skips_on_device(optimizer: Optimizer) -> bool:

@@ -51,10 +51,11 @@ class Step(Batches):
 
     def global_step(self, trainer: Trainer) -> int:
         """Return the number of optimiser steps done, which callbacks ask for at each step."""
-        if trainer is self._trainer and self._done is not None:
+        module = trainer._accelerator_connector.strategy._lightning_module  # Its property costs three calls each time.
+        if trainer is self._trainer and self._done is not None and module is self._module:
             return self._done.completed  # type: ignore[no-any-return]  # a counter of Lightning's
         loop = trainer.fit_loop.epoch_loop
-        if trainer.lightning_module is None or trainer.lightning_module.automatic_optimization:
+        if module is None or module.automatic_optimization:
             return loop.automatic_optimization.optim_progress.optimizer_steps
         return loop.manual_optimization.optim_step_progress.total.completed
 
