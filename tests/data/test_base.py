@@ -186,9 +186,9 @@ def test_a_batch_taken_at_once_equals_its_samples_stacked():
 
 def test_a_loader_indexes_once_for_each_batch(monkeypatch):
     calls = []
-    taken = TensorBatches.__getitem__
+    taken = TensorBatches.__getitems__
     monkeypatch.setattr(
-        TensorBatches, "__getitem__", lambda self, index: calls.append(len(index)) or taken(self, index)
+        TensorBatches, "__getitems__", lambda self, index: calls.append(len(index)) or taken(self, index)
     )
     list(ready(numbers(rows=100, batch_size=10, val_fraction=0.25, test_fraction=0.5)).train_dataloader())
     assert calls == [10, 10, 5]

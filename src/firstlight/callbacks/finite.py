@@ -20,7 +20,7 @@ def surely_finite(tensors: Iterable[Tensor]) -> bool:
     >>> surely_finite([torch.ones(2), torch.zeros(1)]), surely_finite([torch.tensor([1.0, float("nan")])])
     (True, False)
     """
-    return cmath.isfinite(sum(tensor.sum().item() for tensor in tensors))
+    return cmath.isfinite(sum([tensor.sum().item() for tensor in tensors]))
 
 
 def all_finite(value: Any) -> bool:

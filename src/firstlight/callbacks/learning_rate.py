@@ -19,7 +19,7 @@ class LearningRate(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Log the rates of all optimisers when the first of them steps and a logging is due."""
-        if optimizer is trainer.optimizers[0] and should_log(trainer):
+        if should_log(trainer) and optimizer is trainer.optimizers[0]:
             log(trainer, rates([group["lr"] for each in trainer.optimizers for group in each.param_groups]))
 
 

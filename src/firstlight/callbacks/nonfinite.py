@@ -144,7 +144,7 @@ class NonFinite(Callback):
         if self._judges_losses and not _waits(gradients[0]) and surely_finite(gradients + self._window.losses):
             self._begun.add(id(optimizer))
             if pl_module.automatic_optimization:
-                self._window = _Window()  # The next batch then takes the place of this one in memory.
+                self._window.batches = []  # The next batch then takes the place of this one in memory.
         else:
             self._look(trainer, pl_module, optimizer, [_values(gradient) for gradient in gradients])
         if self.skipped and should_log(trainer):

@@ -178,7 +178,9 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         """Make of a batch on its device what the network takes."""
         inputs, targets = batch
         if not inputs.is_floating_point():
-            inputs = self.transform(inputs, train=self.trainer is not None and self.trainer.training)
+            # Lightning compares stages as texts, in half a dozen calls.
+            trains = bool(len(self.augment)) and self.trainer is not None and self.trainer.training
+            inputs = self.transform(inputs, trains)
             if self.trainer is not None:
                 # Lightning converted the batch to the precision of the run when it held no floats yet.
                 inputs = self.trainer.precision_plugin.convert_input(inputs)

@@ -89,5 +89,5 @@ class TensorBatches(Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> Batch:
         """Return the batch of the samples at `indices`."""
-        index = torch.as_tensor(indices)
+        index = indices if isinstance(indices, Tensor) else torch.as_tensor(indices)
         return self.inputs.index_select(0, index), self.targets.index_select(0, index)

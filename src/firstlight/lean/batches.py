@@ -1,7 +1,6 @@
 """What a batch is asked and told, whether it is trained with or validated."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -29,14 +28,17 @@ class Batches:
 
     def _is_plain(self) -> bool:
         """Tell whether a batch is; asked anew with each epoch, and where the module has changed."""
-        loop, module = self._trainer.fit_loop.epoch_loop, self._trainer.lightning_module
-        if module is not self._module or loop.batch_idx < 0 or self._is_changed(module):
+        loop, module = (
+            self._trainer.fit_loop.epoch_loop,
+            self._trainer._accelerator_connector.strategy._lightning_module,
+        )
+        if module is not self._module or loop.batch_progress.current.ready < 1 or self._is_changed():
             self._judge(module)
         return self._plain and not loop.automatic_optimization._skip_backward
 
-    def _is_changed(self, module: LightningModule) -> bool:
+    def _is_changed(self) -> bool:
         """Tell whether the module has got or lost an attribute, which may be a hook."""
-        return len(vars(module)) != self._attributes
+        return len(vars(self._module)) != self._attributes
 
     def _judge(self, module: LightningModule) -> None:
         trainer = self._trainer
@@ -47,13 +49,9 @@ class Batches:
         self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
         self._validation_takes_index = is_param_in_hook_signature(module.validation_step, "batch_idx", min_args=2)
         self._prepare = preparations(trainer)
-        precision, alone = trainer.strategy.precision_plugin, trainer.strategy.model is module
-        # A strategy that wraps the module enters them itself.
-        mixed = alone and is_mixed(trainer)
-        self._train_context: Callable[[], AbstractContextManager[Any]]
-        self._train_context = precision.train_step_context if mixed else nullcontext
-        self._val_context: Callable[[], AbstractContextManager[Any]]
-        self._val_context = precision.val_step_context if mixed else nullcontext
+        self._strategy, self._world_size = trainer.strategy, trainer.world_size
+        # A strategy that wraps the module enters the contexts of its precision itself.
+        self._casts = self._strategy.model is module and is_mixed(trainer)
         self._clips_itself = clips_itself(module)
 
     def _call(self, name: str, *arguments: Any) -> Any:

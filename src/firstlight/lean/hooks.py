@@ -113,7 +113,7 @@ class _Callbacks:
         many = len(callbacks)
         if not active:
             return
-        module = trainer.strategy._lightning_module
+        module = trainer._accelerator_connector.strategy._lightning_module  # Its property costs three calls.
         attributes: dict[str, Any] = vars(module)
         before = attributes["_current_fx_name"]
         attributes["_current_fx_name"] = hook
@@ -184,7 +184,7 @@ def _batches(trainer: Trainer, heeds_signals: bool) -> list[tuple[Any, str, Any]
         (_TrainingEpochLoop, "on_advance_end", lambda loop, fetcher: step.on_advance_end(loop, fetcher)),
         (_EvaluationLoop, "_evaluation_step", lambda loop, *given: step.validate(loop, *given)),
         (_TrainingEpochLoop, "global_step", property(lambda loop: step.global_step(loop.trainer))),
-        (Trainer, "global_step", property(lambda trainer: step.global_step(trainer))),
+        (Trainer, "global_step", property(step.global_step)),
         (_ResultCollection, "log", noted),
     ]
 

@@ -89,18 +89,18 @@ def preparations(trainer: Trainer) -> list[tuple[str, Callable[..., Any], tuple[
 
 def _stay_or(transfer: Callable[..., Any], batch: Any, device: torch.device, index: int) -> Any:
     """Leave a batch that is nothing but tensors on the device where it is."""
-    if type(batch) is tuple and all(type(each) is Tensor and each.device == device for each in batch):
+    if type(batch) is tuple and all([type(each) is Tensor and each.device == device for each in batch]):  # a call less
         return batch
     return transfer(batch, device, index)
 
 
-def scheduler_of(trainer: Trainer) -> Any:
+def scheduler_of(strategy: Strategy, module: LightningModule | None) -> Any:
     """Return the schedule where there is but one, which is stepped after each step of the optimiser."""
-    configs = trainer.lr_scheduler_configs
+    configs = strategy.lr_scheduler_configs
     if len(configs) != 1:
         return None
     (config,) = configs
-    step = trainer.lightning_module.lr_scheduler_step
+    step = getattr(module, "lr_scheduler_step", None)
     usual = getattr(step, "__func__", None) is LightningModule.lr_scheduler_step
     each = config.interval == "step" and config.frequency == 1 and not config.reduce_on_plateau
     return config.scheduler if usual and each else None

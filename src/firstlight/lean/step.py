@@ -7,6 +7,7 @@ optimiser as all do, they come down to what stands here: the same hooks, with th
 the same counters. In any other case the batch goes Lightning's own way.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class Step(Batches):
         progress = loop.batch_progress
         if loop.val_loop._restarting:
             loop.val_loop.restarting = False
-        if trainer.world_size > 1 and not self._heeds_signals:
+        if self._world_size > 1 and not self._heeds_signals:
             loop._broadcast_sigterm_tensor()  # which waits for all processes
         batch, _, _ = next(fetcher)
         batch_idx = progress.current.ready
@@ -139,7 +140,7 @@ class Step(Batches):
     ) -> None:
         """Validate the next batch, once a first one was trained with."""
         trainer, module = self._trainer, self._module
-        if module is not None and self._is_changed(module):
+        if module is not None and self._is_changed():
             self._judge(module)
         within = loop is trainer.fit_loop.epoch_loop.val_loop and trainer.lightning_module is module
         if not self._plain or not within or dataloader_iter is not None or loop.num_dataloaders > 1:
@@ -153,8 +154,8 @@ class Step(Batches):
         module_hook("on_validation_batch_start", batch, batch_idx)
         progress.increment_started()
         given = (batch, batch_idx) if self._validation_takes_index else (batch,)
-        check = module.validation_step if trainer.strategy.model is module else trainer.strategy.validation_step
-        with self._val_context():
+        check = module.validation_step if self._strategy.model is module else self._strategy.validation_step
+        with self._strategy.precision_plugin.val_step_context() if self._casts else nullcontext():
             output = named(module, "validation_step", check, *given)
         progress.increment_processed()
         hook(trainer, "on_validation_batch_end", output, batch, batch_idx)
@@ -173,7 +174,7 @@ class Step(Batches):
 
     def _schedule(self, loop: _TrainingEpochLoop, goes_on: bool) -> None:
         """Step the learning rate, unless the batch is followed by another one before the optimiser steps."""
-        self._scheduler = scheduler_of(self._trainer)
+        self._scheduler = scheduler_of(self._strategy, self._module)
         if self._scheduler is None:
             loop.update_lr_schedulers("step", update_plateau_schedulers=False)
             if loop._num_ready_batches_reached():
@@ -186,23 +187,25 @@ class Step(Batches):
     def _run(self, loop: _TrainingEpochLoop, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Make one step, or a part of an accumulated one; return what `training_step` did."""
         trainer = self._trainer
-        optimizer: Optimizer = trainer.optimizers[0]
+        optimizer: Optimizer = self._strategy.optimizers[0]
         progress = loop.automatic_optimization.optim_progress.optimizer
         outputs: dict[str, Any] | None = None
 
         def closure() -> Tensor | None:
             nonlocal outputs
-            with torch.enable_grad():  # Not every optimiser calls its closure with it.
-                loss, outputs = self._loss(batch, batch_idx)
-                if batch_idx % trainer.accumulate_grad_batches == 0:
-                    progress.zero_grad.increment_ready()
-                    call._call_callback_hooks(trainer, "on_before_zero_grad", optimizer)
-                    self._call("on_before_zero_grad", optimizer)
-                    progress.zero_grad.increment_started()
-                    self._call("optimizer_zero_grad", trainer.current_epoch, batch_idx, optimizer)
-                    progress.zero_grad.increment_completed()
-                if loss is not None:
-                    named(self._module, "backward", self._backward, loss)
+            if not torch.is_grad_enabled():  # Not every optimiser calls its closure with it.
+                with torch.enable_grad():
+                    return closure()
+            loss, outputs = self._loss(batch, batch_idx)
+            if batch_idx % trainer.accumulate_grad_batches == 0:
+                progress.zero_grad.increment_ready()
+                call._call_callback_hooks(trainer, "on_before_zero_grad", optimizer)
+                self._call("on_before_zero_grad", optimizer)
+                progress.zero_grad.increment_started()
+                self._call("optimizer_zero_grad", trainer.current_epoch, batch_idx, optimizer)
+                progress.zero_grad.increment_completed()
+            if loss is not None:
+                named(self._module, "backward", self._backward, loss)
             return outputs.get("loss")
 
         def whole() -> Tensor | None:
@@ -235,10 +238,13 @@ class Step(Batches):
         trainer, module = self._trainer, self._module
         assert module is not None
         given = (batch, batch_idx) if self._takes_index else (batch,)
-        train = module.training_step if trainer.strategy.model is module else trainer.strategy.training_step
-        with self._train_context():
+        train = module.training_step if self._strategy.model is module else self._strategy.training_step
+        if self._casts:
+            with self._strategy.precision_plugin.train_step_context():
+                found = named(module, "training_step", train, *given)
+        else:
             found = named(module, "training_step", train, *given)
-        if found is None and trainer.world_size > 1:
+        if found is None and self._world_size > 1:
             raise RuntimeError(
                 "training_step returned None: of several processes none can leave out a step, for which the others wait"
             )
@@ -251,11 +257,12 @@ class Step(Batches):
         return result.closure_loss, {} if result.loss is None else result.asdict()
 
     def _backward(self, loss: Tensor) -> None:
-        trainer, strategy = self._trainer, self._trainer.strategy
+        trainer, strategy, module = self._trainer, self._strategy, self._module
+        assert module is not None
         strategy.pre_backward(loss)
         call._call_callback_hooks(trainer, "on_before_backward", loss)
         self._call("on_before_backward", loss)
-        trainer.lightning_module.backward(loss)
+        module.backward(loss)
         call._call_callback_hooks(trainer, "on_after_backward")
         self._call("on_after_backward")
         strategy.post_backward(loss)

@@ -124,8 +124,8 @@ class Task(SafeLoading, Scheduled):  # type: ignore[misc]  # it takes the rarer 
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log `train/*` after every `log_every_n_steps` optimiser steps."""
-        step = self.trainer.global_step
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
+        trainer = self.trainer
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
         if every and step > self._logged_step and step % every == 0:
             self._logged_step = step
             self.log_dict(self.observed_train.read())
