@@ -1,6 +1,6 @@
 """How long a step takes by hand, with firstlight and with its peers.
 
-    python benchmarks/speed.py [--cases tiny,mlp] [--contenders floor,firstlight] [--rounds 7] [--threads 1] [--json F]
+    python benchmarks/speed.py [--cases tiny,mlp] [--contenders floor,firstlight] [--rounds 11] [--threads 1] [--json F]
 
 Each contender trains in a process of its own. They take turns of a few seconds, round after round, each stopped by
 SIGSTOP while the others train, so that whatever else the machine does falls on all of them alike. In a turn, a step's
@@ -32,8 +32,8 @@ from stamps import figures, read
 
 HERE = Path(__file__).parent
 CASES = ("tiny", "mlp", "conv", "lm")
-SECONDS = {"tiny": 2.0, "mlp": 5.0, "conv": 7.0, "lm": 8.0}
-"""How long a turn is; an epoch fits into it."""
+SECONDS = {"tiny": 1.0, "mlp": 4.0, "conv": 5.0, "lm": 6.0}
+"""How long a turn is; an epoch of most contenders fits into it."""
 PEERS = ("dataloader", "accelerate", "lightning", "skorch", "fastai", "keras", "transformers")
 PACKAGES = ("torch", "lightning", *PEERS[1:2], *PEERS[3:])
 FLOORS = {"firstlight_ddp": "ddp", "ddp": "ddp"}
@@ -183,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How long a step takes.", allow_abbrev=False)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--contenders", default=",".join(("firstlight", *PEERS)))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
