@@ -213,10 +213,11 @@ class NonFinite(Callback):
         return found
 
     def _reads_at_once(self, optimizer: Optimizer, found: Tensor) -> bool:
-        if self._scaler or not _waits(found):
-            return not _waits(found)
+        if not _waits(found):
+            return True
+        first = id(optimizer) not in self._begun
         # Fused SGD leaves its momentum uninitialised when its first step is skipped on the device.
-        return id(optimizer) not in self._begun or (self.action == "skip" and not _skips_on_device(optimizer))
+        return not self._scaler and (first or (self.action == "skip" and not _skips_on_device(optimizer)))
 
     def _block(self, optimizer: Optimizer, gradients: list[Tensor], found: Tensor) -> None:
         """Let the device make no update where the flag is set."""

@@ -149,9 +149,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             raise UsageError(f"{self._source} is not what the checkpoint was trained on: all of it is the test split")
         inputs = torch.from_numpy(samples.inputs[index])
         if inputs.is_floating_point():
-            inputs = (
-                self._scaled(self.encode(inputs), self.learned).float().nan_to_num_(0.0)
-            )  # What is missing becomes the mean.
+            # What is missing becomes the mean.
+            inputs = self._scaled(self.encode(inputs), self.learned).float().nan_to_num_(0.0)
         return TensorBatches(inputs, torch.from_numpy(samples.targets[index]))
 
     def transform(self, inputs: Tensor, train: bool = False) -> Tensor:

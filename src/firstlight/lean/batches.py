@@ -28,10 +28,9 @@ class Batches:
 
     def _is_plain(self) -> bool:
         """Tell whether a batch is; asked anew with each epoch, and where the module has changed."""
-        loop, module = (
-            self._trainer.fit_loop.epoch_loop,
-            self._trainer._accelerator_connector.strategy._lightning_module,
-        )
+        loop = self._trainer.fit_loop.epoch_loop
+        module = self._trainer._accelerator_connector.strategy._lightning_module  # Its property costs three calls.
+        assert module is not None
         if module is not self._module or loop.batch_progress.current.ready < 1 or self._is_changed():
             self._judge(module)
         return self._plain and not loop.automatic_optimization._skip_backward
