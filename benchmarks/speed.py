@@ -1,15 +1,15 @@
 """How long a step takes by hand, with firstlight and with its peers.
 
-    python benchmarks/speed.py [--cases tiny,mlp] [--contenders floor,firstlight] [--rounds 11] [--threads 1] [--json F]
+    python benchmarks/speed.py [--cases tiny,mlp] [--contenders floor,firstlight] [--rounds 60] [--threads 1] [--json F]
 
-Each contender trains in a process of its own. They take turns of a few seconds, round after round, each stopped by
-SIGSTOP while the others train, so that whatever else the machine does falls on all of them alike. In a turn, a step's
-time is the median of its steps, and an epoch's, which holds its validation and all that is logged and written in it,
-the mean of the whole epochs in it. Ratios are to the floor's in the same round: shown are the median of the rounds and
-their quartiles. Between epochs are the milliseconds from an epoch's last step to the next one's first. `ddp` is the
-floor of `firstlight_ddp`, on two processes. firstlight may write checkpoints for a hundredth of the time in which it
-trains, not of that in which it is stopped. What could not run is said. The table is printed; `--json F` keeps the
-figures.
+Each contender trains in a process of its own. They take short turns, round after round, each stopped by SIGSTOP while
+the others train, so that whatever else the machine does falls on all of them alike. In a turn, a step's time is the
+median of its steps. An epoch's holds its validation and all that is logged and written in it; it may take several
+turns, and counts in the round in which it ends. Ratios are to the floor's in the same round: shown are the median of
+the rounds and their quartiles. Between epochs are the milliseconds from an epoch's last step to the next one's first.
+`ddp` is the floor of `firstlight_ddp`, on two processes. firstlight may write checkpoints for a hundredth of the time
+in which it trains, not of that in which it is stopped. What could not run is said. The table is printed; `--json F`
+keeps the figures.
 """
 
 # Nothing heavy is imported here: the peak memory of what `train` starts begins with that of this process.
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean, median, quantiles
@@ -32,8 +33,8 @@ from stamps import figures, read
 
 HERE = Path(__file__).parent
 CASES = ("tiny", "mlp", "conv", "lm")
-SECONDS = {"tiny": 1.0, "mlp": 4.0, "conv": 5.0, "lm": 6.0}
-"""How long a turn is; an epoch of most contenders fits into it."""
+TURNS = {"tiny": (0.5, 60), "mlp": (1.0, 40), "conv": (4.0, 11), "lm": (6.0, 11)}
+"""Seconds of a turn, a few dozen steps where they are short, and rounds."""
 PEERS = ("dataloader", "accelerate", "lightning", "skorch", "fastai", "keras", "transformers")
 PACKAGES = ("torch", "lightning", *PEERS[1:2], *PEERS[3:])
 FLOORS = {"firstlight_ddp": "ddp", "ddp": "ddp"}
@@ -107,14 +108,19 @@ class Contender:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         trained, validated = read(self.stamps)
-        found = []
+        found, spent = [], 0.0
+        clock: dict[int, float] = {}  # In which of the seconds that it trained a batch was reached.
         for number, begun, ended in self.turns:
-            first = next((index for index, moment in enumerate(trained) if moment > begun), len(trained))
-            inside = [moment for moment in trained[first:] if moment < ended]
-            took = figures(inside, [moment for moment in validated if begun < moment < ended], self.steps, first)
-            took["epoch"] = fmean(epochs) if (epochs := took.pop("epochs")) else None
+            first, last = bisect(trained, begun), bisect(trained, ended)
+            clock |= {index: trained[index] - begun + spent for index in range(first, last)}
+            spent += ended - begun
+            took = figures(
+                trained[first:last], validated[bisect(validated, begun) : bisect(validated, ended)], self.steps, first
+            )
+            starts = [index for index in range(first, last) if index % self.steps == 0 and index - self.steps in clock]
+            epochs = [clock[index] - clock[index - self.steps] for index in starts]
             if took["step"] is not None:
-                found.append({"round": number, "MiB": round(peak), **took})
+                found.append({"round": number, "MiB": round(peak), **took, "epoch": fmean(epochs) if epochs else None})
         return found
 
 
@@ -124,9 +130,11 @@ def steps_of(case: str, processes: int) -> int:
     return int(re.findall(r"limit_train_batches: (\d+)", config)[0]) // processes
 
 
-def rounds(case: str, names: list[str], many: int, threads: int) -> dict[str, list[dict[str, Any]]]:
+def rounds(case: str, names: list[str], many: int | None, threads: int) -> dict[str, list[dict[str, Any]]]:
     """Return what each contender took in each round."""
     share = 0.01 / len(names)
+    seconds, usual = TURNS.get(case, (2.0, 11))
+    many = many or usual
     less = [f"--last.at_most={share}", f"--best.at_most={share}"]
     with tempfile.TemporaryDirectory() as folder:
         if train("prepare", case, folder, threads) is None:
@@ -141,7 +149,7 @@ def rounds(case: str, names: list[str], many: int, threads: int) -> dict[str, li
                     contenders.pop()
             for number in range(many):
                 for each in contenders:
-                    each.train(number, SECONDS.get(case, 5.0))
+                    each.train(number, seconds)
                 print(f"{case}: {number + 1} of {many} rounds", file=sys.stderr, flush=True)
         finally:
             took = {each.name: each.end() for each in contenders}
@@ -154,9 +162,10 @@ def middle(found: list[dict[str, Any]], figure: str) -> float:
 
 
 def over(found: list[dict[str, Any]], floors: list[dict[str, Any]], figure: str) -> str:
-    """Return the median ratio of a figure to the floor's in the same round, and the quartiles of the rounds."""
+    """Return the median ratio of a figure to the floor's in the nearest round, and the quartiles of the rounds."""
     floor = {each["round"]: each[figure] for each in floors if each[figure] is not None}
-    ratios = [each[figure] / floor[each["round"]] for each in found if each[figure] and each["round"] in floor]
+    told = [(each["round"], each[figure]) for each in found if each[figure] is not None] if floor else []
+    ratios = [value / floor[min(floor, key=lambda other: abs(other - number))] for number, value in told]
     if len(ratios) < 2:
         return f"{ratios[0]:.2f}" if ratios else "-"
     low, half, high = quantiles(ratios, n=4, method="inclusive")
@@ -183,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="How long a step takes.", allow_abbrev=False)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--contenders", default=",".join(("firstlight", *PEERS)))
-    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--rounds", type=int)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()

@@ -1,4 +1,5 @@
 import csv
+import gc
 import os
 import sys
 from collections import Counter
@@ -7,9 +8,8 @@ from functools import wraps
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
 from lightning.pytorch.trainer import call
 from torchmetrics import MetricCollection
@@ -96,15 +96,17 @@ def test_an_optimiser_that_does_not_train_is_told(tmp_path):
 
 
 def test_a_step_that_was_changed_is_left_as_it_is(tmp_path, monkeypatch):
-    plain, advance = _AutomaticOptimization.run, _TrainingEpochLoop.advance
+    plain, trainer = _AutomaticOptimization.run, Trainer(logger=False, accelerator="cpu")
+    with lean(trainer):
+        assert "advance" in vars(trainer.fit_loop.epoch_loop)
 
     @wraps(plain)
     def changed(self, *given):
         return plain(self, *given)
 
     monkeypatch.setattr(_AutomaticOptimization, "run", changed)
-    with lean(Trainer(logger=False, accelerator="cpu")):
-        assert _TrainingEpochLoop.advance is advance
+    with lean(trainer):
+        assert "advance" not in vars(trainer.fit_loop.epoch_loop)
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3, "gradient_clip_val": 0.1}])
@@ -175,11 +177,11 @@ def test_between_loggings_a_step_logs_nothing_reads_nothing_and_calls_little(tmp
         counted(owner, name)
     advance = Step.advance
 
-    def watched(step, loop, fetcher):
+    def watched(step, fetcher):
         done.clear()
         sys.setprofile(lambda frame, event, argument: done.update([event]))
         try:
-            advance(step, loop, fetcher)
+            advance(step, fetcher)
         finally:
             sys.setprofile(None)
         steps[step._trainer.global_step] = Counter(done)
@@ -195,6 +197,22 @@ def test_between_loggings_a_step_logs_nothing_reads_nothing_and_calls_little(tmp
         assert not found.keys() - {"return", "c_call", "c_return", "c_exception"}, (number, found)
         assert calls <= most, number
     assert steps[50]["log_metrics"] >= 2 and steps[50]["log"] >= 2
+
+
+def test_what_a_step_has_used_is_let_go_when_it_is_done(tmp_path):
+    class Collects(Callback):
+        """Counts what is left in circles, which keeps batches and outputs until someone looks for them."""
+
+        def on_train_batch_end(self, trainer, *given):
+            found.append(gc.collect())
+
+    found = []
+    gc.disable()
+    try:
+        fitted(tmp_path, True, Scheduled, Collects())
+    finally:
+        gc.enable()
+    assert len(found) == 12 and not any(found[1:6] + found[7:])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device to look for")

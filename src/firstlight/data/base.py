@@ -182,7 +182,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             inputs = self.transform(inputs, trains)
             if self.trainer is not None:
                 # Lightning converted the batch to the precision of the run when it held no floats yet.
-                inputs = self.trainer.precision_plugin.convert_input(inputs)
+                inputs = self.trainer.strategy.precision_plugin.convert_input(inputs)
         return inputs, targets if targets.is_floating_point() else targets.long()
 
     def train_dataloader(self) -> DataLoader[Batch]:

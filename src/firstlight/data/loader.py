@@ -65,6 +65,7 @@ class Order(DistributedSampler[Tensor]):
         self.start = 0
         self.start_epoch: int | None = None
         self.running = 0
+        self.taken = 0  # Counted by the loader: with workers, the order is ahead of what was taken.
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -74,7 +75,7 @@ class Order(DistributedSampler[Tensor]):
         """Yield the batches of the epoch, from `start` on this once."""
         start, self.start = self.start, 0
         epoch = self.running = self.epoch
-        start = start if epoch == self.start_epoch else 0
+        self.taken = start = start if epoch == self.start_epoch else 0
         self.epoch += 1  # Where nobody sets it.
         order = torch.arange(self.samples)
         if self.shuffle:
@@ -82,8 +83,8 @@ class Order(DistributedSampler[Tensor]):
             generator = torch.Generator().manual_seed(int(mixed[0]))
             order = torch.randperm(self.samples, generator=generator)
         order = order.to(self.device)  # All of an epoch at once; it is drawn where it is the same on every device.
-        for low, high in self._bounds()[start:]:
-            yield order[low + self.rank : high : self.num_replicas]
+        sizes = [len(range(low + self.rank, high, self.num_replicas)) for low, high in self._bounds()]
+        yield from torch.split(order[self.rank :: self.num_replicas][: sum(sizes)], sizes)[start:]
 
     def _bounds(self) -> list[tuple[int, int]]:
         """Return where each batch of all processes starts and ends in the order."""
@@ -117,28 +118,26 @@ class Loader(DataLoader[Batch]):
             worker_init_fn=partial(_stay, os.getpid()),
         )
         self.order = order
-        self.taken = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader promises a class of its own
         """Yield the batches that are left of the epoch."""
-        self.taken = self.order.start if self.order.epoch == self.order.start_epoch else 0
         if not self.num_workers:  # What DataLoader does then, at a third of its time.
             dataset = cast(TensorBatches, self.dataset)
             for indices in self.order:
-                self.taken += 1
+                self.order.taken += 1
                 yield dataset.__getitems__(indices)
             return
         with _signals_kept_back():  # Workers begin deaf: one that a signal of all processes ends would end the run.
             batches = super().__iter__()
         for batch in batches:
-            self.taken += 1
+            self.order.taken += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return which epoch is under way, how many of its batches were taken, and what their order depends on."""
         order = self.order
         return {
-            "taken": self.taken,
+            "taken": order.taken,
             "epoch": order.running,
             "seed": order.seed,
             "samples": order.samples,

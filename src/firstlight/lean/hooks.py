@@ -19,7 +19,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core import module
 from lightning.pytorch.loops import evaluation_loop, training_epoch_loop, utilities
-from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer import call
@@ -30,6 +29,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 from torchmetrics import Metric
 
+from firstlight.lean.acting import Acting
 from firstlight.lean.known import HOOKS, STEP, are_known
 from firstlight.lean.names import has_work, named
 from firstlight.lean.step import Step
@@ -68,9 +68,9 @@ def lean(trainer: Trainer, heeds_signals: bool = False) -> Iterator[bool]:
 
 def _replacements(trainer: Trainer, heeds_signals: bool) -> list[tuple[Any, str, Any]]:
     """Return what is replaced: whose, its name, and by what."""
-    takes = lru_cache(is_param_in_hook_signature)
+    takes, acting = lru_cache(is_param_in_hook_signature), Acting(trainer)
     replaced: list[tuple[Any, str, Any]] = [
-        (call, "_call_callback_hooks", _Callbacks(trainer, call._call_callback_hooks)),
+        (call, "_call_callback_hooks", _callbacks(trainer, acting)),
         (call, "_call_lightning_module_hook", _module_hook),
         (call, "_call_strategy_hook", _strategy_hook),
         (call, "_call_lightning_datamodule_hook", _datamodule_hook),
@@ -81,7 +81,7 @@ def _replacements(trainer: Trainer, heeds_signals: bool) -> list[tuple[Any, str,
             (each, "is_param_in_hook_signature", takes)
             for each in (training_epoch_loop, evaluation_loop, utilities, module)
         ),
-        *_batches(trainer, heeds_signals),
+        *_batches(trainer, acting, heeds_signals),
     ]
     if not torch.cuda.is_available():
         # torch's optimisers ask at each step, and Lightning lets torch look for NVIDIA's library on the disk each time.
@@ -90,44 +90,29 @@ def _replacements(trainer: Trainer, heeds_signals: bool) -> list[tuple[Any, str,
     return replaced
 
 
-class _Callbacks:
-    """`_call_callback_hooks` for one trainer, which remembers for an epoch who has something to do in which hook."""
+def _callbacks(trainer: Trainer, acting: Acting) -> Callable[..., None]:
+    """Return `_call_callback_hooks` for one trainer."""
+    original = call._call_callback_hooks
 
-    def __init__(self, trainer: Trainer, original: Any) -> None:
-        self._trainer, self._original = trainer, original
-        self._callbacks: list[Any] = []
-        self._active: dict[str, list[Any]] = {}
-
-    def __call__(
-        self, trainer: Trainer, hook: str, *args: Any, monitoring_callbacks: Any = None, **kwargs: Any
-    ) -> None:
-        if trainer is not self._trainer or monitoring_callbacks is not None:
-            self._original(trainer, hook, *args, monitoring_callbacks=monitoring_callbacks, **kwargs)
+    def call_hooks(whose: Trainer, hook: str, *args: Any, monitoring_callbacks: Any = None, **kwargs: Any) -> None:
+        if whose is not trainer or monitoring_callbacks is not None:
+            original(whose, hook, *args, monitoring_callbacks=monitoring_callbacks, **kwargs)
             return
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set outside the class
-        if self._callbacks != callbacks or hook == "on_train_epoch_start":
-            self._callbacks, self._active = list(callbacks), {}
-        active = self._active.get(hook)
-        if active is None:
-            active = self._active[hook] = [each for each in callbacks if _acts(each, hook)]
-        many = len(callbacks)
+        active, many = acting.find(hook), len(callbacks)
         if not active:
             return
-        module = trainer._accelerator_connector.strategy._lightning_module  # Its property costs three calls.
+        module = trainer._accelerator_connector.strategy._lightning_module
         attributes: dict[str, Any] = vars(module)
         before = attributes["_current_fx_name"]
         attributes["_current_fx_name"] = hook
         for each in active:
             getattr(each, hook)(trainer, module, *args, **kwargs)
-        if len(callbacks) > many:  # A hook may bring a callback along, whose turn is now.
-            for each in callbacks[many:]:
-                getattr(each, hook)(trainer, module, *args, **kwargs)
+        for each in callbacks[many:]:  # A hook may bring a callback along, whose turn is now.
+            getattr(each, hook)(trainer, module, *args, **kwargs)
         attributes["_current_fx_name"] = before
 
-
-def _acts(callback: Any, hook: str) -> bool:
-    found = getattr(callback, hook)
-    return callable(found) and has_work(found)
+    return call_hooks
 
 
 def _module_hook(
@@ -168,11 +153,11 @@ def _remembered(get_instance: Callable[..., Any]) -> Callable[..., Any]:
     return get
 
 
-def _batches(trainer: Trainer, heeds_signals: bool) -> list[tuple[Any, str, Any]]:
+def _batches(trainer: Trainer, acting: Acting, heeds_signals: bool) -> list[tuple[Any, str, Any]]:
     """Return what trains with each batch by `Step`, where all that it stands for is what it was written for."""
     if not are_known(STEP):
         return []
-    step = Step(trainer, heeds_signals)
+    step, loop = Step(trainer, acting, heeds_signals), trainer.fit_loop.epoch_loop
     log = _ResultCollection.log
 
     def noted(results: _ResultCollection, *args: Any, **kwargs: Any) -> None:
@@ -180,9 +165,10 @@ def _batches(trainer: Trainer, heeds_signals: bool) -> list[tuple[Any, str, Any]
         log(results, *args, **kwargs)
 
     return [
-        (_TrainingEpochLoop, "advance", lambda loop, fetcher: step.advance(loop, fetcher)),
-        (_TrainingEpochLoop, "on_advance_end", lambda loop, fetcher: step.on_advance_end(loop, fetcher)),
-        (_EvaluationLoop, "_evaluation_step", lambda loop, *given: step.validate(loop, *given)),
+        (loop, "advance", step.advance),
+        (loop, "on_advance_end", step.on_advance_end),
+        (loop.val_loop, "_evaluation_step", step.validate),
+        (_TrainingEpochLoop, "done", property(step.is_epoch_done)),
         (_TrainingEpochLoop, "global_step", property(lambda loop: step.global_step(loop.trainer))),
         (Trainer, "global_step", property(step.global_step)),
         (_ResultCollection, "log", noted),

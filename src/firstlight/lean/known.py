@@ -8,7 +8,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.loops import progress, utilities
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
+from lightning.pytorch.loops.fetchers import _DataFetcher, _PrefetchDataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.optimization import automatic, closure
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
@@ -21,6 +23,7 @@ from lightning.pytorch.trainer.connectors.data_connector import _DataHookSelecto
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection, _ResultMetric
 from lightning.pytorch.utilities import signature_utils
+from lightning.pytorch.utilities.combined_loader import CombinedLoader, _MaxSizeCycle
 
 __all__ = ["HOOKS", "STEP", "are_known", "source_of"]
 
@@ -114,6 +117,22 @@ STEP: dict[tuple[Any, str], str] = {
     (LightningModule, "configure_gradient_clipping"): "081ca8d4607df5e6",
     (LightningModule, "clip_gradients"): "4d123da68ed286a9",
     (LightningOptimizer, "step"): "a080b1c57c3ad579",
+    (Strategy, "optimizers"): "c1584fb46be53142",
+    (Strategy, "pre_backward"): "a7909e83dc1b3c4e",
+    (Strategy, "post_backward"): "eb2c9f32ebeec5b3",
+    (Trainer, "current_epoch"): "e91bb8541e794fd1",
+    (Trainer, "num_training_batches"): "dbe2900bd640e943",
+    (_PrefetchDataFetcher, "__next__"): "8611192d7629f911",
+    (_DataFetcher, "__next__"): "0d13131ad3567bc9",
+    (CombinedLoader, "__next__"): "6208793dc22dddf6",
+    (CombinedLoader, "__iter__"): "323695fc31230bf6",
+    (_MaxSizeCycle, "__next__"): "b71ceef48cfb5058",
+    (_TrainingEpochLoop, "_on_before_fetch"): "d520019acfe2e3e1",
+    (_TrainingEpochLoop, "_on_after_fetch"): "ea7aebbc1c19868f",
+    (_TrainingEpochLoop, "done"): "ba06fbd80fe37b2e",
+    (_TrainingEpochLoop, "_is_validation_done"): "965ea84e3c59e136",
+    (utilities, "_is_max_limit_reached"): "477644e73f0193f7",
+    (progress, "_Progress"): "0cf9dca64c61827c",
 }
 """The same of what a batch goes through, for which `Step` stands."""
 

@@ -11,10 +11,11 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.utilities.combined_loader import _MaxSizeCycle
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["accumulates", "clips_itself", "is_mixed", "is_plain", "preparations", "scheduler_of"]
+__all__ = ["accumulates", "clips_itself", "comes_alone", "is_mixed", "is_plain", "preparations", "scheduler_of"]
 
 _OF_ALL = (
     "backward",
@@ -67,6 +68,14 @@ def accumulates(trainer: Trainer, loop: _TrainingEpochLoop) -> bool:
     return ready % parts != 0 and ready != trainer.num_training_batches and not progress.is_last_batch
 
 
+def comes_alone(fetcher: Any) -> bool:
+    """Tell whether batches come from one loader, as they are, and until a number of them that is known."""
+    combined = fetcher._combined_loader
+    numbered = combined._iterator
+    is_single = type(numbered) is _MaxSizeCycle and len(numbered.iterators) == 1 and combined._spec.is_leaf()
+    return is_single and fetcher.iterator is combined and fetcher.length is not None and not fetcher.batches
+
+
 def preparations(trainer: Trainer) -> list[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
     """Return what is done with a batch before it is trained with: name, function and further arguments."""
     selector = trainer._data_connector._datahook_selector
@@ -89,9 +98,12 @@ def preparations(trainer: Trainer) -> list[tuple[str, Callable[..., Any], tuple[
 
 def _stay_or(transfer: Callable[..., Any], batch: Any, device: torch.device, index: int) -> Any:
     """Leave a batch that is nothing but tensors on the device where it is."""
-    if type(batch) is tuple and all([type(each) is Tensor and each.device == device for each in batch]):  # a call less
-        return batch
-    return transfer(batch, device, index)
+    if type(batch) is not tuple:
+        return transfer(batch, device, index)
+    for each in batch:
+        if type(each) is not Tensor or each.device != device:
+            return transfer(batch, device, index)
+    return batch
 
 
 def scheduler_of(strategy: Strategy, module: LightningModule | None) -> Any:

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
-from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
@@ -23,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.optim import Optimizer
 
+from firstlight.lean.acting import Acting
 from firstlight.lean.batches import Batches
 from firstlight.lean.names import named
 from firstlight.lean.plain import accumulates, scheduler_of
@@ -31,20 +30,21 @@ __all__ = ["Step"]
 
 
 class Step(Batches):
-    """`advance` and `on_advance_end` of `_TrainingEpochLoop`, and a step of its validation, for the fit of one trainer.
+    """`advance`, `on_advance_end` and `done` of a trainer's epoch loop, and a step of its validation.
 
     Args:
         trainer: Of the fit.
+        acting: Which of its callbacks have something to do.
         heeds_signals: Whether a callback sees to it that all processes end on a SIGTERM to one of them.
     """
 
-    def __init__(self, trainer: Trainer, heeds_signals: bool) -> None:
-        super().__init__(trainer)
+    def __init__(self, trainer: Trainer, acting: Acting, heeds_signals: bool) -> None:
+        super().__init__(trainer, acting)
         self._heeds_signals = heeds_signals
-        self._advance, self._on_advance_end = _TrainingEpochLoop.advance, _TrainingEpochLoop.on_advance_end
-        self._evaluation_step = _EvaluationLoop._evaluation_step
+        self._advance, self._on_advance_end = self._loop.advance, self._loop.on_advance_end
+        self._evaluation_step = self._loop.val_loop._evaluation_step
+        self._is_epoch_done: Any = _TrainingEpochLoop.__dict__["done"]
         self._logged = True
-        self._scheduler: Any = None
 
     def note_logging(self) -> None:
         """Remember that something was logged, so that there is something to be made of it."""
@@ -60,66 +60,70 @@ class Step(Batches):
             return loop.automatic_optimization.optim_progress.optimizer_steps
         return loop.manual_optimization.optim_step_progress.total.completed
 
-    def advance(self, loop: _TrainingEpochLoop, fetcher: Any) -> None:
+    def is_epoch_done(self, loop: _TrainingEpochLoop) -> bool:
+        """Tell whether no batch follows in the epoch."""
+        trainer = self._trainer
+        if loop.trainer is not trainer or self._done is None or loop._restarting or trainer.should_stop:
+            return self._is_epoch_done.__get__(loop)  # type: ignore[no-any-return]  # a property of Lightning's
+        progress, most = loop.batch_progress, loop.max_steps
+        is_last = progress.is_last_batch or progress.current.ready == trainer.fit_loop.max_batches
+        return is_last or (most != -1 and self.global_step(trainer) >= most)
+
+    def advance(self, fetcher: Any) -> None:
         """Train with the next batch.
 
         Raises:
             StopIteration: When `on_train_batch_start` of the module ends the epoch.
         """
-        trainer = self._trainer
-        if (
-            loop.trainer is not trainer
-            or loop._restarting
-            or not self._is_plain()
-            or type(fetcher) is not _PrefetchDataFetcher
-        ):
+        trainer, loop = self._trainer, self._loop
+        if loop._restarting or not self._is_plain(fetcher):
             self._logged = True
-            self._advance(loop, fetcher)
+            self._advance(fetcher)
             return
-        hook, module_hook = call._call_callback_hooks, self._call
-        progress = loop.batch_progress
+        hook, progress = self._hook, loop.batch_progress
+        total, current = progress.total, progress.current
         if loop.val_loop._restarting:
             loop.val_loop.restarting = False
         if self._world_size > 1 and not self._heeds_signals:
             loop._broadcast_sigterm_tensor()  # which waits for all processes
-        batch, _, _ = next(fetcher)
-        batch_idx = progress.current.ready
+        batch = self._fetch(fetcher)
+        batch_idx = current.ready
         progress.is_last_batch = fetcher.done
         batch = self._ready(loop, batch)
         outputs, ends = None, False
         if batch is None:
             loop._warning_cache.warn("train_dataloader yielded None. If this was on purpose, ignore this warning...")
         else:
-            hook(trainer, "on_train_batch_start", batch, batch_idx)
-            ends = module_hook("on_train_batch_start", batch, batch_idx) == -1
+            ends = hook("on_train_batch_start", batch, batch_idx) == -1
             if ends:
                 progress.increment_by(0, is_last_batch=True)
             else:
-                progress.increment_started()
+                total.started += 1
+                current.started += 1
                 outputs = self._run(loop, batch, batch_idx)
-        progress.increment_processed()
-        goes_on = accumulates(trainer, loop)
+        total.processed += 1
+        current.processed += 1
+        goes_on = trainer.accumulate_grad_batches > 1 and accumulates(trainer, loop)
         self._schedule(loop, goes_on)
         if ends:
             raise StopIteration
-        hook(trainer, "on_train_batch_end", outputs, batch, batch_idx)
-        module_hook("on_train_batch_end", outputs, batch, batch_idx)
+        hook("on_train_batch_end", outputs, batch, batch_idx)
         self._gather(loop, self._logged)
         self._logged = False
-        progress.increment_completed()
+        total.completed += 1
+        current.completed += 1
         if not goes_on:
             every = trainer.log_every_n_steps
             is_due = every and (loop._batches_that_stepped + 1) % every == 0
             if is_due or trainer.should_stop or trainer.fast_dev_run:
                 trainer._logger_connector.update_train_step_metrics()
 
-    def on_advance_end(self, loop: _TrainingEpochLoop, fetcher: Any) -> None:
+    def on_advance_end(self, fetcher: Any) -> None:
         """Validate where that is due, and count."""
-        trainer, every = self._trainer, self._trainer.val_check_batch
+        trainer, loop, every = self._trainer, self._loop, self._trainer.val_check_batch
         done = loop.batch_progress.total if trainer.check_val_every_n_epoch is None else loop.batch_progress.current
         if (
-            loop.trainer is not trainer
-            or not self._plain
+            not self._plain
             or self._scheduler is None
             or loop._skip_next_val
             or loop.batch_progress.is_last_batch
@@ -131,35 +135,30 @@ class Step(Batches):
             or done.ready % every == 0
         ):
             self._logged = True  # A validation leaves numbers behind.
-            self._on_advance_end(loop, fetcher)
-        elif not accumulates(trainer, loop):
+            self._on_advance_end(fetcher)
+        elif trainer.accumulate_grad_batches == 1 or not accumulates(trainer, loop):
             loop._batches_that_stepped += 1
 
-    def validate(
-        self, loop: _EvaluationLoop, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any
-    ) -> None:
+    def validate(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
         """Validate the next batch, once a first one was trained with."""
-        trainer, module = self._trainer, self._module
-        if module is not None and self._is_changed():
+        trainer, module, loop = self._trainer, self._module, self._loop.val_loop
+        if module is not None and len(vars(module)) != self._attributes:
             self._judge(module)
-        within = loop is trainer.fit_loop.epoch_loop.val_loop and trainer.lightning_module is module
+        within = trainer._accelerator_connector.strategy._lightning_module is module
         if not self._plain or not within or dataloader_iter is not None or loop.num_dataloaders > 1:
-            self._evaluation_step(loop, batch, batch_idx, dataloader_idx, dataloader_iter)
+            self._evaluation_step(batch, batch_idx, dataloader_idx, dataloader_iter)
             return
         assert module is not None
-        hook, module_hook = call._call_callback_hooks, self._call
-        progress = loop.batch_progress
+        hook, progress = self._hook, loop.batch_progress
         batch = self._ready(loop, batch)
-        hook(trainer, "on_validation_batch_start", batch, batch_idx)
-        module_hook("on_validation_batch_start", batch, batch_idx)
+        hook("on_validation_batch_start", batch, batch_idx)
         progress.increment_started()
         given = (batch, batch_idx) if self._validation_takes_index else (batch,)
-        check = module.validation_step if self._strategy.model is module else self._strategy.validation_step
+        check = module.validation_step if self._is_bare else self._strategy.validation_step
         with self._strategy.precision_plugin.val_step_context() if self._casts else nullcontext():
             output = named(module, "validation_step", check, *given)
         progress.increment_processed()
-        hook(trainer, "on_validation_batch_end", output, batch, batch_idx)
-        module_hook("on_validation_batch_end", output, batch, batch_idx)
+        hook("on_validation_batch_end", output, batch, batch_idx)
         logged = any(not each.has_reset for each in loop._results.values())
         self._gather(loop, logged)
         progress.increment_completed()
@@ -174,44 +173,54 @@ class Step(Batches):
 
     def _schedule(self, loop: _TrainingEpochLoop, goes_on: bool) -> None:
         """Step the learning rate, unless the batch is followed by another one before the optimiser steps."""
-        self._scheduler = scheduler_of(self._strategy, self._module)
+        configs = self._strategy.lr_scheduler_configs
+        if self._scheduler is None or len(configs) != 1 or configs[0].scheduler is not self._scheduler:
+            self._scheduler = scheduler_of(self._strategy, self._module)
         if self._scheduler is None:
             loop.update_lr_schedulers("step", update_plateau_schedulers=False)
             if loop._num_ready_batches_reached():
                 loop.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         elif not goes_on:
-            loop.scheduler_progress.increment_ready()
+            total, current = loop.scheduler_progress.total, loop.scheduler_progress.current
+            total.ready += 1
+            current.ready += 1
             named(self._module, "lr_scheduler_step", self._scheduler.step)
-            loop.scheduler_progress.increment_completed()
+            total.completed += 1
+            current.completed += 1
 
-    def _run(self, loop: _TrainingEpochLoop, batch: Any, batch_idx: int) -> dict[str, Any]:
+    def _run(self, loop: Any, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Make one step, or a part of an accumulated one; return what `training_step` did."""
-        trainer = self._trainer
-        optimizer: Optimizer = self._strategy.optimizers[0]
+        trainer, hook, module = self._trainer, self._hook, self._module
+        assert module is not None
+        optimizer: Optimizer = self._strategy._optimizers[0]
         progress = loop.automatic_optimization.optim_progress.optimizer
+        steps, zeros = progress.step, progress.zero_grad
         outputs: dict[str, Any] | None = None
 
         def closure() -> Tensor | None:
             nonlocal outputs
-            if not torch.is_grad_enabled():  # Not every optimiser calls its closure with it.
-                with torch.enable_grad():
-                    return closure()
             loss, outputs = self._loss(batch, batch_idx)
             if batch_idx % trainer.accumulate_grad_batches == 0:
-                progress.zero_grad.increment_ready()
-                call._call_callback_hooks(trainer, "on_before_zero_grad", optimizer)
-                self._call("on_before_zero_grad", optimizer)
-                progress.zero_grad.increment_started()
-                self._call("optimizer_zero_grad", trainer.current_epoch, batch_idx, optimizer)
-                progress.zero_grad.increment_completed()
+                zeros.total.ready += 1
+                zeros.current.ready += 1
+                hook("on_before_zero_grad", optimizer)
+                zeros.total.started += 1
+                zeros.current.started += 1
+                epoch = trainer.fit_loop.epoch_progress.current.completed
+                named(module, "optimizer_zero_grad", module.optimizer_zero_grad, epoch, batch_idx, optimizer)
+                zeros.total.completed += 1
+                zeros.current.completed += 1
             if loss is not None:
-                named(self._module, "backward", self._backward, loss)
+                named(module, "backward", self._backward, loss)
             return outputs.get("loss")
 
         def whole() -> Tensor | None:
-            loss = closure()
-            call._call_callback_hooks(trainer, "on_before_optimizer_step", optimizer)
-            self._call("on_before_optimizer_step", optimizer)
+            if torch.is_grad_enabled():
+                loss = closure()
+            else:  # Not every optimiser calls its closure with it.
+                with torch.enable_grad():
+                    loss = closure()
+            hook("on_before_optimizer_step", optimizer)
             if self._clips_itself or trainer.gradient_clip_val is not None:
                 call._call_lightning_module_hook(
                     trainer,
@@ -222,13 +231,15 @@ class Step(Batches):
                 )
             return loss
 
-        if accumulates(trainer, loop):
+        if trainer.accumulate_grad_batches > 1 and accumulates(trainer, loop):
             with _block_parallel_sync_behavior(trainer.strategy):
                 closure()
         else:
-            progress.step.increment_ready()
-            named(self._module, "optimizer_step", optimizer.step, closure=whole)
-            progress.step.increment_completed()
+            steps.total.ready += 1
+            steps.current.ready += 1
+            named(module, "optimizer_step", optimizer.step, closure=whole)
+            steps.total.completed += 1
+            steps.current.completed += 1
         if outputs is None:
             raise MisconfigurationException(f"{type(optimizer).__name__}.step did not call its closure, which trains")
         return outputs
@@ -238,7 +249,7 @@ class Step(Batches):
         trainer, module = self._trainer, self._module
         assert module is not None
         given = (batch, batch_idx) if self._takes_index else (batch,)
-        train = module.training_step if self._strategy.model is module else self._strategy.training_step
+        train = module.training_step if self._is_bare else self._strategy.training_step
         if self._casts:
             with self._strategy.precision_plugin.train_step_context():
                 found = named(module, "training_step", train, *given)
@@ -257,12 +268,12 @@ class Step(Batches):
         return result.closure_loss, {} if result.loss is None else result.asdict()
 
     def _backward(self, loss: Tensor) -> None:
-        trainer, strategy, module = self._trainer, self._strategy, self._module
+        strategy, module = self._strategy, self._module
         assert module is not None
-        strategy.pre_backward(loss)
-        call._call_callback_hooks(trainer, "on_before_backward", loss)
-        self._call("on_before_backward", loss)
+        if not self._is_bare:
+            strategy.pre_backward(loss)
+        self._hook("on_before_backward", loss)
         module.backward(loss)
-        call._call_callback_hooks(trainer, "on_after_backward")
-        self._call("on_after_backward")
-        strategy.post_backward(loss)
+        self._hook("on_after_backward")
+        if not self._is_bare:
+            strategy.post_backward(loss)

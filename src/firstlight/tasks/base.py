@@ -97,7 +97,7 @@ class Task(SafeLoading, Scheduled):  # type: ignore[misc]  # it takes the rarer 
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a training batch, with the penalty on the weights."""
-        self._samples[0] = len(batch[1])
+        self._samples[0] = batch[1].shape[0]  # len() of a tensor is a call
         loss = self.shared_step(batch, self.observed_train)
         if self.l1:
             loss = loss + self.l1 * sum(weight.abs().sum() for weight in weights(self))

@@ -48,8 +48,9 @@ class Classification(Task):
 
     def score(self, outputs: Tensor, targets: Tensor, observed: Observed) -> Tensor:
         """Return the loss; with class weights it is a mean over the weights of the batch, and counts for as much."""
-        loss: Tensor = self.loss(outputs, targets)
-        weight = self.loss.weight if isinstance(self.loss, nn.CrossEntropyLoss) else None
+        criterion = self.loss
+        loss: Tensor = criterion(outputs, targets)
+        weight = criterion.weight if isinstance(criterion, nn.CrossEntropyLoss) else None
         observed.add(loss, outputs, targets, scored=None if weight is None else weight[targets].sum())
         return loss
 

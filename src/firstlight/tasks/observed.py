@@ -44,7 +44,7 @@ class Observed(nn.Module):
             targets: `(B, ...)`.
             scored: `()`, of how many targets the loss is the mean: `B` when it is not given.
         """
-        self._kept.append((loss.detach(), outputs.detach(), targets, len(targets) if scored is None else scored))
+        self._kept.append((loss.detach(), outputs.detach(), targets, targets.shape[0] if scored is None else scored))
         self._room[0] -= outputs.numel()
         if self._room[0] < 0:
             self._update()
