@@ -159,7 +159,7 @@ def test_a_run_enters_few_contexts_a_step_and_gives_the_numbers_of_the_plain_pat
     assert contexts[0] <= most < contexts[1] / 10
 
 
-@pytest.mark.parametrize("most", [410])
+@pytest.mark.parametrize("most", [300])
 def test_between_loggings_a_step_logs_nothing_reads_nothing_and_calls_little(tmp_path, monkeypatch, most):
     # As on a device that is not to be waited for.
     monkeypatch.setattr("firstlight.callbacks.nonfinite._waits", lambda tensor: True)
@@ -197,6 +197,25 @@ def test_between_loggings_a_step_logs_nothing_reads_nothing_and_calls_little(tmp
         assert not found.keys() - {"return", "c_call", "c_return", "c_exception"}, (number, found)
         assert calls <= most, number
     assert steps[50]["log_metrics"] >= 2 and steps[50]["log"] >= 2
+
+
+def test_what_a_profiler_of_torch_records_has_its_labels(tmp_path):
+    class Profiles(Callback):
+        def on_train_batch_start(self, trainer, *given):
+            if trainer.global_step == 2:
+                profiler.start()
+
+        def on_train_batch_end(self, trainer, *given):
+            if trainer.global_step == 4:
+                profiler.stop()
+
+    label, found = torch.autograd.profiler.record_function, []
+    for is_lean in (True, False):
+        profiler = torch.profiler.profile()
+        fitted(tmp_path, is_lean, Scheduled, Profiles())
+        found.append({each.key: each.count for each in profiler.key_averages() if each.key.startswith("Optimizer.")})
+    assert found[0] == found[1] == {"Optimizer.step#Adam.step": 2, "Optimizer.zero_grad#Adam.zero_grad": 2}
+    assert torch.autograd.profiler.record_function is label
 
 
 def test_what_a_step_has_used_is_let_go_when_it_is_done(tmp_path):

@@ -10,7 +10,7 @@ A trainer that runs within the fit of another one shares them, so that a profile
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ContextDecorator, ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
 from unittest.mock import patch
@@ -87,7 +87,34 @@ def _replacements(trainer: Trainer, heeds_signals: bool) -> list[tuple[Any, str,
         # torch's optimisers ask at each step, and Lightning lets torch look for NVIDIA's library on the disk each time.
         # No device comes while a fit lasts.
         replaced.append((torch.cuda, "is_available", lambda: False))
+        replaced.append((torch.autograd.profiler, "record_function", _labels(torch.autograd.profiler.record_function)))
     return replaced
+
+
+def _labels(original: type[Any]) -> type[Any]:
+    """Return a `record_function` that labels nothing while no profiler of torch records.
+
+    torch's optimisers label their `step` and `zero_grad`, which takes 0.15 ms in an MLP's step of 4 ms. With CUDA it is
+    left alone: torch has further ways to record there.
+    """
+    unlabelled = _Unlabelled()
+
+    class Labels(original):  # type: ignore[misc]  # A class, as it was: others may derive from it.
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            if cls is not Labels:
+                return super().__new__(cls)
+            records = torch.autograd._profiler_enabled()  # type: ignore[attr-defined]  # torch does not list it
+            return original(*args, **kwargs) if records else unlabelled
+
+    return Labels
+
+
+class _Unlabelled(ContextDecorator):
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, *error: object) -> None:
+        """Do nothing."""
 
 
 def _callbacks(trainer: Trainer, acting: Acting) -> Callable[..., None]:
