@@ -1,6 +1,6 @@
 """How long a step takes by hand, with firstlight and with its peers.
 
-    python benchmarks/speed.py [--cases tiny,mlp] [--contenders floor,firstlight] [--rounds 60] [--threads 1] [--json F]
+    python benchmarks/speed.py [--cases tiny,mlp] [--contenders floor,firstlight] [--rounds 40] [--threads 1] [--json F]
 
 Each contender trains in a process of its own. They take short turns, round after round, each stopped by SIGSTOP while
 the others train, so that whatever else the machine does falls on all of them alike. In a turn, a step's time is the
@@ -33,7 +33,7 @@ from stamps import figures, read
 
 HERE = Path(__file__).parent
 CASES = ("tiny", "mlp", "conv", "lm")
-TURNS = {"tiny": (0.5, 60), "mlp": (1.0, 40), "conv": (4.0, 11), "lm": (6.0, 11)}
+TURNS = {"tiny": (0.5, 40), "mlp": (1.0, 30), "conv": (4.0, 9), "lm": (6.0, 9)}
 """Seconds of a turn, a few dozen steps where they are short, and rounds."""
 PEERS = ("dataloader", "accelerate", "lightning", "skorch", "fastai", "keras", "transformers")
 PACKAGES = ("torch", "lightning", *PEERS[1:2], *PEERS[3:])
