@@ -65,19 +65,18 @@ class Contender:
 
     Args:
         name: Of the contender.
-        case: Of the case.
+        command: What this Python runs.
         folder: Where the case was prepared.
         threads: Of the process.
         steps: Batches of an epoch.
-        options: For firstlight.
     """
 
-    def __init__(self, name: str, case: str, folder: str, threads: int, steps: int, options: list[str]) -> None:
+    def __init__(self, name: str, command: list[str], folder: str, threads: int, steps: int) -> None:
         self.name, self.steps, self.turns = name, steps, list[tuple[int, float, float]]()
         self.stamps, self.errors = Path(folder, f"{name}.stamps"), Path(folder, f"{name}.errors")
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         environment["FIRSTLIGHT_STAMPS"] = str(self.stamps)
-        command = [sys.executable, str(HERE / "contenders.py"), name, case, folder, *options]
+        command = [sys.executable, *command]
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
                 command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
@@ -130,12 +129,15 @@ def steps_of(case: str, processes: int) -> int:
     return int(re.findall(r"limit_train_batches: (\d+)", config)[0]) // processes
 
 
-def rounds(case: str, names: list[str], many: int | None, threads: int) -> dict[str, list[dict[str, Any]]]:
-    """Return what each contender took in each round."""
+def rounds(
+    case: str, names: list[str], many: int | None, threads: int, script: list[str] | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Return what each contender took in each round; `script` is called with a name, the case and further arguments."""
     share = 0.01 / len(names)
     seconds, usual = TURNS.get(case, (2.0, 11))
     many = many or usual
-    less = [f"--last.at_most={share}", f"--best.at_most={share}"]
+    less = [f"--last.at_most={share}", f"--best.at_most={share}"]  # firstlight alone heeds them.
+    script = script or [str(HERE / "contenders.py")]
     with tempfile.TemporaryDirectory() as folder:
         if train("prepare", case, folder, threads) is None:
             sys.exit(f"{case} cannot be prepared")
@@ -143,8 +145,7 @@ def rounds(case: str, names: list[str], many: int | None, threads: int) -> dict[
         try:
             for name in names:
                 steps = steps_of(case, 2 if name.endswith("ddp") else 1)
-                options = less if name.startswith("firstlight") else []
-                contenders.append(Contender(name, case, folder, threads, steps, options))
+                contenders.append(Contender(name, [*script, name, case, folder, *less], folder, threads, steps))
                 if not contenders[-1].warm_up():
                     contenders.pop()
             for number in range(many):

@@ -1,23 +1,18 @@
 """What each shortcut saves: a step of firstlight with all of them, and with one undone.
 
-    python benchmarks/undone.py [--cases tiny,mlp] [--rounds 5]
+    python benchmarks/undone.py [--cases tiny,mlp] [--rounds 40]
 
-Each trains in a process of its own, interleaved; printed are the median milliseconds a step, epochs with validation and
-checkpoints over their steps, and the median of the ratios to the run of the same round with all shortcuts. One thread.
+Each trains in a process of its own, in turns as those of `speed.py`; printed are the median milliseconds of a step, and
+the ratios of steps and epochs to those with all shortcuts: medians, and quartiles of the rounds. One thread.
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
-from speed import train
+from speed import middle, over, rounds
 
 
 def as_it_is() -> None:
@@ -85,6 +80,13 @@ def looks_at_each_number() -> None:
     nonfinite.surely_finite = lambda tensors: False
 
 
+def labels_what_nobody_records() -> None:
+    """Let torch's optimisers label their steps for a profiler that is not there."""
+    from firstlight.lean import hooks
+
+    hooks._labels = lambda original: original
+
+
 def steps_two_groups() -> None:
     """Hand the optimiser two groups of parameters, also where nothing is decayed."""
     from firstlight.tasks.scheduled import Scheduled
@@ -107,20 +109,11 @@ UNDOINGS: dict[str, Callable[[], None]] = {
     each.__name__: each
     for each in (
         *(as_it_is, calls_hooks_as_lightning_does, steps_as_lightning_does, writes_at_each_epoch),
-        *(measures_and_logs_each_step, takes_samples_one_by_one, looks_at_each_number, steps_two_groups),
+        *(measures_and_logs_each_step, takes_samples_one_by_one, looks_at_each_number),
+        *(labels_what_nobody_records, steps_two_groups),
         steps_an_optimiser_that_is_not_fused,
     )
 }
-
-
-def one(name: str, case: str, folder: str) -> dict[str, Any]:
-    """Return what training took in a process of its own, with one shortcut undone."""
-    command = [sys.executable, str(Path(__file__)), "--undo", name, "firstlight", case, folder]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def main() -> None:
@@ -128,30 +121,22 @@ def main() -> None:
     if sys.argv[1:2] == ["--undo"]:
         import contenders
 
-        undo = sys.argv[2]
-        del sys.argv[1:3]
-        UNDOINGS[undo]()
+        undo = UNDOINGS[sys.argv[2]]
+        sys.argv[1:3] = ["firstlight"]
+        undo()
         contenders.main()
         return
     parser = argparse.ArgumentParser(description="What each shortcut saves.", allow_abbrev=False)
     parser.add_argument("--cases", default="tiny,mlp")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int)
     given = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    print("| case | undone | ms a step | over all shortcuts, median (least to most) |\n|---|---|---|---|")
+    print("| case | undone | ms a step | over all shortcuts | an epoch over all shortcuts |\n|---|---|---|---|---|")
     for case in given.cases.split(","):
-        took: dict[str, list[float]] = {name: [] for name in UNDOINGS}
-        with tempfile.TemporaryDirectory() as folder:
-            if train("prepare", case, folder, 1) is None:
-                sys.exit(f"{case} cannot be prepared")
-            for _ in range(given.rounds):
-                for name, found in took.items():
-                    figures = one(name, case, folder)
-                    found.append(fmean(figures["epochs"]) / figures["steps"] * 1000)
+        took = rounds(case, list(UNDOINGS), given.rounds, 1, [str(Path(__file__)), "--undo"])
+        whole = took["as_it_is"]
         for name, found in took.items():
-            ratios = sorted(a / b for a, b in zip(found, took["as_it_is"], strict=True))
-            shown = f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-            print(f"| {case} | {name.replace('_', ' ')} | {median(found):.3f} | {shown} |", flush=True)
+            ratios = f"{over(found, whole, 'step')} | {over(found, whole, 'epoch')}"
+            print(f"| {case} | {name.replace('_', ' ')} | {middle(found, 'step') * 1000:.3f} | {ratios} |", flush=True)
 
 
 if __name__ == "__main__":
