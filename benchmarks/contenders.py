@@ -188,7 +188,8 @@ def lightning(work: Work) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.network = work.network
-            classes = work.network(work.splits[1][0][:1]).shape[-1]
+            classes = work.network.eval()(work.splits[1][0][:1]).shape[-1]  # Else it would count as a step.
+            work.network.train()
             self.train_accuracy = MulticlassAccuracy(classes, average="micro")
             self.val_accuracy = MulticlassAccuracy(classes, average="micro")
 

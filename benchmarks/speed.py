@@ -5,11 +5,11 @@
 Each contender trains in a process of its own. They take short turns, round after round, each stopped by SIGSTOP while
 the others train, so that whatever else the machine does falls on all of them alike. In a turn, a step's time is the
 median of its steps. An epoch's holds its validation and all that is logged and written in it; it may take several
-turns, and counts in the round in which it ends. Ratios are to the floor's in the same round: shown are the median of
-the rounds and their quartiles. Between epochs are the milliseconds from an epoch's last step to the next one's first.
-`ddp` is the floor of `firstlight_ddp`, on two processes. firstlight may write checkpoints for a hundredth of the time
-in which it trains, not of that in which it is stopped. What could not run is said. The table is printed; `--json F`
-keeps the figures.
+turns, and counts in the round in which it ends. Ratios are to the floor's in the same round, or, of epochs, in the
+nearest in which one ended: shown are the median of the rounds and their quartiles. Between epochs are the milliseconds
+from an epoch's last step to the next one's first. `ddp` is the floor of `firstlight_ddp`, on two processes. firstlight
+may write checkpoints for a hundredth of the time in which it trains, not of that in which it is stopped. What could not
+run is said. The table is printed; `--json F` keeps the figures.
 """
 
 # Nothing heavy is imported here: the peak memory of what `train` starts begins with that of this process.
@@ -25,16 +25,17 @@ import tempfile
 import time
 from bisect import bisect
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
 
-from stamps import figures, read
+from stamps import read
 
 HERE = Path(__file__).parent
 CASES = ("tiny", "mlp", "conv", "lm")
 TURNS = {"tiny": (0.5, 40), "mlp": (1.0, 30), "conv": (4.0, 9), "lm": (6.0, 9)}
-"""Seconds of a turn, a few dozen steps where they are short, and rounds."""
+"""Seconds of a turn, and rounds."""
 PEERS = ("dataloader", "accelerate", "lightning", "skorch", "fastai", "keras", "transformers")
 PACKAGES = ("torch", "lightning", *PEERS[1:2], *PEERS[3:])
 FLOORS = {"firstlight_ddp": "ddp", "ddp": "ddp"}
@@ -106,21 +107,45 @@ class Contender:
         peak = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        trained, validated = read(self.stamps)
-        found, spent = [], 0.0
-        clock: dict[int, float] = {}  # In which of the seconds that it trained a batch was reached.
-        for number, begun, ended in self.turns:
-            first, last = bisect(trained, begun), bisect(trained, ended)
-            clock |= {index: trained[index] - begun + spent for index in range(first, last)}
-            spent += ended - begun
-            took = figures(
-                trained[first:last], validated[bisect(validated, begun) : bisect(validated, ended)], self.steps, first
-            )
-            starts = [index for index in range(first, last) if index % self.steps == 0 and index - self.steps in clock]
-            epochs = [clock[index] - clock[index - self.steps] for index in starts]
-            if took["step"] is not None:
-                found.append({"round": number, "MiB": round(peak), **took, "epoch": fmean(epochs) if epochs else None})
-        return found
+        # What was trained in the last moments of the last turn may not have been written.
+        return [{"MiB": round(peak), **each} for each in told(self.turns[:-1], *read(self.stamps), self.steps)]
+
+
+def told(
+    turns: list[tuple[int, float, float]], trained: list[float], validated: list[float], steps: int
+) -> list[dict[str, Any]]:
+    """Return the seconds of each turn: of a step, between epochs, of a validated batch, of an epoch that ended in it.
+
+    Args:
+        turns: Their rounds, beginnings and ends.
+        trained: Moments of training, one after the other from the first on.
+        validated: Moments of validation.
+        steps: Batches of an epoch.
+    """
+    found, spent = [], 0.0
+    clock: dict[int, float] = {}  # The time, of that in which it trained, at which each batch was reached.
+    for number, begun, ended in turns:
+        first, last = bisect(trained, begun), bisect(trained, ended)
+        clock |= {index: trained[index] - begun + spent for index in range(first, last)}
+        spent += ended - begun
+        apart = [(index, clock[index] - clock[index - 1]) for index in range(first, last) if index - 1 in clock]
+        inside = [took for index, took in apart if index % steps]
+        if not inside:
+            continue
+        step = median(inside)
+        between = [took - step for index, took in apart if index % steps == 0]
+        ends = [index for index in range(first, last) if index % steps == 0 and index - steps in clock]
+        checks = [after - before for before, after in pairwise(validated) if begun < before and after < ended]
+        found.append(
+            {
+                "round": number,
+                "step": step,
+                "between": median(between) if between else None,
+                "validated": median(checks) if checks else None,
+                "epoch": fmean(clock[index] - clock[index - steps] for index in ends) if ends else None,
+            }
+        )
+    return found
 
 
 def steps_of(case: str, processes: int) -> int:
@@ -152,6 +177,8 @@ def rounds(
                 for each in contenders:
                     each.train(number, seconds)
                 print(f"{case}: {number + 1} of {many} rounds", file=sys.stderr, flush=True)
+            for each in contenders:
+                each.train(many, 0.6)
         finally:
             took = {each.name: each.end() for each in contenders}
     return {name: found for name, found in took.items() if found}

@@ -84,7 +84,7 @@ def labels_what_nobody_records() -> None:
     """Let torch's optimisers label their steps for a profiler that is not there."""
     from firstlight.lean import hooks
 
-    hooks._labels = lambda original: original
+    hooks._labelled = lambda enter: enter
 
 
 def steps_two_groups() -> None:

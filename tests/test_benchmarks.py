@@ -34,6 +34,27 @@ def test_a_ratio_is_that_to_the_floor_of_the_same_round(speed):
     )
 
 
+def test_an_epoch_without_a_floor_in_its_round_is_over_that_of_the_nearest(speed):
+    floors = [{"round": 0, "epoch": 1.0}, {"round": 1, "epoch": None}, {"round": 5, "epoch": 2.0}]
+    found = [{"round": 1, "epoch": 3.0}, {"round": 4, "epoch": 4.0}, {"round": 6, "epoch": None}]
+    assert speed.over(found, floors, "epoch") == "2.50 (2.25 to 2.75)"
+    assert speed.over(found, floors[1:2], "epoch") == speed.over([], floors, "epoch") == "-"
+
+
+def test_a_turn_counts_the_time_in_which_it_trains_alone(speed):
+    # Epochs of three batches and two validations of 0.1, in turns from 10 to 15 and from 100 to 104.
+    trained = [1, 2, 3, 10.5, 11.5, 12.5, 14, 100, 101, 102.5, 103.5]
+    validated = [3.5, 3.6, 13, 13.1, 101.5, 101.6]
+    found = speed.told([(0, 10, 15), (1, 100, 104)], trained, validated, 3)
+    assert [{name: round(value, 6) for name, value in each.items()} for each in found] == [
+        {"round": 0, "step": 1, "between": 0.5, "validated": 0.1, "epoch": 3.5},
+        {"round": 1, "step": 1, "between": 0.5, "validated": 0.1, "epoch": 3.5},
+    ]
+    assert speed.told([(0, 10, 15), (1, 16, 17)], trained[:6], [], 3) == [
+        {"round": 0, "step": 1, "between": None, "validated": None, "epoch": None}
+    ]
+
+
 @pytest.mark.parametrize("written", [False, True])
 def test_epochs_steps_and_what_lies_between_are_told_apart(monkeypatch, tmp_path, written):
     monkeypatch.syspath_prepend(str(BENCHMARKS))

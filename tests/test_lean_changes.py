@@ -2,12 +2,16 @@
 
 import threading
 import time
+from itertools import islice, repeat
 
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from firstlight.lean import hooks, lean
 from firstlight.lean.known import are_known
@@ -53,6 +57,29 @@ class AnotherSchedule(Callback):
             trainer.lr_scheduler_configs[0].scheduler = constant
 
 
+class SlowerSchedule(Callback):
+    """Steps the schedule at each second step, then at the end of the epoch, from mid-epoch on."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        pl_module.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+        (config,) = trainer.lr_scheduler_configs
+        config.frequency = 1 + (trainer.global_step >= 2)
+        config.interval = "epoch" if trainer.global_step >= 5 else "step"
+
+
+class StopsInTheMiddle(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.global_step == 3
+
+
+class LeavesGradientsOff(Callback):
+    def on_train_batch_start(self, trainer, *given):
+        torch.set_grad_enabled(False)
+
+    def on_train_batch_end(self, trainer, *given):
+        torch.set_grad_enabled(True)
+
+
 class ReplacesItself(Callback):
     def on_train_batch_end(self, trainer, pl_module, *given):
         pl_module.seen.append("first")
@@ -79,6 +106,9 @@ class Adds(Callback):
         (Changes, list),
         (ValidatesWithoutNumber, list),
         (Scheduled, lambda: [AnotherSchedule()]),
+        (Scheduled, lambda: [SlowerSchedule()]),
+        (Scheduled, lambda: [StopsInTheMiddle()]),
+        (Scheduled, lambda: [LeavesGradientsOff()]),
         (Scheduled, lambda: [ReplacesItself()]),
         (Scheduled, lambda: [Adds("on_train_start")]),
         (Scheduled, lambda: [Adds("on_train_batch_start")]),
@@ -90,6 +120,123 @@ def test_what_changes_takes_effect_when_it_does_without_lean(tmp_path, kind, cal
     assert module.seen == was.seen and len(was.seen) > 10
     assert recording.seen == before.seen
     assert all(torch.equal(one, other) for one, other in zip(module.parameters(), was.parameters(), strict=True))
+
+
+def test_batches_that_are_accumulated_have_gradients_in_any_case(tmp_path):
+    fitted(tmp_path, True, Scheduled, LeavesGradientsOff(), accumulate_grad_batches=2)
+
+
+class Shorter(DataLoader):
+    """Has fewer batches than it says."""
+
+    def __iter__(self):
+        return islice(super().__iter__(), 3)
+
+
+class Doubles(CombinedLoader):
+    """Changes each batch on its way."""
+
+    def __next__(self):
+        batch, *rest = super().__next__()
+        return (2 * batch, *rest)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return repeat(torch.ones(32))
+
+
+def loader(data=None, kind=DataLoader):
+    return kind(RandomDataset(32, 12) if data is None else data)
+
+
+@pytest.mark.parametrize(
+    "loaders",
+    [
+        loader,
+        lambda: loader(kind=Shorter),
+        lambda: loader(Endless()),
+        lambda: loader(TensorDataset(torch.ones(5, 32))),
+        lambda: [loader()],
+        lambda: {"one": loader(), "other": loader()},
+        lambda: CombinedLoader(loader(), "max_size_cycle"),
+        lambda: CombinedLoader([loader(), loader(kind=Shorter)], "min_size"),
+        lambda: Doubles(loader(), "max_size_cycle"),
+    ],
+)
+@pytest.mark.parametrize("every", [1.0, 2])
+@pytest.mark.filterwarnings("ignore:Your `IterableDataset` has:UserWarning")
+def test_batches_are_those_of_lightning_wherever_they_come_from(tmp_path, loaders, every):
+    class Loads(Scheduled):
+        def train_dataloader(self):
+            return loaders()
+
+        def training_step(self, batch, batch_idx):
+            while not isinstance(batch, torch.Tensor):
+                batch = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
+            self.seen.append(batch.sum().item())
+            return super().training_step(batch, batch_idx)
+
+    was, before, _ = fitted(tmp_path, False, Loads, val_check_interval=every)
+    module, recording, _ = fitted(tmp_path, True, Loads, val_check_interval=every)
+    assert module.seen == was.seen and len(was.seen) > 10
+    assert recording.seen == before.seen
+
+
+@pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
+def test_a_step_that_takes_batches_itself_takes_them_after_a_validation_too(tmp_path):
+    class Takes(BoringModel):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def training_step(self, dataloader_iter):
+            batch, batch_idx, _ = next(dataloader_iter)
+            self.seen.append(batch_idx)
+            return super().training_step(batch, batch_idx)
+
+        def on_validation_start(self):
+            self.outputs = []
+
+    module, _, _ = fitted(tmp_path, True, Takes, val_check_interval=2)
+    assert module.seen == [0, 1, 2, 3, 4, 5, 6, 7] * 2
+
+
+def test_a_loop_of_ones_own_stays(tmp_path):
+    class Loop(_TrainingEpochLoop):
+        def advance(self, fetcher):
+            seen.append(1)
+            super().advance(fetcher)
+
+    seen = []
+    trainer = Trainer(
+        max_steps=3, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+        enable_model_summary=False, limit_val_batches=0, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit_loop.epoch_loop = Loop(trainer, max_steps=3)
+    with lean(trainer) as on:
+        assert on
+        trainer.fit(BoringModel())
+        assert len(seen) == 3
+    loop = Trainer(logger=False, accelerator="cpu").fit_loop.epoch_loop
+    loop.advance = mine = lambda fetcher: None
+    with lean(loop.trainer):
+        assert loop.advance is mine
+
+
+def test_a_trainer_that_is_sent_to_other_processes_can_be_sent():
+    with lean(Trainer(logger=False, accelerator="cpu", devices=2, strategy="ddp_spawn")) as on:
+        assert not on
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="labels are left alone there")
+def test_labels_of_optimisers_alone_are_left_out_while_nobody_records():
+    with lean(Trainer(logger=False, accelerator="cpu")):
+        for name, labelled in [("Optimizer.step#Adam.step", False), ("mine", True)]:
+            with torch.autograd.profiler.record_function(name) as label:
+                assert (label.record is not None) == labelled
+        with torch.profiler.profile(), torch.autograd.profiler.record_function("Optimizer.step#Adam.step") as label:
+            assert label.record is not None
 
 
 def test_no_validation_at_all_is_none(tmp_path):

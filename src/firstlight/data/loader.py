@@ -84,7 +84,7 @@ class Order(DistributedSampler[Tensor]):
             order = torch.randperm(self.samples, generator=generator)
         order = order.to(self.device)  # All of an epoch at once; it is drawn where it is the same on every device.
         sizes = [len(range(low + self.rank, high, self.num_replicas)) for low, high in self._bounds()]
-        yield from torch.split(order[self.rank :: self.num_replicas][: sum(sizes)], sizes)[start:]
+        yield from torch.split(order[self.rank :: self.num_replicas], sizes)[start:]
 
     def _bounds(self) -> list[tuple[int, int]]:
         """Return where each batch of all processes starts and ends in the order."""

@@ -36,8 +36,9 @@ class Scale:
         if key not in self._there:  # One pass over a batch less than to divide it by the unit first.
             self._there[key] = (learned["mean"].to(inputs.device) * unit, learned["std"].to(inputs.device) * unit)
         mean, std = self._there[key]
-        # Two tensors of one type are vectorised on a CPU, uint8 with float are not.
-        return inputs.to(mean.dtype, copy=True).sub_(mean).div_(std)
+        if inputs.dtype == torch.uint8 and inputs.is_cpu:  # 0.12 ms for 128 of 784 pixels, against 0.16 as below.
+            return inputs.to(mean.dtype).sub_(mean).div_(std)
+        return torch.sub(inputs, mean).div_(std)
 
 
 def statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:

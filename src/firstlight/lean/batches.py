@@ -29,7 +29,7 @@ class Batches:
         self._module: LightningModule | None = None
         self._plain = False
         self._attributes = 0
-        self._scheduler: Any = None
+        self._fetcher: Any = None
         self._done: Any = None
 
     def _is_plain(self, fetcher: Any) -> bool:
@@ -37,12 +37,12 @@ class Batches:
         loop = self._loop
         module = self._trainer._accelerator_connector.strategy._lightning_module  # Its property costs three calls.
         assert module is not None
-        is_first = module is not self._module or loop.batch_progress.current.ready < 1
-        if is_first or len(vars(module)) != self._attributes:  # An attribute may be a hook.
+        is_first = fetcher is not self._fetcher or loop.batch_progress.current.ready < 1
+        if is_first or module is not self._module or len(vars(module)) != self._attributes:  # One may be a hook.
             self._judge(module)
-            self._plain = self._plain and type(fetcher) is _PrefetchDataFetcher
-            self._comes_alone = self._plain and comes_alone(fetcher)
-        return self._plain and not loop.automatic_optimization._skip_backward
+            self._fetcher, self._is_usual = fetcher, type(fetcher) is _PrefetchDataFetcher
+            self._comes_alone = self._is_usual and comes_alone(fetcher)
+        return self._plain and self._is_usual and not loop.automatic_optimization._skip_backward
 
     def _judge(self, module: LightningModule) -> None:
         trainer = self._trainer
@@ -53,7 +53,6 @@ class Batches:
         self._takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
         self._validation_takes_index = is_param_in_hook_signature(module.validation_step, "batch_idx", min_args=2)
         self._prepare = preparations(trainer)
-        self._scheduler = None
         self._strategy, self._world_size = trainer.strategy, trainer.world_size
         self._is_bare = self._strategy.model is module
         # A strategy that wraps the module enters the contexts of its precision itself.

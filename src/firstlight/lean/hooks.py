@@ -10,7 +10,7 @@ A trainer that runs within the fit of another one shares them, so that a profile
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ContextDecorator, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
 from unittest.mock import patch
@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core import module
 from lightning.pytorch.loops import evaluation_loop, training_epoch_loop, utilities
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer import call
@@ -27,6 +28,8 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import _Result
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
+from torch.autograd import _profiler_enabled, profiler  # type: ignore[attr-defined]  # torch does not list the first
+from torch.autograd.profiler import record_function
 from torchmetrics import Metric
 
 from firstlight.lean.acting import Acting
@@ -45,8 +48,8 @@ _PATCHING = threading.Lock()
 def lean(trainer: Trainer, heeds_signals: bool = False) -> Iterator[bool]:
     """Call hooks without their overhead in a context; yield whether that is so.
 
-    It is not, and all is as Lightning has it, with a profiler, inside another such context, and where Lightning's
-    functions are others than those of 2.6.6.
+    It is not, and all is as Lightning has it, with a profiler, inside another such context, where processes are
+    spawned, and where Lightning's functions are others than those of 2.6.6.
 
     Args:
         trainer: Of the fit.
@@ -55,8 +58,9 @@ def lean(trainer: Trainer, heeds_signals: bool = False) -> Iterator[bool]:
     """
     stack = ExitStack()
     with _PATCHING:
-        profiler = trainer.profiler  # type: ignore[attr-defined]  # set outside the class
-        is_lean = type(profiler) is PassThroughProfiler and are_known(HOOKS)
+        profiled = trainer.profiler  # type: ignore[attr-defined]  # set outside the class
+        pickled = getattr(trainer.strategy.launcher, "_start_method", None) == "spawn"  # The trainer is, then.
+        is_lean = type(profiled) is PassThroughProfiler and are_known(HOOKS) and not pickled
         for owner, name, ours in _replacements(trainer, heeds_signals) if is_lean else ():
             stack.enter_context(patch.object(owner, name, ours))
     try:
@@ -87,34 +91,25 @@ def _replacements(trainer: Trainer, heeds_signals: bool) -> list[tuple[Any, str,
         # torch's optimisers ask at each step, and Lightning lets torch look for NVIDIA's library on the disk each time.
         # No device comes while a fit lasts.
         replaced.append((torch.cuda, "is_available", lambda: False))
-        replaced.append((torch.autograd.profiler, "record_function", _labels(torch.autograd.profiler.record_function)))
+        replaced.append((record_function, "__enter__", _labelled(record_function.__enter__)))
     return replaced
 
 
-def _labels(original: type[Any]) -> type[Any]:
-    """Return a `record_function` that labels nothing while no profiler of torch records.
+def _labelled(enter: Callable[..., Any]) -> Callable[..., Any]:
+    """Return how a label is entered: not at all, where it is of an optimiser and no profiler of torch records.
 
-    torch's optimisers label their `step` and `zero_grad`, which takes 0.15 ms in an MLP's step of 4 ms. With CUDA it is
-    left alone: torch has further ways to record there.
+    torch's optimisers label their `step` and `zero_grad` through its dispatcher. Other labels are left alone, and so
+    are all with CUDA, where torch has further ways to record. An `ExecutionTraceObserver` alone, without a profiler,
+    sees no labels of optimisers.
     """
-    unlabelled = _Unlabelled()
 
-    class Labels(original):  # type: ignore[misc]  # A class, as it was: others may derive from it.
-        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-            if cls is not Labels:
-                return super().__new__(cls)
-            records = torch.autograd._profiler_enabled()  # type: ignore[attr-defined]  # torch does not list it
-            return original(*args, **kwargs) if records else unlabelled
+    def labelled(label: Any) -> Any:
+        if not label.name.startswith("Optimizer.") or _profiler_enabled() or profiler._is_profiler_enabled:
+            return enter(label)
+        label.run_callbacks_on_exit = False
+        return label
 
-    return Labels
-
-
-class _Unlabelled(ContextDecorator):
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(self, *error: object) -> None:
-        """Do nothing."""
+    return labelled
 
 
 def _callbacks(trainer: Trainer, acting: Acting) -> Callable[..., None]:
@@ -182,9 +177,12 @@ def _remembered(get_instance: Callable[..., Any]) -> Callable[..., Any]:
 
 def _batches(trainer: Trainer, acting: Acting, heeds_signals: bool) -> list[tuple[Any, str, Any]]:
     """Return what trains with each batch by `Step`, where all that it stands for is what it was written for."""
-    if not are_known(STEP):
+    loop = trainer.fit_loop.epoch_loop
+    own = {"advance", "on_advance_end"} & vars(loop).keys() or "_evaluation_step" in vars(loop.val_loop)
+    usual = type(loop) is _TrainingEpochLoop and type(loop.val_loop) is _EvaluationLoop
+    if own or not usual or not are_known(STEP):
         return []
-    step, loop = Step(trainer, acting, heeds_signals), trainer.fit_loop.epoch_loop
+    step = Step(trainer, acting, heeds_signals)
     log = _ResultCollection.log
 
     def noted(results: _ResultCollection, *args: Any, **kwargs: Any) -> None:

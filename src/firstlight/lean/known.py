@@ -12,6 +12,7 @@ from lightning.pytorch.loops import progress, utilities
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fetchers import _DataFetcher, _PrefetchDataFetcher
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.loops.optimization import automatic, closure
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.loops.progress import _OptimizationProgress
@@ -23,7 +24,7 @@ from lightning.pytorch.trainer.connectors.data_connector import _DataHookSelecto
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection, _ResultMetric
 from lightning.pytorch.utilities import signature_utils
-from lightning.pytorch.utilities.combined_loader import CombinedLoader, _MaxSizeCycle
+from lightning.pytorch.utilities.combined_loader import CombinedLoader, _MaxSizeCycle, _ModeIterator
 
 __all__ = ["HOOKS", "STEP", "are_known", "source_of"]
 
@@ -133,6 +134,18 @@ STEP: dict[tuple[Any, str], str] = {
     (_TrainingEpochLoop, "_is_validation_done"): "965ea84e3c59e136",
     (utilities, "_is_max_limit_reached"): "477644e73f0193f7",
     (progress, "_Progress"): "0cf9dca64c61827c",
+    (progress, "_BatchProgress"): "d583e7c65f43a953",
+    (progress, "_SchedulerProgress"): "7834bbe64df7f2ac",
+    (progress, "_OptimizerProgress"): "fc376848e69fd7b5",
+    (progress, "_ReadyCompletedTracker"): "bd7ee89489fcf385",
+    (progress, "_StartedTracker"): "8d81b4349ae1e9f7",
+    (progress, "_ProcessedTracker"): "b0dfc55801ae38ca",
+    (_Loop, "restarting"): "0e5d3126178508ef",
+    (_DataFetcher, "__iter__"): "b27c0ab13937e761",
+    (_DataFetcher, "reset"): "ea8c73bc5fe4f6a1",
+    (_PrefetchDataFetcher, "__iter__"): "6e52ce1a37dd4962",
+    (_MaxSizeCycle, "__iter__"): "00d8a861f0f0587d",
+    (_ModeIterator, "__iter__"): "86396e820d0415ba",
 }
 """The same of what a batch goes through, for which `Step` stands."""
 

@@ -11,7 +11,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
-from lightning.pytorch.utilities.combined_loader import _MaxSizeCycle
+from lightning.pytorch.utilities.combined_loader import CombinedLoader, _MaxSizeCycle
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,7 +34,8 @@ def is_plain(trainer: Trainer, module: LightningModule) -> bool:
     """Tell whether nothing but the module and its hooks has a say in a step."""
     strategy = trainer.strategy
     model = strategy.model
-    alone = type(strategy) is SingleDeviceStrategy and model is module
+    quiet = all(getattr(type(strategy), name) is getattr(Strategy, name) for name in ("pre_backward", "post_backward"))
+    alone = type(strategy) is SingleDeviceStrategy and model is module and quiet
     averages = (
         type(strategy) is DDPStrategy
         and strategy._model_averager is None
@@ -60,19 +61,25 @@ def is_mixed(trainer: Trainer) -> bool:
 
 def accumulates(trainer: Trainer, loop: _TrainingEpochLoop) -> bool:
     """Tell whether the batch under way is followed by another one before the optimiser steps."""
-    parts: int = trainer.accumulate_grad_batches
-    if parts == 1:
-        return False
     progress = loop.batch_progress
     ready: int = progress.current.ready
-    return ready % parts != 0 and ready != trainer.num_training_batches and not progress.is_last_batch
+    return (
+        ready % trainer.accumulate_grad_batches != 0
+        and ready != trainer.num_training_batches
+        and not progress.is_last_batch
+    )
 
 
 def comes_alone(fetcher: Any) -> bool:
     """Tell whether batches come from one loader, as they are, and until a number of them that is known."""
     combined = fetcher._combined_loader
     numbered = combined._iterator
-    is_single = type(numbered) is _MaxSizeCycle and len(numbered.iterators) == 1 and combined._spec.is_leaf()
+    is_single = (
+        type(combined) is CombinedLoader
+        and type(numbered) is _MaxSizeCycle
+        and len(numbered.iterators) == 1
+        and combined._spec.is_leaf()
+    )
     return is_single and fetcher.iterator is combined and fetcher.length is not None and not fetcher.batches
 
 

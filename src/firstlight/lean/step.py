@@ -43,8 +43,9 @@ class Step(Batches):
         self._heeds_signals = heeds_signals
         self._advance, self._on_advance_end = self._loop.advance, self._loop.on_advance_end
         self._evaluation_step = self._loop.val_loop._evaluation_step
-        self._is_epoch_done: Any = _TrainingEpochLoop.__dict__["done"]
+        self._is_epoch_done = vars(_TrainingEpochLoop)["done"].fget
         self._logged = True
+        self._scheduler: Any = None
 
     def note_logging(self) -> None:
         """Remember that something was logged, so that there is something to be made of it."""
@@ -63,8 +64,8 @@ class Step(Batches):
     def is_epoch_done(self, loop: _TrainingEpochLoop) -> bool:
         """Tell whether no batch follows in the epoch."""
         trainer = self._trainer
-        if loop.trainer is not trainer or self._done is None or loop._restarting or trainer.should_stop:
-            return self._is_epoch_done.__get__(loop)  # type: ignore[no-any-return]  # a property of Lightning's
+        if loop.trainer is not trainer or loop._restarting or trainer.should_stop:
+            return self._is_epoch_done(loop)  # type: ignore[no-any-return]  # a property of Lightning's
         progress, most = loop.batch_progress, loop.max_steps
         is_last = progress.is_last_batch or progress.current.ready == trainer.fit_loop.max_batches
         return is_last or (most != -1 and self.global_step(trainer) >= most)
@@ -100,11 +101,11 @@ class Step(Batches):
             else:
                 total.started += 1
                 current.started += 1
-                outputs = self._run(loop, batch, batch_idx)
+                outputs = self._run(batch, batch_idx)
         total.processed += 1
         current.processed += 1
         goes_on = trainer.accumulate_grad_batches > 1 and accumulates(trainer, loop)
-        self._schedule(loop, goes_on)
+        self._schedule(goes_on)
         if ends:
             raise StopIteration
         hook("on_train_batch_end", outputs, batch, batch_idx)
@@ -171,11 +172,9 @@ class Step(Batches):
         if not progress.is_last_batch and trainer.received_sigterm:
             raise SIGTERMException
 
-    def _schedule(self, loop: _TrainingEpochLoop, goes_on: bool) -> None:
+    def _schedule(self, goes_on: bool) -> None:
         """Step the learning rate, unless the batch is followed by another one before the optimiser steps."""
-        configs = self._strategy.lr_scheduler_configs
-        if self._scheduler is None or len(configs) != 1 or configs[0].scheduler is not self._scheduler:
-            self._scheduler = scheduler_of(self._strategy, self._module)
+        loop, self._scheduler = self._loop, scheduler_of(self._strategy, self._module)
         if self._scheduler is None:
             loop.update_lr_schedulers("step", update_plateau_schedulers=False)
             if loop._num_ready_batches_reached():
@@ -188,9 +187,9 @@ class Step(Batches):
             total.completed += 1
             current.completed += 1
 
-    def _run(self, loop: Any, batch: Any, batch_idx: int) -> dict[str, Any]:
+    def _run(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Make one step, or a part of an accumulated one; return what `training_step` did."""
-        trainer, hook, module = self._trainer, self._hook, self._module
+        trainer, loop, hook, module = self._trainer, self._loop, self._hook, self._module
         assert module is not None
         optimizer: Optimizer = self._strategy._optimizers[0]
         progress = loop.automatic_optimization.optim_progress.optimizer
@@ -232,7 +231,7 @@ class Step(Batches):
             return loss
 
         if trainer.accumulate_grad_batches > 1 and accumulates(trainer, loop):
-            with _block_parallel_sync_behavior(trainer.strategy):
+            with _block_parallel_sync_behavior(trainer.strategy), torch.enable_grad():
                 closure()
         else:
             steps.total.ready += 1

@@ -145,7 +145,7 @@ class Scheduled(LightningModule):
 
 
 def _ahead(schedule: Schedule, total: float) -> Callable[[int], float]:
-    """Return the factor of each step, of which a hundred are made at once: in the midst of a step one takes 40 µs.
+    """Return the factor of each step; a hundred at once are made in less time than each in the midst of its step.
 
     It is a plain function: LambdaLR would save the attributes of a callable object, and restore an old horizon.
     """
