@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from firstlight import callbacks
+from firstlight.callbacks import due
 from firstlight.callbacks.defaults import DEFAULTS
 from firstlight.data import Digits
 from firstlight.errors import UsageError
@@ -282,3 +283,13 @@ def test_what_blocks_share_counts_once_in_the_total(tmp_path):
 def test_nothing_is_logged_when_logging_is_switched_off(tmp_path):
     fit(task(), tmp_path, data=Digits(), callbacks=[callbacks.GradientNorm()], max_steps=2, log_every_n_steps=0)
     assert not (tmp_path / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize("every", [0, 1, 3])
+def test_a_logging_is_due_at_each_step_whose_number_says_so(every):
+    optimizers = [torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1) for _ in range(2)]
+    trainer = Trainer(logger=False, accelerator="cpu", log_every_n_steps=every)
+    done = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+    for trainer.strategy.optimizers in (optimizers[:1], optimizers):
+        for done.completed in range(20):
+            assert due.should_log(trainer) == due.is_due(due.current_step(trainer), every)

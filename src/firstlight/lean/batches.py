@@ -93,11 +93,7 @@ class Batches:
         if fetcher.done or not self._comes_alone:
             return next(fetcher)[0]
         numbered = fetcher.iterator._iterator
-        try:
-            batch = next(numbered.iterators[0])
-        except StopIteration:
-            numbered._consumed[0] = fetcher.done = True
-            raise
+        batch = next(numbered.iterators[0])  # Where there is none, though more were promised, the epoch ends.
         numbered._idx += 1
         fetcher.fetched += 1
         fetcher.done = fetcher.fetched >= fetcher.length
