@@ -58,6 +58,28 @@ def test_a_split_is_scored_by_the_mean_over_its_scored_tokens(tmp_path):
     assert found["val/bits_per_byte"] == pytest.approx(mean / math.log(2), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(ignore_index=0, label_smoothing=0.3),
+        nn.CrossEntropyLoss(ignore_index=0, weight=torch.linspace(0.5, 2, VOCABULARY)),
+        nn.CrossEntropyLoss(ignore_index=0, reduction="sum"),
+    ],
+)
+def test_perplexity_is_that_of_the_likelihood_whatever_the_loss_is(loss):
+    task = make(loss=loss)
+    for batch in batches():
+        task.shared_step(batch, task.observed_val)
+    nats = [value for batch in batches() for value in surprises(task, *batch)]
+    assert task.observed_val.read()["val/perplexity"].item() == pytest.approx(math.exp(sum(nats) / len(nats)), rel=1e-5)
+
+
+def test_a_batch_of_which_nothing_is_scored_costs_nothing():
+    bits = BitsPerByte()
+    bits.update(torch.tensor([math.nan, 2.0]), torch.tensor([0, 3]))
+    assert bits.compute().item() == pytest.approx(2 / math.log(2))
+
+
 def test_training_logs_the_same_metrics_and_learns(tmp_path):
     task, run = make(), trainer(tmp_path, max_epochs=30)
     before = sum(surprises(task, *batches()[1]))
@@ -67,7 +89,7 @@ def test_training_logs_the_same_metrics_and_learns(tmp_path):
     assert sum(surprises(task, *batches()[1])) < 0.7 * before
 
 
-def test_the_metrics_share_one_pass_over_the_logits():
+def test_the_metrics_share_their_sums():
     task = make()
     task.shared_step(batches()[0], task.observed_val)
     task.observed_val.read()
@@ -78,17 +100,21 @@ def test_perplexity_equals_that_of_torchmetrics():
     logits, targets = torch.randn(4, 6, 7), torch.randint(0, 7, (4, 6))
     own, bits, reference = Perplexity(), BitsPerByte(), text.Perplexity(ignore_index=0)
     for part in (slice(0, 1), slice(1, 4)):
-        own.update(logits[part].flatten(0, 1), targets[part].flatten())
-        bits.update(logits[part].flatten(0, 1), targets[part].flatten())
+        flat = targets[part].flatten()
+        nats = nn.functional.cross_entropy(logits[part].flatten(0, 1), flat, ignore_index=0)
+        for metric in (own, bits):
+            metric.update(nats[None], (flat != 0).sum()[None])
         reference.update(logits[part], targets[part])
     torch.testing.assert_close(own.compute(), reference.compute())
     torch.testing.assert_close(bits.compute(), reference.compute().log2())
 
 
 def test_a_token_that_was_held_impossible_costs_its_bits_and_not_infinity():
-    bits = BitsPerByte()
-    bits.update(torch.tensor([[0.0, 0.0, 200.0]]), torch.tensor([1]))
-    assert bits.compute().item() == pytest.approx(200 / math.log(2))
+    task = make()
+    with torch.no_grad():
+        task.network.weight.zero_()[:, 2] = 200.0
+    task.shared_step((torch.tensor([[3]]), torch.tensor([[1]])), task.observed_val)
+    assert task.observed_val.read()["val/bits_per_byte"].item() == pytest.approx(200 / math.log(2))
 
 
 def test_a_prediction_is_what_each_sequence_costs():

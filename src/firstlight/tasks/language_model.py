@@ -21,18 +21,19 @@ __all__ = ["BitsPerByte", "LanguageModel", "Perplexity"]
 
 
 class Perplexity(text.Perplexity):
-    """torchmetrics' own, of logits `(N, V)` and targets `(N,)` of which those that are 0 are not scored.
+    """torchmetrics' own, of what the scored tokens of a batch cost in the mean, `(N,)` nats, and their numbers `(N,)`.
 
-    Nothing waits for the device, and a logarithm is never taken of a probability that is rounded to 0.
+    Logits are not looked at again, nothing waits for the device, and a logarithm is never taken of a probability that
+    is rounded to 0.
     """
 
     def __init__(self) -> None:
         super().__init__(ignore_index=0)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add the negative log-likelihood of the targets, and their number."""
-        self.total_log_probs += cross_entropy(preds, target, ignore_index=0, reduction="sum")
-        self.count += (target != 0).sum()
+        """Add what the tokens cost, and their number; a batch without any costs nothing."""
+        self.total_log_probs += (preds * target).where(target > 0, 0.0).sum()
+        self.count += target.sum()
 
 
 class BitsPerByte(Perplexity):
@@ -70,7 +71,9 @@ class LanguageModel(Task):
         """Return the loss of all tokens, and remember what the metrics need."""
         logits, flat = outputs.flatten(0, 1), targets.flatten()
         loss: Tensor = self.loss(logits, flat)
-        observed.add(loss, logits, flat, scored=(flat != 0).sum())
+        scored = (flat != 0).sum()
+        nats = loss if _is_likelihood(self.loss) else cross_entropy(logits.detach(), flat, ignore_index=0)
+        observed.add(loss, nats[None], scored[None], scored=scored)
         return loss
 
     def check_outputs(self, outputs: Tensor, few: Tensor, targets: Tensor) -> None:
@@ -98,3 +101,11 @@ class LanguageModel(Task):
         nats = cross_entropy(self(tokens).transpose(1, 2), targets, ignore_index=0, reduction="none").sum(1)
         scored = (targets != 0).sum(1)
         return {"bits_per_byte": nats / scored / math.log(2), "bytes": scored}
+
+
+def _is_likelihood(loss: nn.Module) -> bool:
+    """Tell whether a loss is what a scored token costs in the mean, so that it need not be computed again."""
+    if not isinstance(loss, nn.CrossEntropyLoss) or type(loss).forward is not nn.CrossEntropyLoss.forward:
+        return False
+    counts_all_alike = loss.weight is None and not loss.label_smoothing and loss.reduction == "mean"
+    return counts_all_alike and loss.ignore_index == 0
