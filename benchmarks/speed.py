@@ -2,14 +2,14 @@
 
     python benchmarks/speed.py [--cases tiny,mlp] [--contenders floor,firstlight] [--rounds 40] [--threads 1] [--json F]
 
-Each contender trains in a process of its own. They take short turns, round after round, each stopped by SIGSTOP while
-the others train, so that whatever else the machine does falls on all of them alike. In a turn, a step's time is the
-median of its steps. An epoch's holds its validation and all that is logged and written in it; it may take several
-turns, and counts in the round in which it ends. Ratios are to the floor's in the same round, or, of epochs, in the
-nearest in which one ended: shown are the median of the rounds and their quartiles. Between epochs are the milliseconds
-from an epoch's last step to the next one's first. `ddp` is the floor of `firstlight_ddp`, on two processes. firstlight
-may write checkpoints for a hundredth of the time in which it trains, not of that in which it is stopped. What could not
-run is said. The table is printed; `--json F` keeps the figures.
+Each contender trains in a process of its own. They take short turns, round after round, in any order, each stopped by
+SIGSTOP while the others train, so that whatever else the machine does falls on all of them alike. In a turn, a step's
+time is the median of its steps. An epoch's holds its validation and all that is logged and written in it; it may take
+several turns, and counts in the round in which it ends. Ratios are to the floor's in the same round, or, of epochs, in
+the nearest in which one ended: shown are the median of the rounds and their quartiles. Between epochs are the
+milliseconds from an epoch's last step to the next one's first. `ddp` is the floor of `firstlight_ddp`, on two
+processes. firstlight may write checkpoints for a hundredth of the time in which it trains, not of that in which it is
+stopped. What could not run is said. The table is printed; `--json F` keeps the figures.
 """
 
 # Nothing heavy is imported here: the peak memory of what `train` starts begins with that of this process.
@@ -27,6 +27,7 @@ from bisect import bisect
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
+from random import sample
 from statistics import fmean, median, quantiles
 from typing import Any
 
@@ -174,7 +175,8 @@ def rounds(
                 if not contenders[-1].warm_up():
                     contenders.pop()
             for number in range(many):
-                for each in contenders:
+                # In another order each time, or what comes and goes on the machine would fall on the same ones.
+                for each in sample(contenders, len(contenders)):
                     each.train(number, seconds)
                 print(f"{case}: {number + 1} of {many} rounds", file=sys.stderr, flush=True)
             for each in contenders:
