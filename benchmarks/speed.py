@@ -194,8 +194,8 @@ def middle(found: list[dict[str, Any]], figure: str) -> float:
 def over(found: list[dict[str, Any]], floors: list[dict[str, Any]], figure: str) -> str:
     """Return the median ratio of a figure to the floor's in the nearest round, and the quartiles of the rounds."""
     floor = {each["round"]: each[figure] for each in floors if each[figure] is not None}
-    told = [(each["round"], each[figure]) for each in found if each[figure] is not None] if floor else []
-    ratios = [value / floor[min(floor, key=lambda other: abs(other - number))] for number, value in told]
+    took = [(each["round"], each[figure]) for each in found if each[figure] is not None] if floor else []
+    ratios = [value / floor[min(floor, key=lambda other: abs(other - number))] for number, value in took]
     if len(ratios) < 2:
         return f"{ratios[0]:.2f}" if ratios else "-"
     low, half, high = quantiles(ratios, n=4, method="inclusive")

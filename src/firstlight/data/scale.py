@@ -36,7 +36,8 @@ class Scale:
         if key not in self._there:  # One pass over a batch less than to divide it by the unit first.
             self._there[key] = (learned["mean"].to(inputs.device) * unit, learned["std"].to(inputs.device) * unit)
         mean, std = self._there[key]
-        if inputs.dtype == torch.uint8 and inputs.is_cpu:  # 0.12 ms for 128 of 784 pixels, against 0.16 as below.
+        # On a CPU a batch of 128 images is taken and scaled in 0.12 ms like this, in 0.16 as below.
+        if inputs.dtype == torch.uint8 and inputs.is_cpu:
             return inputs.to(mean.dtype).sub_(mean).div_(std)
         return torch.sub(inputs, mean).div_(std)
 
