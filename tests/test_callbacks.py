@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from firstlight import callbacks
 from firstlight.callbacks import due
 from firstlight.callbacks.defaults import DEFAULTS
+from firstlight.callbacks.gradient_norm import norms
 from firstlight.data import Digits
 from firstlight.errors import UsageError
 from firstlight.loggers import MetricsCSV
@@ -132,11 +133,35 @@ def test_gradient_norm_of_two_processes_is_that_of_one_with_their_batches(accumu
 
 def test_gradient_norm_is_read_as_often_as_is_logged(tmp_path, monkeypatch):
     reads = []
-    original = torch.Tensor.tolist
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: reads.append(self.shape) or original(self))
-    fit(Foreign(), tmp_path, batch_size=2, log_every_n_steps=4, callbacks=[callbacks.GradientNorm()])
+    original = torch.linalg.vector_norm
+    monkeypatch.setattr(torch.linalg, "vector_norm", lambda x, **options: reads.append(x) or original(x, **options))
+    module = Foreign()
+    fit(module, tmp_path, batch_size=2, log_every_n_steps=4, callbacks=[callbacks.GradientNorm()])
     assert [step for step, _ in logged(tmp_path, "grad_norm/total")] == [3, 7, 11, 15]
-    assert reads.count(torch.Size([2])) == 4
+    assert len(reads) == 4 * len(list(module.parameters()))
+
+
+def test_gradient_norm_heeds_what_is_optimised_from_some_step_on(tmp_path):
+    class Thawing(Foreign):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 2:
+                self.optimizers().add_param_group({"params": self.body.parameters()})
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.head.parameters(), 0.01)
+
+    fit(Thawing(), tmp_path, callbacks=[callbacks.GradientNorm()], max_steps=4)
+    assert [step for step, _ in logged(tmp_path, "grad_norm/head")] == [0, 1, 2, 3]
+    assert [step for step, _ in logged(tmp_path, "grad_norm/body")] == [2, 3]
+
+
+def test_norms_take_gradients_of_half_precision_and_sparse_ones():
+    half = torch.full((9,), 3e4, dtype=torch.float16)  # Its norm is no number of half precision.
+    table = nn.Embedding(5, 3, sparse=True)
+    table(torch.tensor([1, 1, 2])).square().sum().backward()
+    expected = table.weight.grad.to_dense().norm().item()
+    assert norms({"half": [half]})["half"] == pytest.approx(9e4)
+    assert norms({"sparse": [table.weight.grad]})["sparse"] == pytest.approx(expected)
 
 
 def test_learning_rates_that_differ_have_a_curve_each_and_equal_ones_share_one(tmp_path):

@@ -1,9 +1,12 @@
 """What holds on a GPU; these tests want one: `CUDA_VISIBLE_DEVICES=0 pytest tests/test_gpu.py`."""
 
+import warnings
+
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from firstlight.callbacks.gradient_norm import norms
 from firstlight.data import Digits
 from tests.helpers import CONFIG, called, logged, newest, results
 
@@ -140,3 +143,17 @@ class Spoils(Callback):
 def test_a_fit_is_checked(tmp_path):
     found = called("check", "--config", CONFIG, *GPU, cwd=tmp_path)
     assert "FAIL" not in found.stdout and "overfit" in found.stdout
+
+
+def test_norms_wait_for_the_device_once():
+    gradients = {name: [torch.randn(3, 4), torch.randn(5)] for name in ("body", "head")}
+    on_device = {name: [gradient.cuda() for gradient in grads] for name, grads in gradients.items()}
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            found = norms(on_device)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert found == pytest.approx(norms(gradients), rel=1e-5)
+    assert len([each for each in waits if "synchroniz" in str(each.message)]) == 1

@@ -1,11 +1,14 @@
 import csv
 
+import numpy as np
 import pytest
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from firstlight.errors import UsageError
-from firstlight.loggers import History, MetricsCSV
+from firstlight.loggers import History, MetricsCSV, TensorBoard
 
 
 def read(path):
@@ -89,6 +92,38 @@ def test_nothing_is_made_before_the_first_number(tmp_path):
     logger.finalize("success")
     assert logger.path.is_file()
     assert logger.save_dir == str(tmp_path / "new")
+
+
+def test_tensorboard_holds_all_numbers_of_a_step_in_one_event(tmp_path):
+    logger = TensorBoard(tmp_path)
+    for step in (1, 1, 2):
+        logger.log_metrics({"train/loss": torch.tensor(0.5 * step), "epoch": 0}, step)
+        logger.log_metrics({"lr": np.float32(0.25)}, step)
+    logger.log_metrics({"both": {"train": 1.0, "val": 2.0}}, 2)
+    with pytest.raises(ValueError, match="not supported"):
+        logger.log_metrics({"nothing": None}, 2)
+    logger.finalize("success")
+    logger.log_metrics({"test/loss": 0.25}, 3)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path)).Reload()
+    curves = {name: [(each.step, each.value) for each in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert curves == {
+        "train/loss": [(1, 0.5), (1, 0.5), (2, 1.0)],
+        "epoch": [(1, 0.0), (1, 0.0), (2, 0.0)],
+        "lr": [(1, 0.25), (1, 0.25), (2, 0.25)],
+        "test/loss": [(3, 0.25)],
+    }
+    assert len({each.wall_time for name in ("train/loss", "epoch", "lr") for each in events.Scalars(name)}) == 2
+    assert [each.name for each in tmp_path.iterdir() if each.is_dir()] == ["both_train", "both_val"]
+
+
+def test_the_numbers_of_a_step_are_written_when_the_next_one_is_logged(tmp_path):
+    logger = MetricsCSV(tmp_path / "metrics.csv")
+    for step in range(2):
+        logger.log_metrics({"loss": float(step)}, step)
+        logger.log_metrics({"lr": 0.1}, step)
+    assert read(logger.path) == [["step", "name", "value"], ["0", "loss", "0.0"], ["0", "lr", "0.1"]]
+    logger.finalize("success")
 
 
 def test_history_holds_what_a_run_logged_and_writes_nothing(tmp_path):

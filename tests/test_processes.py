@@ -1,6 +1,7 @@
 """Several processes count, step and decide as one does."""
 
 import json
+import os
 import zlib
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,12 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import Logger
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from firstlight import callbacks
+from firstlight.callbacks.gradient_norm import norms
 from firstlight.data import Digits, Tensors
 from firstlight.networks import MLP
 from firstlight.schedules import Constant
@@ -175,6 +179,25 @@ class Apart(BoringModel):
     def validation_step(self, batch, batch_idx):
         epoch = self.current_epoch
         self.log("val/loss", 1.0 / (1 + epoch) if self.global_rank else 1.0 + epoch)
+
+
+def shard(ranks):
+    distributed.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]), world_size=ranks)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3))
+    inputs = torch.randn(4, 7)
+    found = []
+    for prepare in (lambda: None, lambda: fully_shard(net, mesh=init_device_mesh("cpu", (ranks,)))):
+        prepare()
+        net.zero_grad()
+        net(inputs).square().sum().backward()
+        found.append(norms({name: [p.grad for p in part.parameters()] for name, part in net.named_children()}))
+    Path(str(distributed.get_rank())).write_text(json.dumps(found))
+
+
+def test_the_norms_of_sharded_gradients_are_those_of_whole_ones(tmp_path):
+    for whole, sharded in found_by(shard, 2, tmp_path):
+        assert sharded == pytest.approx(whole, rel=1e-5)
 
 
 def decide(ranks):

@@ -1,11 +1,13 @@
 """The norm of the gradient, in total and for each block of the network."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from firstlight.callbacks.due import log, should_log
@@ -26,22 +28,39 @@ class GradientNorm(Callback):
 
     def __init__(self, per_block: bool = True) -> None:
         self.per_block = per_block
+        self._blocks: dict[int, dict[str, list[nn.Parameter]]] = {}
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Read the gradients when a logging is due."""
         if not should_log(trainer):
             return
-        optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        gradients: dict[str, list[Tensor]] = {}
-        for name, block in blocks(pl_module).items():
-            own = [p for p in block.parameters() if id(p) in optimized]
-            optimized -= {id(p) for p in own}  # What blocks share counts once, in the first of them.
-            gradients[name] = [p.grad for p in own if p.grad is not None]
-        values = norms(gradients)
-        many = len(trainer.optimizers) > 1
-        prefix = f"grad_norm/{trainer.optimizers.index(optimizer)}" if many else "grad_norm"
+        index = trainer.optimizers.index(optimizer)
+        # Looked for again only when what is optimised changes: they take longer to find than their norms.
+        optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        known = self._blocks.get(index, {})
+        if {id(p) for own in known.values() for p in own} != {id(p) for p in optimized}:
+            known = self._blocks[index] = by_block(pl_module, optimized)
+        values = norms({name: [p.grad for p in own if p.grad is not None] for name, own in known.items()})
+        prefix = f"grad_norm/{index}" if len(trainer.optimizers) > 1 else "grad_norm"
         shown = values if self.per_block else {"total": values["total"]}
         log(trainer, {f"{prefix}/{name}": value for name, value in shown.items()})
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the parameters go."""
+        self._blocks.clear()
+
+
+def by_block(module: nn.Module, parameters: Sequence[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
+    """Return which of `parameters` belong to each block of a module.
+
+    What blocks share counts once, in the first of them.
+    """
+    left = {id(parameter) for parameter in parameters}
+    found = {}
+    for name, block in blocks(module).items():
+        found[name] = [p for p in block.parameters() if id(p) in left]
+        left -= {id(p) for p in found[name]}
+    return found
 
 
 def blocks(module: nn.Module) -> dict[str, nn.Module]:
@@ -65,8 +84,18 @@ def blocks(module: nn.Module) -> dict[str, nn.Module]:
 
 def norms(gradients: Mapping[str, list[Tensor]]) -> dict[str, float]:
     """Return the 2-norm of each list of gradients, and of all of them as `total`, waiting for the device once."""
-    names = [name for name, grads in gradients.items() if grads]
-    if not names:
+    each = [_norm(gradient) for grads in gradients.values() for gradient in grads]
+    if not each:
         return {"total": 0.0}
-    read: list[float] = torch.stack([nn.utils.get_total_norm(gradients[name]) for name in names]).tolist()
-    return {"total": math.hypot(*read), **dict(zip(names, read, strict=True))}
+    if all(norm.is_cpu for norm in each):
+        read = iter([norm.item() for norm in each])  # Nothing to wait for, and quicker than to stack them.
+    else:
+        read = iter(torch.stack([norm.to(each[0].device) for norm in each]).tolist())
+    found = {name: math.hypot(*islice(read, len(grads))) for name, grads in gradients.items() if grads}
+    return {"total": math.hypot(*found.values()), **found}
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    norm: Tensor = torch.linalg.vector_norm(values, dtype=torch.float32 if values.dtype.itemsize == 2 else None)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
