@@ -22,15 +22,15 @@ __all__ = ["BestCheckpoint", "LastCheckpoint", "recorded"]
 
 _log = logging.getLogger(__name__)
 
-_SMALL = 2**24
-"""Bytes that may wait in memory, 16 MiB."""
+_SMALL = 2**26
+"""Bytes that may wait in memory, 64 MiB."""
 
 
 class BestCheckpoint(FiniteCheckpoint):
     """Keep `best.ckpt`, one file, of the validation with the best value of a metric; weights are finite, or it raises.
 
     Where epochs are so short that writing would take more than `at_most` of the time, a checkpoint of a single process,
-    with up to 16 MiB of weights, buffers and optimiser state, waits in memory for the next epoch that has time, for
+    with up to 64 MiB of weights, buffers and optimiser state, waits in memory for the next epoch that has time, for
     `LastCheckpoint`, which never tells of a best that is not on the disk, or for the end, also by an exception. Larger
     ones, and those of several processes, are written at once.
 
