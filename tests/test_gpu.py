@@ -156,4 +156,4 @@ def test_norms_wait_for_the_device_once():
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert found == pytest.approx(norms(gradients), rel=1e-5)
-    assert len([each for each in waits if "synchroniz" in str(each.message)]) == 1
+    assert len([each for each in waits if "called a synchronizing CUDA operation" in str(each.message)]) == 1

@@ -94,36 +94,47 @@ def test_nothing_is_made_before_the_first_number(tmp_path):
     assert logger.save_dir == str(tmp_path / "new")
 
 
-def test_tensorboard_holds_all_numbers_of_a_step_in_one_event(tmp_path):
+def curves(folder):
+    events = EventAccumulator(str(folder)).Reload()
+    return {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+
+
+def test_tensorboard_holds_each_number_at_its_step(tmp_path):
     logger = TensorBoard(tmp_path)
     for step in (1, 1, 2):
         logger.log_metrics({"train/loss": torch.tensor(0.5 * step), "epoch": 0}, step)
-        logger.log_metrics({"lr": np.float32(0.25)}, step)
     logger.log_metrics({"both": {"train": 1.0, "val": 2.0}}, 2)
     with pytest.raises(ValueError, match="not supported"):
         logger.log_metrics({"nothing": None}, 2)
     logger.finalize("success")
-    logger.log_metrics({"test/loss": 0.25}, 3)
+    logger.log_metrics({"test/loss": np.float32(0.25)}, 3)
     logger.finalize("success")
-    events = EventAccumulator(str(tmp_path)).Reload()
-    curves = {name: [(each.step, each.value) for each in events.Scalars(name)] for name in events.Tags()["scalars"]}
-    assert curves == {
+    found = {name: [(each.step, each.value) for each in events] for name, events in curves(tmp_path).items()}
+    assert found == {
         "train/loss": [(1, 0.5), (1, 0.5), (2, 1.0)],
         "epoch": [(1, 0.0), (1, 0.0), (2, 0.0)],
-        "lr": [(1, 0.25), (1, 0.25), (2, 0.25)],
         "test/loss": [(3, 0.25)],
     }
-    assert len({each.wall_time for name in ("train/loss", "epoch", "lr") for each in events.Scalars(name)}) == 2
     assert [each.name for each in tmp_path.iterdir() if each.is_dir()] == ["both_train", "both_val"]
 
 
-def test_the_numbers_of_a_step_are_written_when_the_next_one_is_logged(tmp_path):
-    logger = MetricsCSV(tmp_path / "metrics.csv")
-    for step in range(2):
-        logger.log_metrics({"loss": float(step)}, step)
-        logger.log_metrics({"lr": 0.1}, step)
-    assert read(logger.path) == [["step", "name", "value"], ["0", "loss", "0.0"], ["0", "lr", "0.1"]]
+def test_tensorboard_keeps_numbers_for_the_event_of_their_step(tmp_path):
+    logger = TensorBoard(tmp_path)
+    logger.keep({"lr": 0.5}, 1)
+    logger.keep({"grad_norm/total": 2.0}, 1)
+    logger.log_metrics({"train/loss": 1.0}, 1)
+    logger.keep({"lr": 0.25}, 2)
+    logger.log_metrics({"val/loss": 1.0}, 3)
+    logger.keep({"lr": 0.125}, 4)
     logger.finalize("success")
+    found = curves(tmp_path)
+    assert {name: [(each.step, each.value) for each in events] for name, events in found.items()} == {
+        "lr": [(1, 0.5), (2, 0.25), (4, 0.125)],
+        "grad_norm/total": [(1, 2.0)],
+        "train/loss": [(1, 1.0)],
+        "val/loss": [(3, 1.0)],
+    }
+    assert len({found[name][0].wall_time for name in ("lr", "grad_norm/total", "train/loss")}) == 1
 
 
 def test_history_holds_what_a_run_logged_and_writes_nothing(tmp_path):

@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from numbers import Number
 from pathlib import Path
@@ -24,27 +24,10 @@ __all__ = ["History", "MetricsCSV", "TensorBoard", "all_loggers", "as_list"]
 _log = logging.getLogger(__name__)
 
 
-class _Late(Logger):
-    """A logger that writes the numbers of one step together, when the next step is logged or at `save`.
+class _GivesUp:
+    """A logger that stops writing, and says so once, when its disk is full or fails: training goes on."""
 
-    It stops writing, and says so once, when its disk is full or fails: training goes on.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._kept: list[tuple[str, Any]] = []
-        self._step: int | None = None
-        self._gave_up = False
-
-    def _keep(self, numbers: Iterable[tuple[str, Any]], step: int | None) -> None:
-        if step != self._step:
-            self.save()
-        self._step = step
-        self._kept += numbers
-
-    def _take(self) -> list[tuple[str, Any]]:
-        kept, self._kept = self._kept, []
-        return [] if self._gave_up else kept
+    _gave_up = False
 
     @contextmanager
     def _writing(self, path: str | Path) -> Iterator[None]:
@@ -59,11 +42,12 @@ class _Late(Logger):
             self._gave_up = True
 
 
-class TensorBoard(_Late, TensorBoardLogger):
+class TensorBoard(_GivesUp, TensorBoardLogger):
     """Lightning's TensorBoard logger, right in the folder, that writes every five seconds.
 
     Lightning 2.6.6 waits for the disk at each logging, writes an empty `hparams.yaml` beside the events, and ends the
-    training when the disk is full or fails; here that is said once, and nothing more is written.
+    training when the disk is full or fails; here that is said once, and nothing more is written. It also makes an event
+    of each number, which takes more than thrice as long for four of them as one event for all.
 
     Args:
         folder: Where the events go.
@@ -73,6 +57,8 @@ class TensorBoard(_Late, TensorBoardLogger):
     def __init__(self, folder: Path, from_step: int | None = None) -> None:
         super().__init__(folder, name="", version="", default_hp_metric=False, flush_secs=5, purge_step=from_step)
         _leave_faults_to_callers()
+        self._kept: list[tuple[str, float]] = []
+        self._step: int | None = None
 
     @property
     def experiment(self) -> Any:
@@ -83,10 +69,19 @@ class TensorBoard(_Late, TensorBoardLogger):
         return DummyLogger().experiment
 
     @rank_zero_only
+    def keep(self, numbers: Mapping[str, float], step: int | None) -> None:
+        """Keep `numbers` for the event of what is logged next at this step; another step, or the end, has its own."""
+        if step != self._step:
+            self._hand_over()
+        self._step = step
+        self._kept += numbers.items()
+
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Keep `metrics` for `save`."""
+        """Hand `metrics`, and what was kept, to TensorBoard's own thread."""
         numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, Number | Tensor)}
-        self._keep(numbers.items(), step)
+        self.keep(numbers, step)
+        self._hand_over()
         others = {name: value for name, value in metrics.items() if name not in numbers}
         if others and not self._gave_up:
             with self._writing(str(self.save_dir)):
@@ -99,14 +94,19 @@ class TensorBoard(_Late, TensorBoardLogger):
             with self._writing(str(self.save_dir)):
                 super().log_hyperparams(params, *args, **kwargs)
 
-    @rank_zero_only
     def save(self) -> None:
-        """Hand what was logged to TensorBoard's own thread, as one event.
+        """Leave writing to TensorBoard's own thread, which `finalize` waits for."""
 
-        One event a number, which is Lightning's way, takes more than thrice as long for four.
-        """
-        numbers = self._take()
-        if not numbers:
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Wait until all is written."""
+        self._hand_over()
+        with self._writing(str(self.save_dir)):
+            super().finalize(status)
+
+    def _hand_over(self) -> None:
+        numbers, self._kept = self._kept, []
+        if not numbers or self._gave_up:
             return
         with self._writing(str(self.save_dir)):
             writer = self.experiment
@@ -117,15 +117,8 @@ class TensorBoard(_Late, TensorBoardLogger):
                 values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers]
                 writer._get_file_writer().add_summary(Summary(value=values), self._step)
 
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Wait until all is written."""
-        self.save()
-        with self._writing(str(self.save_dir)):
-            super().finalize(status)
 
-
-class MetricsCSV(_Late):
+class MetricsCSV(_GivesUp, Logger):
     """Append one line `step,name,value` for each logged number.
 
     Lightning 2.6.6's `CSVLogger` deletes the file of an earlier logger in the same folder, so that a resumed run loses
@@ -135,7 +128,7 @@ class MetricsCSV(_Late):
     there, nothing is kept, since the number at its end may have lost digits.
 
     Args:
-        path: The file; it is made with its folder when the first number is written.
+        path: The file; it is made with its folder when the first number comes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -160,33 +153,33 @@ class MetricsCSV(_Late):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Keep `metrics` for `save`."""
-        self._keep(metrics.items(), step)
+        """Append a line for each of `metrics`."""
+        with self._writing(self.path):
+            if self._gave_up:
+                return
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("a", newline="", encoding="utf-8")
+                if not _drop_half_a_line(self.path):
+                    csv.writer(self._file).writerow(["step", "name", "value"])
+            csv.writer(self._file).writerows([step, name, value] for name, value in metrics.items())
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Write nothing: `config.yaml` holds them."""
 
     @rank_zero_only
     def save(self) -> None:
-        """Append a line for each number that was logged, and hand them to the operating system."""
-        numbers = self._take()
-        if not numbers:
-            return
-        with self._writing(self.path):
-            if self._file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("a", newline="", encoding="utf-8")
-                if not _drop_half_a_line(self.path):
-                    csv.writer(self._file).writerow(["step", "name", "value"])
-            csv.writer(self._file).writerows([self._step, name, value] for name, value in numbers)
-            self._file.flush()
+        """Hand what was appended to the operating system."""
+        if self._file is not None and not self._gave_up:
+            with self._writing(self.path):
+                self._file.flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Close the file; another number opens it again."""
-        self.save()
         if self._file is None:
             return
+        self.save()
         with suppress(OSError):  # It closes, and cannot write what `save` could not either.
             self._file.close()
         self._file = None

@@ -37,9 +37,10 @@ def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
 
 
 def log(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Give `values` to the loggers, at the step under way."""
+    """Give `values` to the loggers, at the step under way; those that can `keep` them write all of a step at once."""
+    step = current_step(trainer)
     for logger in trainer.loggers:
-        logger.log_metrics(dict(values), step=current_step(trainer))
+        getattr(logger, "keep", logger.log_metrics)(dict(values), step=step)
 
 
 def current_step(trainer: Trainer) -> int:

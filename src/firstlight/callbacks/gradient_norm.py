@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,7 +11,7 @@ from torch.optim import Optimizer
 
 from firstlight.callbacks.due import log, should_log
 
-__all__ = ["GradientNorm", "blocks", "norms"]
+__all__ = ["GradientNorm", "blocks", "by_block", "norms"]
 
 
 class GradientNorm(Callback):
@@ -45,7 +44,11 @@ class GradientNorm(Callback):
         shown = values if self.per_block else {"total": values["total"]}
         log(trainer, {f"{prefix}/{name}": value for name, value in shown.items()})
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the parameters go."""
+        self._blocks.clear()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let the parameters go."""
         self._blocks.clear()
 
@@ -84,18 +87,19 @@ def blocks(module: nn.Module) -> dict[str, nn.Module]:
 
 def norms(gradients: Mapping[str, list[Tensor]]) -> dict[str, float]:
     """Return the 2-norm of each list of gradients, and of all of them as `total`, waiting for the device once."""
-    each = [_norm(gradient) for grads in gradients.values() for gradient in grads]
-    if not each:
-        return {"total": 0.0}
-    if all(norm.is_cpu for norm in each):
-        read = iter([norm.item() for norm in each])  # Nothing to wait for, and quicker than to stack them.
+    gradients = {name: grads for name, grads in gradients.items() if grads}
+    if all(grad.is_cpu and not isinstance(grad, DTensor) for grads in gradients.values() for grad in grads):
+        # Nothing waits here, and each by itself takes half the time.
+        found = {name: math.hypot(*[_norm(grad).item() for grad in grads]) for name, grads in gradients.items()}
     else:
-        read = iter(torch.stack([norm.to(each[0].device) for norm in each]).tolist())
-    found = {name: math.hypot(*islice(read, len(grads))) for name, grads in gradients.items() if grads}
+        each = [nn.utils.get_total_norm(grads) for grads in gradients.values()]
+        whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in each]
+        read = torch.stack([norm.to(whole[0].device) for norm in whole]).tolist()
+        found = dict(zip(gradients, read, strict=True))
     return {"total": math.hypot(*found.values()), **found}
 
 
 def _norm(gradient: Tensor) -> Tensor:
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
     norm: Tensor = torch.linalg.vector_norm(values, dtype=torch.float32 if values.dtype.itemsize == 2 else None)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norm
