@@ -159,7 +159,7 @@ def rounds(
     case: str, names: list[str], many: int | None, threads: int, script: list[str] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
     """Return what each contender took in each round; `script` is called with a name, the case and further arguments."""
-    share = 0.01 / len(names)
+    share = 0.005 / len(names)
     seconds, usual = TURNS.get(case, (2.0, 11))
     many = many or usual
     less = [f"--last.at_most={share}", f"--best.at_most={share}"]  # firstlight alone heeds them.

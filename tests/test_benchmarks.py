@@ -1,6 +1,7 @@
 """The benchmarks count what they say they count."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,30 @@ def test_a_contender_trains_and_tells_what_it_took(contender, tmp_path):
         assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["steps"] == 39 and len(found["epochs"]) > 5 and 0 < found["step"] < found["epochs"][0]
+
+
+@pytest.mark.slow
+def test_a_shortcut_that_is_undone_changes_no_result(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from undone import UNDOINGS
+
+    def run(script, *arguments):
+        command = [sys.executable, BENCHMARKS / script, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
+    run("contenders.py", "prepare", "tiny", prepared)
+    losses = {}
+    for name in UNDOINGS:
+        shutil.copytree(prepared, tmp_path / name)
+        run("undone.py", "--undo", name, "tiny", tmp_path / name)
+        (found,) = (tmp_path / name).rglob("results.json")
+        losses[name] = json.loads(found.read_text())["best"]["val/loss"]
+    # torch's loader deals the samples out in an order of its own.
+    assert losses.pop("takes_samples_one_by_one") == pytest.approx(losses["as_it_is"], rel=0.05)
+    assert losses == {name: pytest.approx(losses["as_it_is"], rel=1e-5) for name in losses}
 
 
 def test_a_ratio_on_a_gpu_is_that_to_the_floor_of_the_same_round(monkeypatch):

@@ -126,10 +126,12 @@ def test_tensorboard_keeps_numbers_for_the_event_of_their_step(tmp_path):
     logger.keep({"lr": 0.25}, 2)
     logger.log_metrics({"val/loss": 1.0}, 3)
     logger.keep({"lr": 0.125}, 4)
+    logger.save()
+    logger.keep({"lr": 0.0625}, 4)
     logger.finalize("success")
     found = curves(tmp_path)
     assert {name: [(each.step, each.value) for each in events] for name, events in found.items()} == {
-        "lr": [(1, 0.5), (2, 0.25), (4, 0.125)],
+        "lr": [(1, 0.5), (2, 0.25), (4, 0.125), (4, 0.0625)],
         "grad_norm/total": [(1, 2.0)],
         "train/loss": [(1, 1.0)],
         "val/loss": [(3, 1.0)],

@@ -72,7 +72,7 @@ class TensorBoard(_GivesUp, TensorBoardLogger):
     def keep(self, numbers: Mapping[str, float], step: int | None) -> None:
         """Keep `numbers` for the event of what is logged next at this step; another step, or the end, has its own."""
         if step != self._step:
-            self._hand_over()
+            self.save()
         self._step = step
         self._kept += numbers.items()
 
@@ -81,7 +81,7 @@ class TensorBoard(_GivesUp, TensorBoardLogger):
         """Hand `metrics`, and what was kept, to TensorBoard's own thread."""
         numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, Number | Tensor)}
         self.keep(numbers, step)
-        self._hand_over()
+        self.save()
         others = {name: value for name, value in metrics.items() if name not in numbers}
         if others and not self._gave_up:
             with self._writing(str(self.save_dir)):
@@ -94,17 +94,9 @@ class TensorBoard(_GivesUp, TensorBoardLogger):
             with self._writing(str(self.save_dir)):
                 super().log_hyperparams(params, *args, **kwargs)
 
-    def save(self) -> None:
-        """Leave writing to TensorBoard's own thread, which `finalize` waits for."""
-
     @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Wait until all is written."""
-        self._hand_over()
-        with self._writing(str(self.save_dir)):
-            super().finalize(status)
-
-    def _hand_over(self) -> None:
+    def save(self) -> None:
+        """Hand what was kept to TensorBoard's own thread, which writes within five seconds."""
         numbers, self._kept = self._kept, []
         if not numbers or self._gave_up:
             return
@@ -116,6 +108,13 @@ class TensorBoard(_GivesUp, TensorBoardLogger):
 
                 values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers]
                 writer._get_file_writer().add_summary(Summary(value=values), self._step)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Wait until all is written."""
+        self.save()
+        with self._writing(str(self.save_dir)):
+            super().finalize(status)
 
 
 class MetricsCSV(_GivesUp, Logger):

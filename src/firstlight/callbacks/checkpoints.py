@@ -51,7 +51,7 @@ class BestCheckpoint(FiniteCheckpoint):
         mode: Literal["min", "max"],
         dirpath: Path | None = None,
         save_weights_only: bool = False,
-        at_most: float = 0.01,
+        at_most: float = 0.005,
     ) -> None:
         super().__init__(
             at_most, dirpath=dirpath, filename="best", monitor=monitor, mode=mode, save_weights_only=save_weights_only
@@ -179,7 +179,7 @@ class LastCheckpoint(FiniteCheckpoint):
         every_n_epochs: int = 1,
         every_n_steps: int = 0,
         every_seconds: float = 600,
-        at_most: float = 0.01,
+        at_most: float = 0.005,
     ) -> None:
         if every_n_epochs < 1:
             raise UsageError(f"LastCheckpoint was given every_n_epochs={every_n_epochs}: it is at least 1")
