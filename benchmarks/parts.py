@@ -1,10 +1,10 @@
 """Where the time of a step goes: the parts of a step by hand beside those of firstlight.
 
-    python benchmarks/parts.py [--case mlp]
+    python benchmarks/parts.py [--case mlp] [--rounds 5]
 
-Each trains in a process of its own, with a clock read where the network, its gradient and the update begin and end.
-Printed are the median milliseconds of each part, of all steps but those of the first epoch, and what the floor takes
-less. What lies between two updates and is neither of them is what frameworks add. One thread.
+Each trains in a process of its own, in turn, with a clock read where the network, its gradient and the update begin and
+end. Printed are the median milliseconds of each part, of all steps but those of the first epoch and then of the rounds,
+and what the floor takes less. What lies between two updates and is neither of them is what frameworks add. One thread.
 """
 
 import argparse
@@ -70,6 +70,7 @@ def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description="Where the time of a step goes.", allow_abbrev=False)
     parser.add_argument("--case", default="mlp")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -78,19 +79,21 @@ def main() -> None:
         print(json.dumps(marked(contender, given.case, folder)))
         return
     os.environ["OMP_NUM_THREADS"] = "1"
-    found = {}
+    found: dict[str, list[dict[str, float]]] = {"floor": [], "firstlight": []}
     with tempfile.TemporaryDirectory() as folder:
         if train("prepare", given.case, folder, 1) is None:
             sys.exit(f"{given.case} cannot be prepared")
-        for contender in ("floor", "firstlight"):
+        for contender in [*found] * given.rounds:
             command = [sys.executable, __file__, "--case", given.case, "--child", contender, folder]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"{contender} failed:\n{done.stderr[-2000:]}")
-            found[contender] = json.loads(done.stdout.splitlines()[-1])
+            found[contender].append(json.loads(done.stdout.splitlines()[-1]))
     print("| part of a step | by hand, ms | firstlight, ms | more |\n|---|---|---|---|")
     for name, told in {**NAMES, "": "all of it"}.items():
-        floor, ours = (sum(each.values()) if not name else each[name] for each in found.values())
+        floor, ours = (
+            median(each[name] if name else sum(each.values()) for each in rounds) for rounds in found.values()
+        )
         print(f"| {told} | {floor * 1000:.3f} | {ours * 1000:.3f} | {(ours - floor) * 1000:.3f} |")
 
 
