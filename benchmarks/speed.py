@@ -235,7 +235,7 @@ def main() -> None:
     print(f"Python {platform.python_version()}, {versions}; {processors}, {given.threads} thread(s) a process\n")
     print(
         "| case | contender | ms a step | over the floor's | an epoch over the floor's | ms between epochs "
-        "| ms a validated batch | MiB | over the floor's | rounds |"
+        "| ms a validated batch | MiB | MiB over the floor's | rounds |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     print("\n".join(line for case, found in took.items() for line in rows(case, found)))

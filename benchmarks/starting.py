@@ -104,7 +104,8 @@ def main() -> None:
             took["what they add to it", "%"].append((more / less - 1) * 100)
     print("| what | median | least to most |\n|---|---|---|")
     for (name, unit), found in took.items():
-        print(f"| {name} | {median(found):.3f} {unit} | {min(found):.3f} to {max(found):.3f} |")
+        digits = 1 if unit == "%" else 3
+        print(f"| {name} | {median(found):.{digits}f} {unit} | {min(found):.{digits}f} to {max(found):.{digits}f} |")
 
 
 if __name__ == "__main__":
