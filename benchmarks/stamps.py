@@ -30,14 +30,15 @@ class Stamps:
                 return forward(module, inputs)
 
         else:
-            file, kept, last = Path(path).open("ab", buffering=0), array("d"), clock()
+            kept, last = array("d"), clock()
 
             def stamped(module: Any, inputs: Any) -> Any:
                 nonlocal last
                 now = clock()
                 kept.append(now if module.training else -now)
                 if now - last > 0.5:
-                    file.write(kept.tobytes())
+                    with Path(path).open("ab") as file:
+                        file.write(kept.tobytes())
                     del kept[:]
                     last = now
                 return forward(module, inputs)

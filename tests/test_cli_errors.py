@@ -80,6 +80,11 @@ CASES = {
     ),
     "no epochs": (["--trainer.max_epochs=0"], r"trainer\.max_epochs=0 trains nothing"),
     "no steps": (["--trainer.max_steps=0"], r"trainer\.max_steps=0 trains nothing"),
+    "logging each -5 steps": (["--trainer.log_every_n_steps=-5"], r"log_every_n_steps=-5: it is at least 0"),
+    "a typo on the way to an option": (
+        ["--model.optimzer.lr=0.1"],
+        r"model\.optimzer\.lr is no option of firstlight\.tasks\.Classification, .*; did you mean optimizer\?$",
+    ),
     "no accumulation": (["--trainer.accumulate_grad_batches=0"], r"accumulate_grad_batches=0 trains nothing"),
     "more processes than processors": (
         ["--trainer.accelerator=cpu", "--trainer.devices=999"],

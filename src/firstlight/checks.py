@@ -27,7 +27,7 @@ __all__ = [
 
 
 def refuse_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of `Trainer` that train nothing, or start more processes than there are processors.
+    """Refuse options of `Trainer` that train nothing, mean nothing, or start more processes than there are processors.
 
     Raises:
         UsageError: Naming the option.
@@ -37,6 +37,8 @@ def refuse_options(options: Mapping[str, Any]) -> None:
             raise UsageError(f"trainer.{name}=0 trains nothing")
     if options["accumulate_grad_batches"] < 0:
         raise UsageError(f"trainer.accumulate_grad_batches={options['accumulate_grad_batches']}: it is at least 1")
+    if (options["log_every_n_steps"] or 0) < 0:
+        raise UsageError(f"trainer.log_every_n_steps={options['log_every_n_steps']}: it is at least 0, which is never")
     devices, processors = str(options["devices"]), max(os.cpu_count() or 1, 2)  # two can always be tried
     wanted = options["accelerator"]
     on_cpu = wanted == "cpu" or (wanted == "auto" and not torch.accelerator.is_available())

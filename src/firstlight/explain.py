@@ -53,6 +53,8 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
         option = found[1].split("=")[0]
         if not option.startswith("-"):
             return f"there is no option {option}" + (": is it a --config?" if Path(option).suffix == ".yaml" else "")
+        if where:
+            return _unknown(option.removeprefix("--"), where, _class_given(message, classes), options)
         return f"there is no option {option}" + did_you_mean(option, options)
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         return _unknown(found[1], where, _class_given(message, classes), options)
@@ -123,7 +125,8 @@ def _unknown(option: str, where: str, class_path: str, options: Iterable[str]) -
                 break  # What a base class takes is not handed on.
     if any(kind.__name__ == "Optimizer" for kind in inspect.getmro(built)):
         known.pop("params", None)  # which the task gives
-    return f"{full} is no option of {class_path}, which takes {', '.join(known)}" + did_you_mean(option, known)
+    first = option.partition(".")[0]
+    return f"{full} is no option of {class_path}, which takes {', '.join(known)}" + did_you_mean(first, known)
 
 
 def _broken(configs: Sequence[Path]) -> str:
