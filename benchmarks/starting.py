@@ -53,19 +53,13 @@ def logged(case: str, folder: str) -> list[float]:
     from firstlight.callbacks import GradientNorm
 
     work = contenders.Work(case, Path(folder))
-    network, norm = type(work.network), GradientNorm.on_before_optimizer_step
-    forward, moments = network.forward, list[float]()
-
-    def stamped(module: Any, inputs: Any) -> Any:
-        if module.training:
-            moments.append(time.perf_counter())
-        return forward(module, inputs)
+    moments, norm = work.stamps.trained, GradientNorm.on_before_optimizer_step
 
     def in_turn(*args: Any) -> None:
         if (len(moments) - 1) // 20 % 2:
             norm(*args)
 
-    network.forward, GradientNorm.on_before_optimizer_step = stamped, in_turn
+    GradientNorm.on_before_optimizer_step = in_turn  # type: ignore[method-assign]
     contenders.firstlight(work)
     took = list(enumerate(after - before for before, after in pairwise(moments)))[work.steps :]
     return [median(each for step, each in took if step // 20 % 2 == turn and step % 20 > 1) for turn in range(2)]

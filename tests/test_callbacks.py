@@ -310,6 +310,13 @@ def test_nothing_is_logged_when_logging_is_switched_off(tmp_path):
     assert not (tmp_path / "metrics.csv").exists()
 
 
+@pytest.mark.parametrize("every", [0, 41])
+def test_a_run_says_that_it_logs_nothing_of_training(every, tmp_path):
+    options = ["--trainer.max_epochs=1", f"--trainer.log_every_n_steps={every}"]
+    printed = called("fit", "--config", CONFIG, *options, cwd=tmp_path).stdout
+    assert f"nothing of training: --trainer.log_every_n_steps is {every}\n" in printed
+
+
 @pytest.mark.parametrize("every", [0, 1, 3])
 def test_a_logging_is_due_at_each_step_whose_number_says_so(every):
     optimizers = [torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1) for _ in range(2)]

@@ -253,7 +253,7 @@ class Experiment:
         print(summary.plan(trainable, total, self.task.planned_schedule.warmup_length(total)), flush=True)
         each: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
         if trainer.loggers and not 0 < each <= total:
-            print(f"log    nothing of training: a line each {each:,} steps (--trainer.log_every_n_steps)", flush=True)
+            print(f"log    nothing of training: --trainer.log_every_n_steps is {each:,}", flush=True)
 
     def _compare(self, folder: Path) -> None:
         """Say what is otherwise than it was, and refuse what cannot be gone on with exactly."""
