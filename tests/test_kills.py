@@ -25,6 +25,7 @@ OPTIONS = [
     "--model.monitor=val/accuracy",  # It soon is 1: patience runs out, and the best checkpoint is an early one.
     "--early_stopping.patience=5",
 ]
+CURVES = "train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "grad_norm", "epoch"
 every_mode = pytest.mark.parametrize("mode", MODES)
 
 
@@ -74,7 +75,7 @@ def differences(whole, killed):
         ends = [dict(leaves(file, str(run))) for run, file in files.items()]
         paths = dict.fromkeys([*ends[0], *ends[1]])
         found += [f"{name}{path}" for path in paths if not same(ends[0].get(path), ends[1].get(path))]
-    found += [name for name in ("val/loss", "val/accuracy", "lr") if curve(whole, name) != curve(killed, name)]
+    found += [name for name in CURVES if curve(whole, name) != curve(killed, name)]
     return ", ".join(found)
 
 

@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torchmetrics import MetricCollection
+from torchmetrics import MeanSquaredError, MetricCollection, PearsonCorrCoef
 from torchmetrics.classification import MulticlassAccuracy
 
 from firstlight.data import Digits
@@ -98,6 +98,33 @@ def test_validation_equals_the_means_over_all_samples(tmp_path):
     expected = nn.functional.cross_entropy(logits.double(), targets).item()
     assert found["val/loss"] == pytest.approx(expected, rel=1e-5)
     assert found["val/accuracy"] == pytest.approx((logits.argmax(1) == targets).double().mean().item())
+
+
+@pytest.mark.parametrize("most", [0, 40, 2**22], ids=lambda most: f"counted after {most}")
+@pytest.mark.parametrize("weighted", [False, True])
+def test_observed_goes_on_from_a_file_to_the_last_bit(most, weighted, monkeypatch, tmp_path):
+    monkeypatch.setattr("firstlight.tasks.observed._MOST_ELEMENTS", most)
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.rand((), generator=generator), *torch.rand(2, size, generator=generator))
+        + ((torch.rand((), generator=generator),) if weighted else ())
+        for size in (7, 7, 13, 3, 7, 7, 1)
+    ]
+
+    def new():
+        return Observed("train", MetricCollection({"rmse": MeanSquaredError(squared=False), "r": PearsonCorrCoef()}))
+
+    whole, stopped = new(), new()
+    for batch in batches:
+        whole.add(*batch)
+    for batch in batches:
+        torch.save(stopped.unread(), tmp_path / "unread")
+        stopped = new()
+        stopped.add(*batches[0])  # which is forgotten
+        stopped.restore(torch.load(tmp_path / "unread", weights_only=True))
+        stopped.add(*batch)
+    assert stopped.read() == whole.read()
+    assert stopped.read() == stopped.unread() == {}
 
 
 def test_observed_gives_the_same_whether_it_counts_often_or_once(monkeypatch):

@@ -15,6 +15,7 @@ from firstlight.callbacks.due import current_step, log, should_log
 from firstlight.callbacks.finite import all_finite, not_finite, surely_finite
 from firstlight.callbacks.replay import describe, first_fault
 from firstlight.errors import TrainingError, UsageError
+from firstlight.processes import gathered
 
 __all__ = ["NonFinite", "verdict"]
 
@@ -248,10 +249,7 @@ class NonFinite(Callback):
             self.skipped += 1
             return
         self._replaying = True
-        found: list[tuple[int, str] | None] = [first_fault(trainer, module, step.window.batches)]
-        if trainer.world_size > 1:
-            found *= trainer.world_size
-            torch.distributed.all_gather_object(found, found[0])
+        found = gathered(trainer, first_fault(trainer, module, step.window.batches))
         raise TrainingError(describe(step.step, step.epoch, [index for _, index in step.window.batches], found))
 
     def _settle(self, trainer: Trainer, module: LightningModule) -> None:

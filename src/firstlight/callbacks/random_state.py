@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from firstlight.processes import gathered
+
 __all__ = ["RandomState", "restore", "snapshot"]
 
 
@@ -21,11 +23,7 @@ class RandomState(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the states of every process, which all save together."""
-        states: list[dict[str, Any]] = [snapshot()]
-        if trainer.world_size > 1:
-            states = [{} for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(states, snapshot())
-        checkpoint["random_state"] = states
+        checkpoint["random_state"] = gathered(trainer, snapshot())
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the states of a checkpoint that has them."""

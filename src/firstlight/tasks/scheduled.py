@@ -112,8 +112,11 @@ class Scheduled(LightningModule):
         """Take over the horizon that the run was planned with."""
         self._horizon = checkpoint["horizon"]
         self._done = checkpoint["done"]
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+        if self._goes_on():
             self._loaded = checkpoint
+
+    def _goes_on(self) -> bool:
+        return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
 
     def _reconfigure(self) -> bool:
         """Give the optimiser its options of now, such as weight decay; tell whether the learning rate is another."""

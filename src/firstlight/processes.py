@@ -1,0 +1,16 @@
+"""What the processes of a run tell each other."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+__all__ = ["gathered"]
+
+
+def gathered(trainer: Trainer, own: Any) -> list[Any]:
+    """Return what every process has, by rank; all of them call it at the same place."""
+    found = [own] * trainer.world_size
+    if len(found) > 1:
+        torch.distributed.all_gather_object(found, own)
+    return found
