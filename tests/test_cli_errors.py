@@ -132,6 +132,14 @@ CASES = {
     "a last checkpoint of no epoch": (["--last.every_n_epochs=0"], r"every_n_epochs=0: it is at least 1"),
     "an abbreviated option": (["--trainer.max_e=3"], r"there is no option --trainer\.max_e"),
     "a checkpoint to fit from": (["--ckpt=best"], r"fit goes on from the last checkpoint of --run DIR"),
+    "a file whose name is like no other": (
+        [f"--config={CONFIG.replace('digits_mlp', 'nope')}"],
+        r"there is no file \S+/configs/nope\.yaml$",
+    ),
+    "a file of nearly that name": (
+        [f"--config={CONFIG.replace('mlp', 'mpl')}"],
+        r"there is no file \S+/digits_mpl\.yaml; did you mean digits_mlp\.yaml\?$",
+    ),
     "a run that is not there": (["--run=runs/nope"], r"there is no run runs/nope: runs does not exist"),
 }
 
@@ -250,7 +258,9 @@ def test_a_network_of_the_users_own_that_does_not_fit_is_told_with_its_line(monk
     )
     monkeypatch.syspath_prepend(str(Path.cwd()))
     assert main(["fit", "--config", CONFIG, "--model.network=own_part.Net"]) == 2
-    told = r"Net cannot take samples of shape \(1, 8, 8\) \(own_part\.py, line 6\): mat1 and mat2 .*3x56 and 64x10"
+    told = (
+        r"Net cannot take samples of shape \(1, 8, 8\) \(own_part\.py, line 6\): a layer for 64 features was given 56$"
+    )
     assert_one_line(capsys, told)
 
 

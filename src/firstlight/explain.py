@@ -85,8 +85,9 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
         return f"nothing says what {found[1].replace(', ', ' and ')} are: give a --config, or --run with a run's folder"
     if found := re.search(r"File does not exist: '([^']+)'", message):
         path = Path(found[1])
-        near = [file.name for file in path.parent.glob("*.yaml")]
-        return f"there is no file {path}" + did_you_mean(path.name, near)
+        # Without what all of them end with, which would make any two alike.
+        near = did_you_mean(path.stem, [file.stem for file in path.parent.glob("*.yaml")])
+        return f"there is no file {path}" + near.replace("?", ".yaml?")
     for fault, key in _NULLS.items():
         if fault in message:
             return f"{prefix}{key} is null: give it a value, or leave it out"

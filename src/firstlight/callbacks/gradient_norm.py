@@ -18,8 +18,9 @@ class GradientNorm(Callback):
     """Log `grad_norm/total` and `grad_norm/BLOCK` every `log_every_n_steps` optimiser steps, before clipping.
 
     The norm is read when all micro-batches are accumulated, all processes are averaged and a gradient scaler is
-    divided out; it is the 2-norm. Each logging waits for the device once. With several optimisers, the index of the
-    optimiser follows `grad_norm`.
+    divided out; it is the 2-norm. A block is a child that has parameters, of the task's network or of the module, by
+    its name, which is a number in a `Sequential`. Each logging waits for the device once. With several optimisers, the
+    index of the optimiser follows `grad_norm`.
 
     Args:
         per_block: Whether to log each block beside the total.

@@ -1,5 +1,6 @@
 """What a part makes of a few samples, tried before a run starts."""
 
+import re
 import traceback
 import warnings
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from firstlight.errors import UsageError
 __all__ = ["attempt", "described"]
 
 _NOT_THE_USERS = ("firstlight", "torch", "torchmetrics")
+_PRODUCT = r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)"
 
 
 def attempt(call: Callable[[], Tensor], fault: str) -> Tensor:
@@ -27,7 +29,8 @@ def attempt(call: Callable[[], Tensor], fault: str) -> Tensor:
             warnings.filterwarnings("error", "Using a target size")  # What would be broadcast to a wrong number.
             return call()
     except (RuntimeError, ValueError, IndexError, UserWarning) as error:
-        raise UsageError(f"{fault}{_met_in(error)}: {' '.join(str(error).split())}") from error
+        said = re.sub(_PRODUCT, r"a layer for \2 features was given \1", " ".join(str(error).split()))
+        raise UsageError(f"{fault}{_met_in(error)}: {said}") from error
 
 
 def _met_in(error: BaseException) -> str:
