@@ -13,8 +13,7 @@ def trainer(tmp_path, **options):
         accelerator="cpu",
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=False,
-        **{"logger": False, "log_every_n_steps": 1, **options},
+        **{"enable_checkpointing": False, "logger": False, "log_every_n_steps": 1, **options},
     )
 
 

@@ -30,6 +30,10 @@ CASES = {
         ["--model.optimizer.params=3"],
         r"params is no option of torch\.optim\.AdamW, which takes lr, [a-z_, ]+$",
     ),
+    "the last part of an option": (["--patience=3"], r"no option --patience; did you mean --early_stopping\.patience"),
+    "the last part of an option of a part": (["--lr=1"], r"no option --lr; did you mean --model\.optimizer\.lr\?$"),
+    "what is like a last part": (["--epochs=3"], r"no option --epochs; did you mean --trainer\.max_epochs\?$"),
+    "what is like nothing": (["--output=x.csv"], r"there is no option --output$"),
     "the beginning of an option": (["--seed=3"], r"there is no option --seed; did you mean --seed_everything\?"),
     "a file of data in the place of a class": (
         [f"--data={Path(CONFIG).parent / 'data' / 'wine.csv'}"],
@@ -150,7 +154,8 @@ FILES = {
         Path(CONFIG).read_text().replace("lr: ", "lr: x"),
         r"model\.optimizer\.lr: expected float, got x\S+$",
     ),
-    "a list for a file": ("- a\n- b\n", r"Unexpected config"),
+    "a list for a file": ("- a\n- b\n", r"given\.yaml holds no options by name$"),
+    "an empty file": ("# nothing\n", r"given\.yaml holds no options by name$"),
 }
 
 VERBS = {

@@ -8,7 +8,9 @@ from lightning.pytorch import Callback, Trainer
 
 from firstlight.callbacks.gradient_norm import norms
 from firstlight.data import Digits
+from firstlight.loggers import History
 from tests.helpers import CONFIG, called, logged, newest, results
+from tests.test_tasks_logged import Saves, make
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -157,3 +159,17 @@ def test_norms_wait_for_the_device_once():
             torch.cuda.set_sync_debug_mode("default")
     assert found == pytest.approx(norms(gradients), rel=1e-5)
     assert len([each for each in waits if "called a synchronizing CUDA operation" in str(each.message)]) == 1
+
+
+def test_a_fit_goes_on_with_what_was_not_logged(tmp_path):
+    def fit(*callbacks, ckpt=None):
+        history = History()
+        options = {"logger": history, "log_every_n_steps": 15, "max_epochs": 2, "enable_checkpointing": False}
+        fitted = Trainer(accelerator="gpu", devices=1, default_root_dir=tmp_path, callbacks=list(callbacks), **options)
+        fitted.fit(make(), datamodule=Digits(batch_size=32), ckpt_path=ckpt)
+        return dict(zip(*history["train/loss"], strict=True))
+
+    for step in (7, 30):
+        saves = Saves(tmp_path / f"{step}.ckpt", step)
+        whole, rest = fit(saves), fit(ckpt=saves.path)
+        assert rest == pytest.approx({at: loss for at, loss in whole.items() if at >= step - 1}, rel=1e-5)

@@ -71,6 +71,7 @@ LONG = ["--trainer.max_epochs=2000", "--without=early_stopping"]
         pytest.param([], "mine.Stop --step=0", 1, marks=pytest.mark.slow),
         ([], "mine.Stop --step=57", 58),
         pytest.param([], "mine.Stop --step=49", 50, id="a step that is logged"),
+        pytest.param(["--trainer.max_steps=50"], "mine.Stop --step=49", 50, id="the last step"),
         pytest.param([], "mine.Stop --step=39", 40, id="the last batch of an epoch"),
         pytest.param([], "mine.StopInValidation", 40, id="during the validation"),
         pytest.param(["--trainer.val_check_interval=20"], "mine.Stop --step=19", 21, id="a validation within an epoch"),
@@ -217,7 +218,7 @@ def test_two_processes_that_were_told_to_end_go_on_to_the_same_bits(tmp_path):
     whole = ["fit", "--config", CONFIG, "--config", DDP, "--trainer.max_epochs=3"]
     Ranks(main, whole, cwd=tmp_path, ranks=2).succeed()
     expected = newest(tmp_path)
-    stop = ["--trainer.callbacks+=mine.Stop", "--trainer.callbacks.step=30"]
+    stop = ["--trainer.callbacks+=mine.Stop", "--trainer.callbacks.step=28"]  # They stop after 30, which is logged.
     assert Ranks(main, [*whole, *stop], cwd=tmp_path, ranks=2).wait() == [143, 143]
     run = newest(tmp_path)
     Ranks(main, ["fit", "--run", str(run), "--trainer.callbacks=[]"], cwd=tmp_path, ranks=2).succeed()

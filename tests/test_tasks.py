@@ -100,19 +100,19 @@ def test_validation_equals_the_means_over_all_samples(tmp_path):
     assert found["val/accuracy"] == pytest.approx((logits.argmax(1) == targets).double().mean().item())
 
 
-@pytest.mark.parametrize("most", [0, 40, 2**22], ids=lambda most: f"counted after {most}")
-@pytest.mark.parametrize("weighted", [False, True])
-def test_observed_goes_on_from_a_file_to_the_last_bit(most, weighted, monkeypatch, tmp_path):
-    monkeypatch.setattr("firstlight.tasks.observed._MOST_ELEMENTS", most)
+@pytest.mark.parametrize("weighted", [(), (0, 1, 2, 3, 4, 5), (0, 1, 2), (3, 4, 5)])
+@pytest.mark.parametrize("names", [("rmse", "r"), ()])
+def test_observed_goes_on_from_a_file_to_the_last_bit(weighted, names, tmp_path):
     generator = torch.Generator().manual_seed(0)
     batches = [
         (torch.rand((), generator=generator), *torch.rand(2, size, generator=generator))
-        + ((torch.rand((), generator=generator),) if weighted else ())
-        for size in (7, 7, 13, 3, 7, 7, 1)
+        + ((torch.rand((), generator=generator),) if number in weighted else ())
+        for number, size in enumerate((7, 7, 13, 3, 7, 1))
     ]
+    metrics = {"rmse": MeanSquaredError(squared=False), "r": PearsonCorrCoef()}
 
     def new():
-        return Observed("train", MetricCollection({"rmse": MeanSquaredError(squared=False), "r": PearsonCorrCoef()}))
+        return Observed("train", MetricCollection({name: metrics[name] for name in names}))
 
     whole, stopped = new(), new()
     for batch in batches:
@@ -123,8 +123,20 @@ def test_observed_goes_on_from_a_file_to_the_last_bit(most, weighted, monkeypatc
         stopped.add(*batches[0])  # which is forgotten
         stopped.restore(torch.load(tmp_path / "unread", weights_only=True))
         stopped.add(*batch)
+    assert ("outputs" in stopped.unread()) == bool(names)
     assert stopped.read() == whole.read()
     assert stopped.read() == stopped.unread() == {}
+
+
+def test_observed_hands_over_nothing_of_what_it_had_no_room_to_keep(monkeypatch):
+    monkeypatch.setattr("firstlight.tasks.observed._MOST_ELEMENTS", 20)
+    observed = Observed("train", MetricCollection({"rmse": MeanSquaredError()}))
+    for size in (8, 8, 8, 8):
+        observed.add(torch.zeros(()), torch.zeros(size), torch.zeros(size))
+        assert bool(observed.unread()) == (observed._room[0] >= 0 and not observed._counted)
+    assert observed.unread() == {}
+    observed.restore({})
+    assert observed.read() == {}
 
 
 def test_observed_gives_the_same_whether_it_counts_often_or_once(monkeypatch):

@@ -3,9 +3,10 @@
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import requires
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -55,7 +56,7 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
             return f"there is no option {option}" + (": is it a --config?" if Path(option).suffix == ".yaml" else "")
         if where:
             return _unknown(option.removeprefix("--"), where, _class_given(message, classes), options)
-        return f"there is no option {option}" + did_you_mean(option, options)
+        return f"there is no option {option}" + _near(option, options, _named(configs))
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         return _unknown(found[1], where, _class_given(message, classes), options)
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
@@ -79,6 +80,10 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
         return f"{keys}there is no class {found[1]}{near_class(keys.removesuffix(': '), found[1])}"
     if "Problems parsing config" in message and (broken := _broken(configs)):
         return broken
+    if "Unexpected config" in message:
+        for path in configs:
+            if not isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), Mapping):
+                return f"{path} holds no options by name"
     if found := re.search(r"arguments are required: (.+)", message):
         if where:
             return f"{where}: {classes[-1] if classes else 'it'} needs {found[1]}"
@@ -128,6 +133,33 @@ def _unknown(option: str, where: str, class_path: str, options: Iterable[str]) -
         known.pop("params", None)  # which the task gives
     first = option.partition(".")[0]
     return f"{full} is no option of {class_path}, which takes {', '.join(known)}" + did_you_mean(first, known)
+
+
+def _near(option: str, options: Iterable[str], named: Iterable[str]) -> str:
+    """Return what is like an option, or like the last part of its name, which is what beginners type."""
+    word = option.lstrip("-")
+    whole = {each.lstrip("-"): each for each in options}
+    # What is in the files comes first.
+    ends = [{each.rpartition(".")[2]: each for each in found if "." in each} for found in (named, whole.values())]
+    for end in ends:
+        if word in end:
+            return f"; did you mean {end[word]}?"
+    for names in (whole, *ends):
+        if near := re.search(r"did you mean (.+)\?", did_you_mean(word, names)):
+            return f"; did you mean {names[near[1]]}?"
+    return ""
+
+
+def _named(configs: Sequence[Path]) -> Iterator[str]:
+    """Yield the options that files give, as they are typed."""
+
+    def inside(value: Any, path: str) -> Iterator[str]:
+        for key, inner in value.items() if isinstance(value, Mapping) else ():
+            full = path if key == "init_args" else f"{path}.{key}"
+            yield from inside(inner, full) if isinstance(inner, Mapping) else [full] if key != "class_path" else ()
+
+    for path in configs:
+        yield from (f"--{each[1:]}" for each in inside(yaml.safe_load(path.read_text(encoding="utf-8")), ""))
 
 
 def _broken(configs: Sequence[Path]) -> str:

@@ -134,6 +134,7 @@ class MetricsCSV(_GivesUp, Logger):
         super().__init__()
         self.path = path
         self._file: TextIO | None = None
+        self._at: tuple[int | None, dict[str, float]] = None, {}
 
     @property
     def name(self) -> str:
@@ -152,7 +153,7 @@ class MetricsCSV(_GivesUp, Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append a line for each of `metrics`."""
+        """Append a line for each of `metrics`, but for those that this step has already, as `epoch` may be."""
         with self._writing(self.path):
             if self._gave_up:
                 return
@@ -161,7 +162,11 @@ class MetricsCSV(_GivesUp, Logger):
                 self._file = self.path.open("a", newline="", encoding="utf-8")
                 if not _drop_half_a_line(self.path):
                     csv.writer(self._file).writerow(["step", "name", "value"])
-            csv.writer(self._file).writerows([step, name, value] for name, value in metrics.items())
+            at, there = self._at
+            there = there if at == step else {}
+            rows = [(step, name, value) for name, value in metrics.items() if there.get(name) != value]
+            csv.writer(self._file).writerows(rows)
+            self._at = step, {**there, **metrics}
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Write nothing: `config.yaml` holds them."""

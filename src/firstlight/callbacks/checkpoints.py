@@ -84,27 +84,34 @@ class BestCheckpoint(FiniteCheckpoint):
     def write(self, trainer: Trainer) -> None:
         """Write what waits in memory, whose weights were finite."""
         if self._waiting:
-            path, checkpoint = self._waiting
-            self._together(trainer, path, lambda: trainer.strategy.save_checkpoint(checkpoint, path))
-            self._waiting = None
-            for logger in trainer.loggers:
-                logger.after_save_checkpoint(self)
+            self._put(trainer, *self._waiting)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         # What waits is given up only for one that was judged, or written.
-        if not _is_small(trainer) or self._has_time(trainer):
-            super()._save_checkpoint(trainer, filepath)
-            self._waiting = None
-            return
         refuse_not_finite(trainer, filepath)
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
-        if trainer.strategy.root_device.type != "cpu":  # whose fault may be what ends the run
-            checkpoint = move_data_to_device(checkpoint, "cpu")
-        # Hyper-parameters stay as they are, and are most of the objects.
-        kept = {name: each if "hyper_parameters" in name else deepcopy(each) for name, each in checkpoint.items()}
-        self._waiting = filepath, kept
+        # This is the file that people share, and a task adds training samples' outputs and targets.
+        checkpoint.pop("unlogged", None)
+        if not _is_small(trainer) or self._has_time(trainer):
+            self._put(trainer, filepath, checkpoint)
+        else:
+            if trainer.strategy.root_device.type != "cpu":  # whose fault may be what ends the run
+                checkpoint = move_data_to_device(checkpoint, "cpu")
+            # Hyper-parameters stay as they are, and are most of the objects.
+            kept = {name: each if "hyper_parameters" in name else deepcopy(each) for name, each in checkpoint.items()}
+            self._waiting = filepath, kept
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
+
+    def _put(self, trainer: Trainer, path: str, checkpoint: dict[str, Any]) -> None:
+        def write() -> None:
+            trainer.strategy.save_checkpoint(checkpoint, path)
+            trainer.strategy.barrier("Trainer.save_checkpoint")
+
+        self._together(trainer, path, write)
+        self._waiting = None
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            logger.after_save_checkpoint(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what was best; a run whose folder was moved keeps it, which Lightning 2.6.6 forgets."""

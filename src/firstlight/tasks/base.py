@@ -13,17 +13,16 @@ from firstlight.compat import silence_known_warnings
 from firstlight.errors import UsageError, did_you_mean
 from firstlight.hyperparameters import keep_hyperparameters
 from firstlight.optim import weights
-from firstlight.processes import gathered
 from firstlight.schedules import Schedule
+from firstlight.tasks.logged import Logged
 from firstlight.tasks.observed import Observed
-from firstlight.tasks.scheduled import Scheduled
 from firstlight.tasks.trial import attempt, described
 from firstlight.trust import SafeLoading
 
 __all__ = ["Task"]
 
 
-class Task(SafeLoading, Scheduled):  # type: ignore[misc]  # it takes the rarer options by name only
+class Task(SafeLoading, Logged):  # type: ignore[misc]  # it takes the rarer options by name only
     """One step for every split, an optimiser without decay on biases and norms, a schedule that counts its steps.
 
     Logged are `train/*` as means since the last logging, `val/*` and `test/*` as means over the samples of the split.
@@ -77,8 +76,6 @@ class Task(SafeLoading, Scheduled):  # type: ignore[misc]  # it takes the rarer 
         self.observed_test = Observed("test", collection)
         self.monitor = monitor
         self.mode = self._mode(metrics)
-        self._logged_step = 0
-        self._unlogged: dict[str, Any] | None = None
         self._samples = [0]  # In a list: setting an attribute of a module takes 5 µs.
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -124,11 +121,6 @@ class Task(SafeLoading, Scheduled):  # type: ignore[misc]  # it takes the rarer 
         """Observe a test batch."""
         self.shared_step(batch, self.observed_test)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log `train/*` after every `log_every_n_steps` optimiser steps."""
-        if values := self._due():
-            self.log_dict(values)
-
     def on_validation_epoch_end(self) -> None:
         """Log `val/*`."""
         self.log_dict(self.observed_val.read(), sync_dist=True)
@@ -136,21 +128,6 @@ class Task(SafeLoading, Scheduled):  # type: ignore[misc]  # it takes the rarer 
     def on_test_epoch_end(self) -> None:
         """Log `test/*`."""
         self.log_dict(self.observed_test.read(), sync_dist=True)
-
-    def on_train_start(self) -> None:
-        """Start to count anew, or go on where a checkpoint was written, and log what was due then."""
-        super().on_train_start()
-        trainer = self.trainer
-        self.observed_train.reset()
-        self._logged_step = trainer.global_step
-        unlogged, self._unlogged = self._unlogged, None
-        if unlogged and trainer.ckpt_path and len(unlogged["train"]) == trainer.world_size:
-            self.observed_train.restore(unlogged["train"][trainer.global_rank])
-            self._logged_step = unlogged["since"]
-            if values := self._due():  # Within an epoch a step is saved before it is logged.
-                numbers = {name: value.item() for name, value in values.items()}
-                for logger in trainer.loggers:
-                    logger.log_metrics({**numbers, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
 
     def check(self, batch: tuple[Tensor, Tensor], targets: Tensor) -> None:
         """Refuse samples that this task cannot learn from; network and loss are tried without a gradient.
@@ -191,26 +168,10 @@ class Task(SafeLoading, Scheduled):  # type: ignore[misc]  # it takes the rarer 
         """
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the validation metrics of this moment, and what of training was seen and not yet logged."""
+        """Add the validation metrics of this moment."""
         super().on_save_checkpoint(checkpoint)
         metrics = self.trainer.callback_metrics
         checkpoint["metrics"] = {name: value.item() for name, value in metrics.items() if name.startswith("val/")}
-        if "optimizer_states" in checkpoint and self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            train = gathered(self.trainer, self.observed_train.unread())
-            checkpoint["unlogged"] = {"since": self._logged_step, "train": train}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what was seen and not yet logged."""
-        super().on_load_checkpoint(checkpoint)
-        self._unlogged = checkpoint.get("unlogged") if self._goes_on() else None
-
-    def _due(self) -> dict[str, Tensor]:
-        """Return `train/*` where they are to be logged, after every `log_every_n_steps` optimiser steps."""
-        step, every = self.trainer.global_step, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not every or step <= self._logged_step or step % every:
-            return {}
-        self._logged_step = step
-        return self.observed_train.read()
 
     def _mode(self, metrics: Mapping[str, Metric]) -> Literal["min", "max"]:
         known = {"val/loss": False, **{f"val/{name}": metric.higher_is_better for name, metric in metrics.items()}}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection, SumMetric
+from torchmetrics import MetricCollection, SumMetric
 
 __all__ = ["Observed"]
 
@@ -48,16 +48,16 @@ class Observed(nn.Module):
             targets: `(B, ...)`.
             scored: `()`, of how many targets the loss is the mean: `B` when it is not given.
         """
-        if self._room[0] < 0:
-            self._update()
         self._kept.append((loss.detach(), outputs.detach(), targets, targets.shape[0] if scored is None else scored))
         self._room[0] -= outputs.numel()
+        if self._room[0] < 0:
+            self._update()
 
     def read(self) -> dict[str, Tensor]:
         """Return what was seen since the last call, by name; nothing when nothing was seen."""
-        if not self._kept:
-            return {}
         self._update()
+        if not self._counted:
+            return {}
         values = {f"{self.split}/loss": self.loss.compute() / self.samples.compute(), **self.metrics.compute()}
         self.reset()
         return values
@@ -73,47 +73,51 @@ class Observed(nn.Module):
             self.metrics.reset()
 
     def unread(self) -> dict[str, Any]:
-        """Return what was seen since it was last read, as values on the CPU that load with `weights_only=True`.
+        """Return what was seen since it was last read, for `restore`: values on the CPU, safe to load.
 
-        What is kept is not counted for it: sums are those of a run that was never stopped, to the last bit.
+        It is as it was seen, so that sums are those of a run that was never stopped, to the last bit. Nothing is
+        returned where batches were counted already, because there was no room for more of them.
         """
-        if not self._kept:
+        if not self._kept or self._counted:
             return {}
-        losses, outputs, targets, scored = zip(*self._kept, strict=True)
-        return {
+        losses, outputs, targets, scored = map(list, zip(*self._kept, strict=True))
+        unread: dict[str, Any] = {
             "losses": torch.stack(losses).cpu(),
-            "outputs": torch.cat(outputs).cpu(),
-            "targets": torch.cat(targets).cpu(),
-            "scored": torch.stack(scored).cpu() if isinstance(scored[0], Tensor) else list(scored),
-            "sizes": [each.shape[0] for each in targets],
-            "counted": [move_data_to_device(each.metric_state, "cpu") for each in self._metrics() if self._counted],
+            "scored": _counts(scored, self.loss.device).cpu(),
         }
+        if self.metrics:
+            sizes = [each.shape[0] for each in targets]
+            unread |= {"outputs": torch.cat(outputs).cpu(), "targets": torch.cat(targets).cpu(), "sizes": sizes}
+        return unread
 
     def restore(self, unread: Mapping[str, Any]) -> None:
-        """Go on from what `unread` returned."""
+        """Go on from what `unread` returned; what was seen before is forgotten."""
         self.reset()
-        if not unread:
-            return
-        unread = move_data_to_device(unread, self.loss.device)
-        sizes = unread["sizes"]
-        outputs, targets = unread["outputs"].split(sizes), unread["targets"].split(sizes)
-        self._kept += zip(unread["losses"], outputs, targets, unread["scored"], strict=True)
-        self._room[0] -= unread["outputs"].numel()
-        self._counted = bool(unread["counted"])
-        for metric, state in zip(self._metrics() if self._counted else (), unread["counted"], strict=True):
-            for name, value in state.items():
-                setattr(metric, name, value)
-
-    def _metrics(self) -> list[Metric]:
-        return [self.loss, self.samples, *self.metrics.values()]
+        if unread and ("outputs" in unread) == bool(self.metrics):
+            unread = move_data_to_device(unread, self.loss.device)
+            outputs = targets = unread["losses"]  # at which nobody looks where there are no metrics
+            if self.metrics:
+                outputs, targets = (unread[name].split(unread["sizes"]) for name in ("outputs", "targets"))
+            self._kept += zip(unread["losses"], outputs, targets, unread["scored"], strict=True)
+            self._room[0] -= sum(each.numel() for each in outputs)
 
     def _update(self) -> None:
+        if not self._kept:
+            return
         losses, outputs, targets, scored = map(list, zip(*self._kept, strict=True))
         means = torch.stack(losses).float()  # Sums of half precision would overflow.
-        counts = torch.stack(scored).to(means) if isinstance(scored[0], Tensor) else means.new_tensor(scored)
+        counts = _counts(scored, means.device).to(means)
         self.loss.update(means @ counts)
         self.samples.update(counts.sum())
-        self.metrics.update(torch.cat(outputs), torch.cat(targets))
+        if self.metrics:
+            self.metrics.update(torch.cat(outputs), torch.cat(targets))
         self._kept.clear()
         self._room[0] = _MOST_ELEMENTS
         self._counted = True
+
+
+def _counts(scored: list[Tensor | int], device: torch.device) -> Tensor:
+    """Return `(n,)`; those of a run that goes on are tensors, and others may follow."""
+    if any(isinstance(each, Tensor) for each in scored):
+        return torch.stack([torch.as_tensor(each, device=device) for each in scored])
+    return torch.tensor(scored, device=device)

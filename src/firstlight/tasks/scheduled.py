@@ -82,8 +82,8 @@ class Scheduled(LightningModule):
             _regroup(loaded, optimizer)
         total = self.total_steps
         if self.trainer.ckpt_path and self._done is not None and total < self._done["steps"]:
-            done = f"{self._done['steps']:,}"
-            raise UsageError(f"the run has done {done} optimiser steps, and only {total:,} are planned now: plan more")
+            done = f"{self._done['steps']:,} optimiser steps"
+            raise UsageError(f"the run has done {done}, and only {total:,} are planned now: plan more epochs or steps")
         schedule = self.planned_schedule
         schedule(0, total)  # A schedule that cannot serve this run says so before it starts.
         scheduler = _Planned(optimizer, _ahead(schedule, total))
@@ -112,11 +112,8 @@ class Scheduled(LightningModule):
         """Take over the horizon that the run was planned with."""
         self._horizon = checkpoint["horizon"]
         self._done = checkpoint["done"]
-        if self._goes_on():
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._loaded = checkpoint
-
-    def _goes_on(self) -> bool:
-        return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
 
     def _reconfigure(self) -> bool:
         """Give the optimiser its options of now, such as weight decay; tell whether the learning rate is another."""
