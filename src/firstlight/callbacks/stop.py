@@ -101,10 +101,10 @@ class Stop(Checkpoint):
             if self._asked and self._peers and self._peers.stop is None:
                 # No process gets beyond the next step, which needs the gradient of this one.
                 self._peers.ask(self._step + 1, self._asked)
-            # The last step of the run is logged before it ends by itself.
-            is_last = trainer.global_step == trainer.max_steps
-            if (self._asked or self._peers) and not is_last and not validation_follows(trainer, batch_idx):
-                self._stop_if_due(trainer)
+            if (self._asked or self._peers) and not validation_follows(trainer, batch_idx):
+                # After the last step the run ends by itself, once that is logged.
+                if trainer.global_step != trainer.max_steps:
+                    self._stop_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop if asked to, after the validation."""
