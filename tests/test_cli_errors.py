@@ -34,6 +34,14 @@ CASES = {
     "the last part of an option of a part": (["--lr=1"], r"no option --lr; did you mean --model\.optimizer\.lr\?$"),
     "what is like a last part": (["--epochs=3"], r"no option --epochs; did you mean --trainer\.max_epochs\?$"),
     "what is like nothing": (["--output=x.csv"], r"there is no option --output$"),
+    "a word within another": (["--file=x"], r"there is no option --file$"),
+    "a part of a part": (["--optimizer=SGD"], r"no option --optimizer; did you mean --model\.optimizer\?$"),
+    "a name in capitals": (["--Patience=3"], r"no option --Patience; did you mean --early_stopping\.patience\?$"),
+    "a file in the home folder": (["--config=~/nope.yaml", "--patience=3"], r"there is no file \S+/nope\.yaml"),
+    "a configuration that is no file": (
+        ["--config={trainer: {max_epochs: 1}}", "--patience=3"],
+        r"no option --patience; did you mean --early_stopping\.patience\?$",
+    ),
     "the beginning of an option": (["--seed=3"], r"there is no option --seed; did you mean --seed_everything\?"),
     "a file of data in the place of a class": (
         [f"--data={Path(CONFIG).parent / 'data' / 'wine.csv'}"],

@@ -30,14 +30,27 @@ def test_each_number_becomes_a_line(tmp_path):
     logger.finalize("success")
 
 
-def test_what_a_step_has_already_is_not_written_again(tmp_path):
+def test_the_epoch_that_a_step_has_already_is_not_written_again(tmp_path):
     logger = MetricsCSV(tmp_path / "metrics.csv")
     logger.log_metrics({"loss": 1.0, "epoch": 0}, step=4)
-    logger.log_metrics({"val": 2.0, "epoch": 0, "loss": 3.0}, step=4)
-    logger.log_metrics({"loss": 3.0, "epoch": 0}, step=5)
+    logger.log_metrics({"val": 2.0, "epoch": 0, "loss": 1.0}, step=4)
+    logger.log_metrics({"loss": 1.0, "epoch": 0}, step=5)
+    logger.finalize("success")
+    logger.log_metrics({"epoch": 0}, step=5)
+    logger.log_metrics({"epoch": 1}, step=5)
     logger.finalize("success")
     lines = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
-    assert lines == ["4,loss,1.0", "4,epoch,0", "4,val,2.0", "4,loss,3.0", "5,loss,3.0", "5,epoch,0"]
+    expected = [
+        "4,loss,1.0",
+        "4,epoch,0",
+        "4,val,2.0",
+        "4,loss,1.0",
+        "5,loss,1.0",
+        "5,epoch,0",
+        "5,epoch,0",
+        "5,epoch,1",
+    ]
+    assert lines == expected
 
 
 def test_the_file_only_grows_when_new_names_come_up(tmp_path):

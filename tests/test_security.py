@@ -11,6 +11,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 
@@ -103,7 +104,7 @@ def write(path, task=None, data=None, network=None, **more):
         "state_dict": {f"network.{name}": value for name, value in weights.items()},
         "hyper_parameters": task or task_arguments(),
         "datamodule_hyper_parameters": data or data_arguments(),
-        "pytorch-lightning_version": "2.6.6",
+        "pytorch-lightning_version": lightning.__version__,
         "epoch": 0,
         "global_step": 1,
         "horizon": {"first": 1, "now": 1},

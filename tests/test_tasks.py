@@ -139,6 +139,32 @@ def test_observed_hands_over_nothing_of_what_it_had_no_room_to_keep(monkeypatch)
     assert observed.read() == {}
 
 
+@pytest.mark.parametrize("names", [("rmse",), ()])
+def test_observed_that_goes_on_has_as_much_room_as_before(names, monkeypatch):
+    monkeypatch.setattr("firstlight.tasks.observed._MOST_ELEMENTS", 20)
+    metrics = {"rmse": MeanSquaredError()}
+    whole, rest = (Observed("train", MetricCollection({name: metrics[name] for name in names})) for _ in range(2))
+    for size in (8, 8, 8):
+        rest.restore(whole.unread())
+        for each in (whole, rest):
+            each.add(torch.ones(()), torch.zeros(size), torch.zeros(size))
+        assert rest._counted == whole._counted
+    assert whole._counted
+
+
+def test_observed_takes_nothing_over_from_one_with_other_metrics():
+    some, none = (
+        Observed("train", MetricCollection({"rmse": MeanSquaredError()})),
+        Observed("train", MetricCollection({})),
+    )
+    for each in (some, none):
+        each.add(torch.ones(()), torch.zeros(3), torch.zeros(3))
+    kept = some.unread(), none.unread()
+    some.restore(kept[1])
+    none.restore(kept[0])
+    assert some.read() == none.read() == {}
+
+
 def test_observed_gives_the_same_whether_it_counts_often_or_once(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     sizes = (7, 7, 3)

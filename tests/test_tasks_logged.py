@@ -58,14 +58,14 @@ def fit(tmp_path, *callbacks, task=None, ckpt=None, **options):
     return logged
 
 
-@pytest.mark.parametrize("step", [7, 30, 36, 40, 52])
+@pytest.mark.parametrize(("step", "every"), [(7, 15), (30, 15), (36, 15), (40, 15), (40, 20), (52, 15)])
 @pytest.mark.parametrize("batches", [1, 2])
-def test_it_goes_on_with_what_was_not_logged(step, batches, tmp_path):
-    options = {"accumulate_grad_batches": batches, "max_epochs": 2 * batches}
+def test_it_goes_on_with_what_was_not_logged(step, every, batches, tmp_path):
+    options = {"accumulate_grad_batches": batches, "max_epochs": 2 * batches, "log_every_n_steps": every}
     saves, goes_on = Saves(tmp_path / "a.ckpt", step), Saves(tmp_path / "b.ckpt", -1)
     whole = fit(tmp_path, saves, **options)
     rest = fit(tmp_path, goes_on, ckpt=saves.path, **options)
-    assert rest == {(name, at): value for (name, at), value in whole.items() if at >= step - (step % 15 == 0)}
+    assert rest == {(name, at): value for (name, at), value in whole.items() if at >= step - (step % every == 0)}
     assert rest
     assert goes_on.seen == {epoch: saves.seen[epoch] for epoch in goes_on.seen}
 
@@ -76,10 +76,12 @@ def test_it_begins_anew_with_another_number_of_processes_or_without_the_checkpoi
     checkpoint = torch.load(saves.path, weights_only=True)
     checkpoint["unlogged"]["observed"] *= 2
     torch.save(checkpoint, tmp_path / "two.ckpt")
+    checkpoint["unlogged"]["observed"] = [{}]  # as a process has that had no room
+    torch.save(checkpoint, tmp_path / "empty.ckpt")
     del checkpoint["unlogged"]
     torch.save(checkpoint, tmp_path / "none.ckpt")
-    two, none = (fit(tmp_path, ckpt=tmp_path / name) for name in ("two.ckpt", "none.ckpt"))
-    assert two == none
+    two, empty, none = (fit(tmp_path, ckpt=tmp_path / f"{name}.ckpt") for name in ("two", "empty", "none"))
+    assert two == empty == none
     assert two["train/loss", 14] != whole["train/loss", 14] and two["train/loss", 29] == whole["train/loss", 29]
     task = make()
     with pytest.raises(RuntimeError, match="before training"):
@@ -98,8 +100,11 @@ def test_nothing_is_kept_that_nobody_goes_on_with(options, save, tmp_path):
 
 
 @pytest.mark.parametrize("at_most", [1, 1e-9], ids=["written at once", "written at the end"])
-def test_the_best_checkpoint_holds_no_training_samples(at_most, tmp_path):
+def test_the_best_checkpoint_holds_no_training_samples(at_most, tmp_path, monkeypatch):
     best = BestCheckpoint("val/loss", "min", dirpath=tmp_path, at_most=at_most)
+    told = []
+    monkeypatch.setattr(History, "after_save_checkpoint", lambda logger, saved: told.append(saved.best_model_path))
     fit(tmp_path, best, enable_checkpointing=True)
+    assert set(told) == {str(tmp_path / "best.ckpt")}
     found = torch.load(tmp_path / "best.ckpt", weights_only=True)
     assert found["global_step"] > 0 and "unlogged" not in found

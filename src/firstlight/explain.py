@@ -56,7 +56,7 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
             return f"there is no option {option}" + (": is it a --config?" if Path(option).suffix == ".yaml" else "")
         if where:
             return _unknown(option.removeprefix("--"), where, _class_given(message, classes), options)
-        return f"there is no option {option}" + _near(option, options, _named(configs))
+        return f"there is no option {option}" + _near(option, _named(configs), options)
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         return _unknown(found[1], where, _class_given(message, classes), options)
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
@@ -82,7 +82,7 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
         return broken
     if "Unexpected config" in message:
         for path in configs:
-            if not isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), Mapping):
+            if path.expanduser().is_file() and not isinstance(_content(path), Mapping):
                 return f"{path} holds no options by name"
     if found := re.search(r"arguments are required: (.+)", message):
         if where:
@@ -135,19 +135,15 @@ def _unknown(option: str, where: str, class_path: str, options: Iterable[str]) -
     return f"{full} is no option of {class_path}, which takes {', '.join(known)}" + did_you_mean(first, known)
 
 
-def _near(option: str, options: Iterable[str], named: Iterable[str]) -> str:
-    """Return what is like an option, or like the last part of its name, which is what beginners type."""
+def _near(option: str, named: Iterable[str], options: Iterable[str]) -> str:
+    """Return what is like an option, of which beginners type the end or a word; what files name comes first."""
     word = option.lstrip("-")
-    whole = {each.lstrip("-"): each for each in options}
-    # What is in the files comes first.
-    ends = [{each.rpartition(".")[2]: each for each in found if "." in each} for found in (named, whole.values())]
-    for end in ends:
-        if word in end:
-            return f"; did you mean {end[word]}?"
-    for names in (whole, *ends):
-        if near := re.search(r"did you mean (.+)\?", did_you_mean(word, names)):
-            return f"; did you mean {names[near[1]]}?"
-    return ""
+    whole = {each.lstrip("-"): each for each in (*named, *options)}
+    found = [name for name in whole if f".{name}".lower().endswith(f".{word.lower()}")]
+    if not found and (near := re.search(r"did you mean (.+)\?", did_you_mean(word, whole))):
+        found = [near[1]]
+    found = found or [name for name in whole if f"_{word}_" in f"_{name.rpartition('.')[2]}_"]
+    return f"; did you mean {whole[found[0]]}?" if found else ""
 
 
 def _named(configs: Sequence[Path]) -> Iterator[str]:
@@ -155,17 +151,27 @@ def _named(configs: Sequence[Path]) -> Iterator[str]:
 
     def inside(value: Any, path: str) -> Iterator[str]:
         for key, inner in value.items() if isinstance(value, Mapping) else ():
-            full = path if key == "init_args" else f"{path}.{key}"
-            yield from inside(inner, full) if isinstance(inner, Mapping) else [full] if key != "class_path" else ()
+            full = path if key in ("class_path", "init_args") else f"{path}.{key}"
+            yield from inside(inner, full) if isinstance(inner, Mapping) else [f"--{full[1:]}"]
 
     for path in configs:
-        yield from (f"--{each[1:]}" for each in inside(yaml.safe_load(path.read_text(encoding="utf-8")), ""))
+        yield from inside(_content(path), "")
+
+
+def _content(path: Path) -> Any:
+    """Return what a file holds; nothing where it is none, as what was typed may be something else."""
+    try:
+        return yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
 
 
 def _broken(configs: Sequence[Path]) -> str:
     for path in configs:
         try:
-            yaml.safe_load(path.read_text(encoding="utf-8"))
+            yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+        except OSError:
+            continue
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

@@ -134,7 +134,7 @@ class MetricsCSV(_GivesUp, Logger):
         super().__init__()
         self.path = path
         self._file: TextIO | None = None
-        self._at: tuple[int | None, dict[str, float]] = None, {}
+        self._epoch: tuple[int | None, float | None] = None, None
 
     @property
     def name(self) -> str:
@@ -153,7 +153,7 @@ class MetricsCSV(_GivesUp, Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append a line for each of `metrics`, but for those that this step has already, as `epoch` may be."""
+        """Append a line for each of `metrics`, but for the `epoch` that this step has already."""
         with self._writing(self.path):
             if self._gave_up:
                 return
@@ -162,11 +162,9 @@ class MetricsCSV(_GivesUp, Logger):
                 self._file = self.path.open("a", newline="", encoding="utf-8")
                 if not _drop_half_a_line(self.path):
                     csv.writer(self._file).writerow(["step", "name", "value"])
-            at, there = self._at
-            there = there if at == step else {}
-            rows = [(step, name, value) for name, value in metrics.items() if there.get(name) != value]
+            there, self._epoch = self._epoch, (step, metrics.get("epoch"))
+            rows = [(step, *each) for each in metrics.items() if each != ("epoch", there[1]) or step != there[0]]
             csv.writer(self._file).writerows(rows)
-            self._at = step, {**there, **metrics}
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Write nothing: `config.yaml` holds them."""
@@ -186,7 +184,7 @@ class MetricsCSV(_GivesUp, Logger):
         self.save()
         with suppress(OSError):  # It closes, and cannot write what `save` could not either.
             self._file.close()
-        self._file = None
+        self._file, self._epoch = None, (None, None)
         if self._gave_up:
             with suppress(OSError):
                 _drop_half_a_line(self.path)

@@ -103,7 +103,7 @@ class Stop(Checkpoint):
                 self._peers.ask(self._step + 1, self._asked)
             if (self._asked or self._peers) and not validation_follows(trainer, batch_idx):
                 # After the last step the run ends by itself, once that is logged.
-                if trainer.global_step != trainer.max_steps:
+                if not 0 <= trainer.max_steps <= trainer.global_step:
                     self._stop_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

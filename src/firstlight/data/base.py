@@ -5,7 +5,7 @@ Shapes: `N` samples of a split, `B` of a batch; `...` whatever one sample is sha
 
 import logging
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
     Raises:
         UsageError: When a value is out of its range.
     """
+
+    batches: ClassVar[type[TensorBatches]] = TensorBatches
 
     def __init__(
         self,
@@ -136,22 +138,22 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         return self._rows[self.indices[split]]
 
     def dataset(self, split: Split) -> TensorBatches:
-        """Return the samples of a split: numbers scaled, pixels and tokens as they were loaded.
+        """Return the samples of a split: numbers scaled, missing ones the mean; pixels and tokens as they were loaded.
 
         Raises:
             UsageError: When there are none.
         """
         if not self.indices:
             self._prepare()
-        samples, index = self._samples, self.indices[split]
+        samples, rows = self._samples, torch.from_numpy(self.indices[split])
         assert samples is not None and samples.targets is not None
-        if not len(index):
+        if not len(rows):
             raise UsageError(f"{self._source} is not what the checkpoint was trained on: all of it is the test split")
-        inputs = torch.from_numpy(samples.inputs[index])
-        if inputs.is_floating_point():
-            # What is missing becomes the mean.
-            inputs = self._scaled(self.encode(inputs), self.learned).float().nan_to_num_(0.0)
-        return TensorBatches(inputs, torch.from_numpy(samples.targets[index]))
+        inputs, targets = torch.from_numpy(samples.inputs), torch.from_numpy(samples.targets)
+        if not inputs.is_floating_point():
+            return self.batches(inputs, targets, rows)
+        inputs = self._scaled(self.encode(inputs[rows]), self.learned).float().nan_to_num_(0.0)
+        return self.batches(inputs, targets[rows])
 
     def transform(self, inputs: Tensor, train: bool = False) -> Tensor:
         """Return the inputs of a batch as a network takes them: pixels as scaled floats, tokens as int64.
@@ -248,8 +250,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
                 f"{self._source} is not what the checkpoint was trained on: all of its {len(samples.inputs):,} samples "
                 "are taken, also any that it may have learned from"
             )
-            nothing = np.arange(0)
-            self.indices = {"train": nothing, "val": nothing, "test": np.arange(len(samples.inputs))}
+            self.indices = {"train": np.arange(0), "val": np.arange(0), "test": np.arange(len(samples.inputs))}
         elif samples.lacks or not samples.targets.size:
             raise UsageError(samples.lacks or f"{self._source} has no targets to learn from")
         else:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from firstlight.data.base import DataModule
 from firstlight.data.files import digest_of, lacking, read_csv
-from firstlight.data.samples import Batch, Samples, Split, TensorBatches
+from firstlight.data.samples import Batch, Samples, TensorBatches
 from firstlight.errors import UsageError
 
 __all__ = ["LabelledText", "PaddedBatches", "Texts", "UnicodeNames"]
@@ -53,16 +53,13 @@ class Texts(DataModule):
         UsageError: When a number is out of its range.
     """
 
+    batches = PaddedBatches
+
     def __init__(self, max_length: int = 256, **options: Any) -> None:
         super().__init__(**options)
         if max_length < 1:
             raise UsageError(f"{type(self).__name__} was given max_length={max_length}: it is at least 1")
         self.max_length = max_length
-
-    def dataset(self, split: Split) -> PaddedBatches:
-        """Return the samples of a split, of which a batch is as long as its longest text."""
-        samples = super().dataset(split)
-        return PaddedBatches(samples.inputs, samples.targets)
 
     def tokens(self, texts: Sequence[str], source: str) -> NDArray[np.int16]:
         """Return the tokens of texts `(N, T)`, and say how many were cut."""

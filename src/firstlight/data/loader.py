@@ -195,8 +195,8 @@ def loader(
     seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed() % 2**31))
     if trainer is not None and is_on_device(dataset, trainer.strategy.root_device, num_workers, on_device):
         dataset = dataset.to(trainer.strategy.root_device)
-    device = dataset.inputs.device
-    return Loader(dataset, Order(len(dataset), batch_size, shuffle, seed, rank, processes, device), num_workers)
+    order = Order(len(dataset), batch_size, shuffle, seed, rank, processes, dataset.device)
+    return Loader(dataset, order, num_workers)
 
 
 def is_on_device(dataset: TensorBatches, device: torch.device, num_workers: int, on_device: bool | None) -> bool:

@@ -63,20 +63,37 @@ class TensorBatches(Dataset[Batch]):
     Args:
         inputs: `(N, ...)`.
         targets: `(N, ...)`.
+        rows: `(M,)` int64, which of them, in this order; all by default. They are not copied.
     """
 
-    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
-        self.inputs = inputs
-        self.targets = targets
+    def __init__(self, inputs: Tensor, targets: Tensor, rows: Tensor | None = None) -> None:
+        self._inputs = inputs
+        self._targets = targets
+        self._rows = rows
 
     def __len__(self) -> int:
-        """Return `N`."""
-        return len(self.inputs)
+        """Return the number of samples."""
+        return len(self._inputs if self._rows is None else self._rows)
+
+    @property
+    def inputs(self) -> Tensor:
+        """All inputs, copied where they are some rows of others."""
+        return self._inputs if self._rows is None else self._inputs[self._rows]
+
+    @property
+    def targets(self) -> Tensor:
+        """All targets, as `inputs`."""
+        return self._targets if self._rows is None else self._targets[self._rows]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the samples lie."""
+        return self._inputs.device
 
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return self.inputs.nbytes + self.targets.nbytes
+        return (self._inputs.nbytes + self._targets.nbytes) * len(self) // max(len(self._inputs), 1)
 
     def to(self, device: torch.device) -> "TensorBatches":
         """Return the same samples in the memory of a device, where batches are taken then."""
@@ -84,10 +101,14 @@ class TensorBatches(Dataset[Batch]):
 
     def __getitem__(self, index: int | Sequence[int] | Tensor) -> Batch:
         """Return one sample, or the batch of the samples at several indices."""
-        several = isinstance(index, Sequence) or (isinstance(index, Tensor) and index.ndim == 1)
-        return self.__getitems__(index) if several else (self.inputs[index], self.targets[index])  # type: ignore[arg-type]
+        if isinstance(index, Sequence) or (isinstance(index, Tensor) and index.ndim == 1):
+            return self.__getitems__(index)
+        row = index if self._rows is None else self._rows[index]
+        return self._inputs[row], self._targets[row]
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> Batch:
         """Return the batch of the samples at `indices`."""
         index = indices if isinstance(indices, Tensor) else torch.as_tensor(indices)
-        return self.inputs.index_select(0, index), self.targets.index_select(0, index)
+        if self._rows is not None:
+            index = self._rows.index_select(0, index)
+        return self._inputs.index_select(0, index), self._targets.index_select(0, index)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from firstlight.processes import gathered
@@ -37,12 +38,14 @@ class Logged(Scheduled):
         trainer = self.trainer
         unlogged, self._unlogged = self._unlogged, None
         self._logged_step = trainer.global_step
+        self.observed_train.reset()
         if not trainer.ckpt_path or unlogged is None or len(unlogged["observed"]) != trainer.world_size:
-            self.observed_train.reset()
+            return
+        trainer.callback_metrics.update(unlogged["callback_metrics"])
+        if not all(unlogged["observed"]):  # Where one process begins anew, all do: they read together.
             return
         self._logged_step = unlogged["logged_step"]
         self.observed_train.restore(unlogged["observed"][trainer.global_rank])
-        trainer.callback_metrics.update(unlogged["callback_metrics"])
         if values := self._read_if_due():  # A step is saved before it is logged, but for the last one of an epoch.
             trainer.callback_metrics.update(values)
             numbers = {name: float(value) for name, value in values.items()}
@@ -70,7 +73,8 @@ class Logged(Scheduled):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what was not logged yet; the best checkpoint has nothing of it."""
         super().on_load_checkpoint(checkpoint)
-        self._unlogged = checkpoint.get("unlogged")
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._unlogged = checkpoint.get("unlogged")
 
     def _read_if_due(self) -> dict[str, Tensor]:
         """Return `train/*`, and begin anew, where a logging is due; otherwise nothing."""

@@ -84,10 +84,11 @@ class Observed(nn.Module):
         unread: dict[str, Any] = {
             "losses": torch.stack(losses).cpu(),
             "scored": _counts(scored, self.loss.device).cpu(),
+            "room": self._room[0],
         }
         if self.metrics:
-            sizes = [each.shape[0] for each in targets]
-            unread |= {"outputs": torch.cat(outputs).cpu(), "targets": torch.cat(targets).cpu(), "sizes": sizes}
+            for name, batches in (("outputs", outputs), ("targets", targets)):
+                unread |= {name: torch.cat(batches).cpu(), f"{name}_sizes": [each.shape[0] for each in batches]}
         return unread
 
     def restore(self, unread: Mapping[str, Any]) -> None:
@@ -97,9 +98,9 @@ class Observed(nn.Module):
             unread = move_data_to_device(unread, self.loss.device)
             outputs = targets = unread["losses"]  # at which nobody looks where there are no metrics
             if self.metrics:
-                outputs, targets = (unread[name].split(unread["sizes"]) for name in ("outputs", "targets"))
+                outputs, targets = (unread[name].split(unread[f"{name}_sizes"]) for name in ("outputs", "targets"))
             self._kept += zip(unread["losses"], outputs, targets, unread["scored"], strict=True)
-            self._room[0] -= sum(each.numel() for each in outputs)
+            self._room[0] = unread["room"]
 
     def _update(self) -> None:
         if not self._kept:

@@ -1,0 +1,32 @@
+"""The splits of pixels and tokens are rows of one array, which is not copied for them."""
+
+import numpy as np
+import pytest
+import torch
+
+from firstlight.data import Tensors
+from firstlight.data.samples import SPLITS, TensorBatches
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16], ids=["pixels", "tokens"])
+def test_no_split_copies_what_was_loaded(kind):
+    inputs = np.arange(1, 101, dtype=kind).reshape(50, 2)
+    data = Tensors(inputs, np.arange(50) % 2)
+    data.setup("fit")
+    places = {data.dataset(split)._inputs.data_ptr() for split in SPLITS}
+    assert len(places) == 1
+    for split in SPLITS:
+        dataset, rows = data.dataset(split), data.rows(split)
+        assert torch.equal(dataset.inputs, torch.from_numpy(inputs[rows]))
+        assert dataset.targets.tolist() == (rows % 2).tolist()
+
+
+def test_rows_are_the_same_as_copies_of_them():
+    inputs, targets, rows = torch.arange(12).reshape(6, 2), torch.arange(6), torch.tensor([4, 0, 3])
+    some, copied = TensorBatches(inputs, targets, rows), TensorBatches(inputs[rows], targets[rows])
+    assert len(some) == len(copied) == 3 and some.nbytes == copied.nbytes and some.device == copied.device
+    for index in (1, [2, 0], range(2), torch.tensor([2, 1, 1])):
+        for one, other in zip(some[index], copied[index], strict=True):
+            assert torch.equal(one, other)
+    moved = some.to(torch.device("cpu"))
+    assert torch.equal(moved.inputs, copied.inputs) and torch.equal(moved.targets, copied.targets)
