@@ -114,3 +114,12 @@ def test_arguments_that_cannot_be_right_are_refused(kind, options, message):
 def test_a_conv_block_takes_another_activation():
     block, inputs = ConvBlock(2, 3, activation=nn.Tanh).eval(), inputs_of((4, 2, 5, 5))
     torch.testing.assert_close(block(inputs), torch.tanh(block.norm(block.convolution(inputs))))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_nothing_is_turned_around_between_layers(channels):
+    network, strides = ConvNet(channels, [4, 8], 10), []
+    for layer in network.modules():
+        layer.register_forward_hook(lambda layer, given, output: strides.append(output.stride()))
+    network(torch.randn(2, channels, 8, 8))
+    assert all(each[1] == 1 for each in strides if len(each) == 4) and len(strides) > 10

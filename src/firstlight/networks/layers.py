@@ -50,8 +50,8 @@ class ConvBlock(Layers):
     ) -> None:
         check_sizes(type(self).__name__, in_channels=in_channels, out_channels=out_channels, stride=stride)
         convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
-        # Convolutions on a processor are faster on weights with channels last. `contiguous` would leave one channel as it
-        # is, and what follows the first layer would be turned around in each step.
+        # Convolutions on a processor are faster on weights with channels last. `contiguous` would leave one channel
+        # as it is, and what follows the first layer would be turned around in each step.
         weight = convolution.weight.data
         convolution.weight.data = torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight)
         norm = nn.BatchNorm2d(out_channels)
