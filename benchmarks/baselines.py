@@ -25,9 +25,9 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.preprocessing import StandardScaler
 
-from firstlight.cli import CLI
+from firstlight.cli.parser import CLI
 from firstlight.data import DataModule
-from firstlight.data.corpus import Windows
+from firstlight.data.sources.corpus import Windows
 from firstlight.tasks import Task
 
 METRICS = {

@@ -79,7 +79,7 @@ class Work:
 
 def prepare(case: str, folder: Path) -> None:
     """Write what the others train on."""
-    from firstlight.cli import CLI
+    from firstlight.cli.parser import CLI
 
     work = Work(case, folder)
     data = CLI("fit", ["--config", str(work.config)]).experiment.datamodule

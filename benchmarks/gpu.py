@@ -54,7 +54,7 @@ def turn(told: Any = None) -> None:
 
 def experiment_of(case: str, epochs: int, options: list[str]) -> Any:
     """Return the experiment of a case."""
-    from firstlight.cli import CLI
+    from firstlight.cli.parser import CLI
 
     config = HERE / "cases" / "gpu" / f"{case}.yaml"
     fixed = ["--trainer.accelerator=auto", "--trainer.devices=1", f"--trainer.max_epochs={epochs}"]

@@ -20,7 +20,7 @@ DDP = str(ROOT / "configs" / "overlays" / "ddp.yaml")
 
 # A process that is forked from one that has imported everything starts in a tenth of the time.
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["firstlight.cli"])
+_processes.set_forkserver_preload(["firstlight.cli.parser"])
 
 
 def firstlight(*args, cwd, code=0):

@@ -10,7 +10,7 @@ from firstlight.callbacks.gradient_norm import norms
 from firstlight.data import Digits
 from firstlight.loggers import History
 from tests.helpers import CONFIG, called, logged, newest, results
-from tests.test_tasks_logged import Saves, make
+from tests.tasks.test_train_log import Saves, make
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

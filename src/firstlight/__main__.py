@@ -12,12 +12,12 @@ from firstlight.errors import TrainingError, UsageError, did_you_mean
 __all__ = ["VERBS", "main"]
 
 VERBS = {
-    "run": ("fit, then test the best checkpoint", "firstlight.cli:run"),
-    "fit": ("train; with --run DIR, go on from its last checkpoint", "firstlight.cli:fit"),
-    "check": ("tell in seconds what is wrong with a fit before it starts", "firstlight.cli:check"),
-    "validate": ("score a checkpoint on the validation split", "firstlight.cli:validate"),
-    "test": ("score a checkpoint on the test split", "firstlight.cli:test"),
-    "predict": ("write a checkpoint's predictions for the test split", "firstlight.cli:predict"),
+    "run": ("fit, then test the best checkpoint", "firstlight.cli.verbs:run"),
+    "fit": ("train; with --run DIR, go on from its last checkpoint", "firstlight.cli.verbs:fit"),
+    "check": ("tell in seconds what is wrong with a fit before it starts", "firstlight.cli.verbs:check"),
+    "validate": ("score a checkpoint on the validation split", "firstlight.cli.verbs:validate"),
+    "test": ("score a checkpoint on the test split", "firstlight.cli.verbs:test"),
+    "predict": ("write a checkpoint's predictions for the test split", "firstlight.cli.verbs:predict"),
 }
 
 _VERB_LINES = "\n".join(f"  {verb:<10}{line}" for verb, (line, _) in VERBS.items())

@@ -1,11 +1,12 @@
 """What other libraries say that tells a user nothing, and what they refuse that works."""
 
+import re
 import warnings
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 
-__all__ = ["let_fused_optimisers_clip", "silence_known_warnings"]
+__all__ = ["innermost_statement", "let_fused_optimisers_clip", "silence_known_warnings"]
 
 _KNOWN = (
     # Lightning 2.6.6 counts batches of an epoch; tasks and callbacks here log by the steps of the whole run.
@@ -16,6 +17,21 @@ _KNOWN = (
     r"The '\w+_dataloader' does not have many workers",
     # Lightning 2.6.6 calls what torch 2.13 deprecates; it can go when `lightning.pytorch.utilities._pytree` is mended.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
+
+
+_NOISE = (
+    "Parser key",
+    "Problem with given class_path",
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "Type typing.Callable",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+    "Expected a dot import path",
+    "Unexpected import path format",
 )
 
 
@@ -34,3 +50,16 @@ def let_fused_optimisers_clip(trainer: Trainer) -> Trainer:
     if isinstance(precision, MixedPrecision) and precision.scaler is None:
         precision.clip_gradients = Precision.clip_gradients.__get__(precision)  # type: ignore[method-assign]
     return trainer
+
+
+def innermost_statement(message: str) -> str:
+    """Return what an error of jsonargparse 4.53, which nests one explanation in another, says at its core."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    kept = [line for line in lines if line and not line.startswith(_NOISE)]
+    text = "; ".join(dict.fromkeys(kept)) or " ".join(message.split())
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
+    text = re.sub(r"Expected an? ", "expected ", text)
+    text = re.sub(r"\. Got value: Namespace\(.*", "", text)
+    text = re.sub(r"\. Got value: (.+?)(?=;|$)", r", got \1", text)
+    given = re.findall(r"^\s*Given value: (?!NestedArg|Namespace|{'class_path')(.+)$", message, re.MULTILINE)
+    return f"{text}, got {given[-1].split('. Got value')[0].strip()}" if given and "got " not in text else text

@@ -56,3 +56,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     close = close or [name for name in names if word and name.startswith(word)][:1]
     close = close or [by_lower[name] for name in difflib.get_close_matches(word.lower(), by_lower, n=1)]
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def origin(error: BaseException) -> BaseException:
+    """Return what a chain of causes began with: wrong use, or the exception at its bottom."""
+    return error if isinstance(error, UsageError) or error.__cause__ is None else origin(error.__cause__)

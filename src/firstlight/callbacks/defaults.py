@@ -9,13 +9,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 
 from firstlight.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from firstlight.callbacks.early_stopping import EarlyStopping
+from firstlight.callbacks.graceful_shutdown import Stop
 from firstlight.callbacks.gradient_norm import GradientNorm
 from firstlight.callbacks.hparams import HParams
 from firstlight.callbacks.learning_rate import LearningRate
 from firstlight.callbacks.nonfinite import NonFinite
 from firstlight.callbacks.progress import Progress
 from firstlight.callbacks.random_state import RandomState
-from firstlight.callbacks.stop import Stop
 from firstlight.errors import UsageError, did_you_mean
 
 __all__ = ["DEFAULTS", "LINKED", "defaults", "refuse_collisions"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from firstlight.callbacks.due import log, should_log
+from firstlight.callbacks.cadence import log, should_log
 
 __all__ = ["GradientNorm", "blocks", "by_block", "norms"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from firstlight.callbacks.due import log, should_log
+from firstlight.callbacks.cadence import log, should_log
 
 __all__ = ["LearningRate", "rates"]
 

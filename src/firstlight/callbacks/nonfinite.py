@@ -11,11 +11,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from firstlight.callbacks.due import current_step, log, should_log
+from firstlight.callbacks.cadence import current_step, log, should_log
 from firstlight.callbacks.finite import all_finite, not_finite, surely_finite
 from firstlight.callbacks.replay import describe, first_fault
+from firstlight.distributed.gather import gathered
 from firstlight.errors import TrainingError, UsageError
-from firstlight.processes import gathered
 
 __all__ = ["NonFinite", "verdict"]
 

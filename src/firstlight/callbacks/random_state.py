@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from firstlight.processes import gathered
+from firstlight.distributed.gather import gathered
 
 __all__ = ["RandomState", "restore", "snapshot"]
 

@@ -5,6 +5,7 @@ Shapes: `N` samples of a split, `B` of a batch; `...` whatever one sample is sha
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,21 +15,23 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from firstlight.checkpoints.hyperparameters import keep_hyperparameters
+from firstlight.checkpoints.trust import SafeLoading
 from firstlight.compat import silence_known_warnings
 from firstlight.data.clean import OnBad, clean
 from firstlight.data.files import digest_of
-from firstlight.data.learned import COMPARED, refuse_others
 from firstlight.data.loader import BatchSizeIs, Loader, loader, per_process
 from firstlight.data.samples import SPLITS, Batch, Samples, Split, TensorBatches
 from firstlight.data.scale import Scale, statistics
 from firstlight.data.split import Indices, split
 from firstlight.errors import UsageError, about
-from firstlight.hyperparameters import keep_hyperparameters
-from firstlight.trust import SafeLoading
 
 __all__ = ["DataModule"]
 
 _log = logging.getLogger(__name__)
+
+COMPARED = ("class_names", "columns")
+"""Fields of `Samples` that are to be what a checkpoint was trained on."""
 
 
 class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  # rarer options by name only
@@ -298,3 +301,29 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         processes = 1 if self.trainer is None else self.trainer.world_size
         size = per_process(self.batch_size, self.batch_size_is, processes)
         return loader(self.dataset(split), self.trainer, size, shuffle, self.num_workers, self.on_device)
+
+
+def refuse_others(learned: Mapping[str, Any], samples: Samples, source: str, columns: int, split: str) -> None:
+    """Refuse samples that are not like those that a checkpoint was trained on.
+
+    Args:
+        learned: What the checkpoint has learned.
+        samples: After `clean`.
+        source: What messages call them.
+        columns: Number of their columns or channels, as a network gets them.
+        split: Digest of their splits.
+
+    Raises:
+        UsageError: When classes or columns are others, or the same data is split in another way.
+    """
+    assert samples.targets is not None
+    if learned["digest"] == samples.digest and learned["split"] != split:
+        was = "split_seed, val_fraction, test_fraction and on_bad as they were"
+        raise UsageError(f"the checkpoint learned from another split of {source}: give {was}")
+    for name in COMPARED if samples.targets.size else ["columns"]:
+        known, found = learned[name], getattr(samples, name)
+        if known != found:
+            raise UsageError(f"the checkpoint was trained on the {name} {known}, but {source} has {found}")
+    mean = learned["mean"]
+    if mean is not None and len(mean) != columns:
+        raise UsageError(f"the checkpoint was trained on {len(mean)} columns or channels, but {source} has {columns}")

@@ -9,15 +9,15 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from firstlight.checkpoints.hyperparameters import keep_hyperparameters
+from firstlight.checkpoints.trust import SafeLoading
 from firstlight.compat import silence_known_warnings
 from firstlight.errors import UsageError, did_you_mean
-from firstlight.hyperparameters import keep_hyperparameters
+from firstlight.metrics.split_metrics import Observed
 from firstlight.optim import weights
+from firstlight.preflight.probe import attempt, described
 from firstlight.schedules import Schedule
 from firstlight.tasks.logged import Logged
-from firstlight.tasks.observed import Observed
-from firstlight.tasks.trial import attempt, described
-from firstlight.trust import SafeLoading
 
 __all__ = ["Task"]
 

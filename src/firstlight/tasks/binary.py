@@ -15,9 +15,9 @@ from torchmetrics.classification import (
 )
 
 from firstlight.errors import UsageError
+from firstlight.metrics.split_metrics import Observed
 from firstlight.schedules import Schedule
 from firstlight.tasks.elementwise import Elementwise
-from firstlight.tasks.observed import Observed
 
 __all__ = ["BinaryClassification", "MultilabelClassification"]
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from firstlight.errors import UsageError
+from firstlight.metrics.split_metrics import Observed
+from firstlight.preflight.probe import described
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
-from firstlight.tasks.observed import Observed
-from firstlight.tasks.trial import described
 
 __all__ = ["Classification"]
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from firstlight.errors import UsageError
+from firstlight.preflight.probe import described
 from firstlight.tasks.base import Task
-from firstlight.tasks.trial import described
 
 __all__ = ["Elementwise"]
 

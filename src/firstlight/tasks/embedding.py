@@ -7,10 +7,10 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from firstlight.errors import UsageError
+from firstlight.metrics.retrieval import NeighbourRecall
+from firstlight.preflight.probe import described
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
-from firstlight.tasks.neighbours import NeighbourRecall
-from firstlight.tasks.trial import described
 
 __all__ = ["Embedding"]
 

@@ -6,9 +6,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from firstlight.processes import gathered
+from firstlight.distributed.gather import gathered
+from firstlight.metrics.split_metrics import Observed
 from firstlight.schedules import Schedule
-from firstlight.tasks.observed import Observed
 from firstlight.tasks.scheduled import Scheduled
 
 __all__ = ["Logged"]

@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from firstlight.errors import UsageError
+from firstlight.metrics.split_metrics import Observed
 from firstlight.schedules import Schedule
 from firstlight.tasks.elementwise import Elementwise
-from firstlight.tasks.observed import Observed
 
 __all__ = ["Regression"]
 

@@ -1,0 +1,1 @@
+"""Checkpoint files: atomic writes, verification, hyper-parameters and trusted classes."""

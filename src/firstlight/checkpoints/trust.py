@@ -1,0 +1,178 @@
+"""Which classes a checkpoint may name: it may come from anybody, so loading it must not run what its author chose."""
+
+import inspect
+from argparse import ArgumentError
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import Any, Self
+
+import yaml
+from jsonargparse import _typehints, _util
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
+from torch import nn
+from torch.optim import Optimizer
+
+from firstlight.checkpoints.io import read, weights_fault
+from firstlight.compat import innermost_statement
+from firstlight.errors import UsageError, origin
+from firstlight.schedules import Schedule
+
+__all__ = ["SafeLoading", "only_trusted", "stored_config"]
+
+_OURS = ("firstlight", "torch", "torchmetrics")
+_PARTS = (nn.Module, Optimizer, Schedule, LightningDataModule)  # A task and a metric are an nn.Module.
+_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+_KEPT = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
+_lock = RLock()
+
+
+@contextmanager
+def only_trusted(source: str | Path, trust: str | Collection[str] = ()) -> Iterator[None]:
+    """Let jsonargparse import and build only what a checkpoint may name, until the context ends, in all threads.
+
+    Of firstlight, torch and torchmetrics that are networks, losses, optimisers, schedules, metrics, tasks and data
+    modules; of modules that are trusted, all classes and functions. A module is judged by its name before it is
+    imported, and what was found in it by its own `__module__`.
+
+    Args:
+        source: What the names come from, for the message.
+        trust: Further modules, with what is below them.
+
+    Raises:
+        UsageError: When something else was named, whatever else went wrong.
+    """
+    trusted = (trust,) if isinstance(trust, str) else tuple(trust)
+    for name in trusted:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise UsageError(f"{name!r} is no name of a module that can be trusted, such as my_project")
+    asked, refused = "", []
+
+    def refuse(why: str) -> None:
+        refused.append(f"{source} names {asked}, {why}")
+        raise ImportError(refused[-1])
+
+    def before_import(path: str) -> None:
+        nonlocal asked
+        asked = path
+        if not _within(path, (*_OURS, *trusted)):
+            refuse(
+                f"and a checkpoint's classes come from {', '.join(_OURS)}; if you trust {path.split('.')[0]}, say so: "
+                "trust=[...] in a program, --trust on the command line"
+            )
+
+    def after_import(found: object) -> set[str]:
+        home = str(getattr(found, "__module__", None))
+        if not (inspect.isclass(found) or inspect.isroutine(found)) or not _within(home, (*_OURS, *trusted)):
+            refuse(f"which is no class of {', '.join((*_OURS, *trusted))}, but a {type(found).__name__} of {home}")
+        if not _within(home, trusted) and not (inspect.isclass(found) and issubclass(found, _PARTS)):
+            refuse("which is no network, loss, optimiser, schedule, metric, task or data module")
+        return set()
+
+    # jsonargparse 4.53 can deny imports, but only for good, and not by what is imported.
+    hooks = {
+        (_util, "check_import_path"): before_import,
+        (_util, "canonical_import_paths"): after_import,
+        (_typehints, "check_import_path"): before_import,
+    }
+    with _lock:
+        replaced = {place: getattr(*place) for place in hooks}
+        try:
+            for place, hook in hooks.items():
+                setattr(*place, hook)
+            yield
+        except Exception as error:
+            if refused:
+                raise UsageError(refused[0]) from error
+            raise
+        finally:
+            for place, hook in replaced.items():
+                setattr(*place, hook)
+    if refused:
+        raise UsageError(refused[0])
+
+
+class SafeLoading:
+    """`load_from_checkpoint` that runs no code of the file; stands before Lightning's class among the bases."""
+
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: str | Path, map_location: Any = None, *, trust: str | Collection[str] = (), **options: Any
+    ) -> Self:
+        """Return what a checkpoint holds, built from its hyper-parameters.
+
+        Args:
+            checkpoint_path: A file on a local disk.
+            map_location: Where its tensors go.
+            trust: Modules beside firstlight, torch and torchmetrics whose classes the checkpoint may name.
+            **options: `strict`, and arguments of the constructor that replace those of the checkpoint.
+
+        Raises:
+            UsageError: When the file is damaged or holds code, names a class that is not trusted or none of this kind,
+                or does not fit the class.
+        """
+        if options.pop("hparams_file", None) is not None:
+            raise UsageError("hparams_file is not read: give the arguments themselves")
+        if options.pop("weights_only", None) is False:
+            raise UsageError(f"weights_only=False would run code in {checkpoint_path}: leave it out")
+        kept = _hyperparameters(read(checkpoint_path, mmap=True), checkpoint_path, _key(cls))
+        try:
+            with only_trusted(checkpoint_path, trust):
+                built: Any = cls
+                if class_path := kept.get("_class_path"):
+                    built = _util.import_object(class_path)
+                    if not (inspect.isclass(built) and issubclass(built, cls)):
+                        raise UsageError(f"{checkpoint_path} holds a {class_path}, which is no {cls.__name__}")
+                loaded: Self = super(SafeLoading, built).load_from_checkpoint(  # type: ignore[misc]  # of the next base
+                    Path(checkpoint_path).absolute(), map_location, weights_only=True, **options
+                )
+        except ArgumentError as error:
+            raise UsageError(f"{checkpoint_path}: {innermost_statement(str(error))}") from error
+        except RuntimeError as error:
+            raise weights_fault(error, Path(checkpoint_path)) from error
+        except ValueError as error:
+            raise origin(error) from None
+        return loaded
+
+
+def stored_config(path: str | Path) -> str:
+    """Return the configuration of task and data that a checkpoint of the command line holds, as YAML, not yet judged.
+
+    Raises:
+        UsageError: When it cannot be read, or holds none.
+    """
+    checkpoint = read(path, mmap=True)
+    config = {}
+    for part, key in _KEPT.items():
+        kept = _hyperparameters(checkpoint, path, key)
+        if "_class_path" not in kept:
+            raise UsageError(f"{path} was not written by the command line and does not say how to build its {part}")
+        arguments = {name: value for name, value in kept.items() if not name.startswith("_")}
+        config[part] = {"class_path": kept["_class_path"], "init_args": arguments}
+    try:
+        return yaml.safe_dump(config, sort_keys=False)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} holds hyper-parameters that are no plain values: {error}") from error
+
+
+def _hyperparameters(checkpoint: Mapping[str, Any], source: str | Path, key: str) -> dict[str, Any]:
+    """Return the hyper-parameters under a key, and where Lightning looks for those of old versions."""
+    kept: dict[str, Any] = {}
+    for each in ("hparams", "module_arguments", key):
+        found = checkpoint.get(each) or {}
+        if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+            raise UsageError(f"{source} holds {each} that are no arguments by name")
+        kept |= found
+    if kept.get("_instantiator", _INSTANTIATOR) != _INSTANTIATOR:
+        raise UsageError(f"{source} asks to be built by {kept['_instantiator']}, which is not {_INSTANTIATOR}")
+    return kept
+
+
+def _key(cls: type) -> str:
+    return _KEPT["data" if issubclass(cls, LightningDataModule) else "model"]
+
+
+def _within(path: str, modules: Collection[str]) -> bool:
+    return any(path == module or path.startswith(f"{module}.") for module in modules)

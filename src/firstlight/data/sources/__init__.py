@@ -1,0 +1,1 @@
+"""Data sources: one data set or kind of file a module."""

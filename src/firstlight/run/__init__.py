@@ -1,0 +1,1 @@
+"""One experiment: train, evaluate, run directory, resume, console output."""

@@ -1,0 +1,327 @@
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from firstlight import callbacks
+from firstlight.callbacks import cadence
+from firstlight.callbacks.defaults import DEFAULTS
+from firstlight.callbacks.gradient_norm import norms
+from firstlight.data import Digits
+from firstlight.errors import UsageError
+from firstlight.loggers import MetricsCSV
+from firstlight.networks import MLP
+from firstlight.schedules import Constant
+from firstlight.tasks import Classification
+from tests.helpers import CONFIG, DDP, called, firstlight, logged, newest
+
+
+class Foreign(LightningModule):
+    """A module this package did not write: two parameter groups with their own rates, clipped gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 8)
+        self.head = nn.Linear(8, 1)
+
+    def training_step(self, batch, batch_idx):
+        inputs, targets = batch
+        return nn.functional.mse_loss(self.head(self.body(inputs).tanh()), targets)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(
+            [{"params": self.body.parameters(), "lr": 0.1}, {"params": self.head.parameters()}], 0.01
+        )
+
+
+def loader(batch_size):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(32, 4, generator=generator)
+    return DataLoader(TensorDataset(inputs, inputs.sum(1, keepdim=True)), batch_size)
+
+
+def fit(module, tmp_path, *, batch_size=8, data=None, **options):
+    options = {"max_epochs": 1, "log_every_n_steps": 1, **options}
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=MetricsCSV(tmp_path / "metrics.csv"),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"enable_checkpointing": False, **options},
+    )
+    trainer.fit(module, *([loader(batch_size)] if data is None else []), datamodule=data)
+    return trainer
+
+
+@pytest.mark.parametrize("clip", [None, 1e-3])
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_gradient_norm_is_that_of_the_whole_batch_before_clipping(accumulate, clip, tmp_path):
+    torch.manual_seed(0)
+    module = Foreign()
+    inputs, targets = next(iter(loader(8 * accumulate)))
+    nn.functional.mse_loss(module.head(module.body(inputs).tanh()), targets).backward()
+    expected = {
+        "body": torch.cat([p.grad.flatten() for p in module.body.parameters()]).norm().item(),
+        "head": torch.cat([p.grad.flatten() for p in module.head.parameters()]).norm().item(),
+        "total": torch.cat([p.grad.flatten() for p in module.parameters()]).norm().item(),
+    }
+    module.zero_grad()
+    fit(
+        module,
+        tmp_path,
+        callbacks=[callbacks.GradientNorm()],
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=clip,
+        max_steps=1,
+    )
+    for name, value in expected.items():
+        assert logged(tmp_path, f"grad_norm/{name}") == [(0, pytest.approx(value, rel=1e-5))]
+
+
+def test_gradient_norm_under_mixed_precision_is_close_to_that_in_full(tmp_path):
+    torch.manual_seed(0)
+    module = Foreign()
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    norms = []
+    for number, precision in enumerate(("32-true", "bf16-mixed")):
+        module.load_state_dict(state)
+        fit(
+            module,
+            tmp_path / str(number),
+            callbacks=[callbacks.GradientNorm(per_block=False)],
+            precision=precision,
+            max_steps=1,
+        )
+        norms += [value for _, value in logged(tmp_path / str(number), "grad_norm/total")]
+    assert norms[1] == pytest.approx(norms[0], rel=0.05)
+
+
+def test_gradient_norm_is_divided_by_the_scale_of_a_gradient_scaler(tmp_path):
+    # Lightning turns 16-mixed on the CPU into bf16, so the scaler is handed over.
+    torch.manual_seed(0)
+    module = Foreign()
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    norms = []
+    for number, plugins in enumerate(
+        ([], [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024))])
+    ):
+        module.load_state_dict(state)
+        gradient_norm = callbacks.GradientNorm(per_block=False)
+        fit(module, tmp_path / str(number), callbacks=[gradient_norm], plugins=plugins, max_steps=1)
+        norms += [value for _, value in logged(tmp_path / str(number), "grad_norm/total")]
+    assert norms[1] == pytest.approx(norms[0], rel=0.05)
+
+
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 4])
+def test_gradient_norm_of_two_processes_is_that_of_one_with_their_batches(accumulate, tmp_path):
+    # Batches that are not shuffled: 32 samples on one process, every other one of them on each of two.
+    options = ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", f"--trainer.overfit_batches={accumulate}"]
+    options.append(f"--trainer.accumulate_grad_batches={accumulate}")
+    values = []
+    for start, changes in ((called, ["--data.batch_size=32"]), (firstlight, ["--data.batch_size=16", "--config", DDP])):
+        start("fit", "--config", CONFIG, *options, "--model.network.dropout=0", *changes, cwd=tmp_path)
+        values += [value for _, value in logged(newest(tmp_path), "grad_norm/total")]
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
+
+
+def test_gradient_norm_is_read_as_often_as_is_logged(tmp_path, monkeypatch):
+    reads = []
+    original = torch.linalg.vector_norm
+    monkeypatch.setattr(torch.linalg, "vector_norm", lambda x, **options: reads.append(x) or original(x, **options))
+    module = Foreign()
+    fit(module, tmp_path, batch_size=2, log_every_n_steps=4, callbacks=[callbacks.GradientNorm()])
+    assert [step for step, _ in logged(tmp_path, "grad_norm/total")] == [3, 7, 11, 15]
+    assert len(reads) == 4 * len(list(module.parameters()))
+
+
+def test_gradient_norm_heeds_what_is_optimised_from_some_step_on(tmp_path):
+    class Thawing(Foreign):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 2:
+                self.optimizers().add_param_group({"params": self.body.parameters()})
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.head.parameters(), 0.01)
+
+    fit(Thawing(), tmp_path, callbacks=[callbacks.GradientNorm()], max_steps=4)
+    assert [step for step, _ in logged(tmp_path, "grad_norm/head")] == [0, 1, 2, 3]
+    assert [step for step, _ in logged(tmp_path, "grad_norm/body")] == [2, 3]
+
+
+def test_norms_take_gradients_of_half_precision_and_sparse_ones():
+    half = torch.full((9,), 3e4, dtype=torch.float16)  # Its norm is no number of half precision.
+    table = nn.Embedding(5, 3, sparse=True)
+    table(torch.tensor([1, 1, 2])).square().sum().backward()
+    expected = table.weight.grad.to_dense().norm().item()
+    assert norms({"half": [half]})["half"] == pytest.approx(9e4)
+    assert norms({"sparse": [table.weight.grad]})["sparse"] == pytest.approx(expected)
+
+
+def test_learning_rates_that_differ_have_a_curve_each_and_equal_ones_share_one(tmp_path):
+    fit(Foreign(), tmp_path, callbacks=[callbacks.LearningRate()], max_steps=1)
+    assert logged(tmp_path, "lr/0") == [(0, 0.1)]
+    assert logged(tmp_path, "lr/1") == [(0, 0.01)]
+
+
+def task():
+    return Classification(
+        MLP(64, [8], 10), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.1), Constant(), classes=10
+    )
+
+
+def test_defaults_follow_the_monitor_of_the_task(tmp_path):
+    module = task()
+    module.monitor, module.mode = "val/accuracy", "max"
+    made = {type(callback): callback for callback in callbacks.defaults(module)}
+    assert made.keys() == set(DEFAULTS.values())
+    assert (made[callbacks.EarlyStopping].monitor, made[callbacks.EarlyStopping].mode) == ("val/accuracy", "max")
+    assert (made[callbacks.BestCheckpoint].monitor, made[callbacks.BestCheckpoint].mode) == ("val/accuracy", "max")
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_each_default_can_be_left_out(name):
+    kinds = {type(callback) for callback in callbacks.defaults(task(), without=[name])}
+    gone = {DEFAULTS[name]} | ({callbacks.HParams} if name == "best" else set())
+    assert kinds == set(DEFAULTS.values()) - gone
+
+
+def test_a_default_that_is_not_there_is_refused_by_name():
+    with pytest.raises(UsageError, match="did you mean progress"):
+        callbacks.defaults(task(), without=["progres"])
+
+
+def test_a_second_checkpoint_callback_is_added_and_not_refused(tmp_path):
+    from firstlight.callbacks.defaults import refuse_collisions
+
+    refuse_collisions([ModelCheckpoint(every_n_epochs=2, save_top_k=-1), Callback()], callbacks.defaults(task()))
+
+
+def test_a_resumed_run_keeps_the_patience_it_is_given_now():
+    before, now = callbacks.EarlyStopping("val/loss", patience=2), callbacks.EarlyStopping("val/loss", patience=7)
+    before.wait_count = 1
+    now.load_state_dict(before.state_dict())
+    assert (now.patience, now.wait_count) == (7, 1)
+
+
+def test_a_fit_of_which_nothing_is_kept_is_warned_of(tmp_path):
+    options = {"max_steps": 1, "logger": False, "enable_model_summary": False, "default_root_dir": tmp_path}
+    data = DataLoader(TensorDataset(torch.randn(8, 4), torch.randn(8, 1)), 4)
+    with pytest.warns(UserWarning, match="nothing is kept of this fit"):
+        Trainer(callbacks=[callbacks.Stop()], **options).fit(Foreign(), data)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "nothing is kept")
+        Trainer(callbacks=[callbacks.LastCheckpoint(tmp_path), callbacks.Stop()], **options).fit(Foreign(), data)
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 2), (1, 2), (2, 3)])
+def test_patience_is_the_validations_without_an_improvement_after_which_a_run_stops(tmp_path, patience, epochs):
+    class Constant(Foreign):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", 1.0)
+
+    stops = callbacks.EarlyStopping("val/loss", patience=patience)
+    data = DataLoader(TensorDataset(torch.randn(8, 4), torch.randn(8, 1)), 4)
+    run = Trainer(max_epochs=9, logger=False, enable_model_summary=False, enable_checkpointing=False, callbacks=[stops])
+    run.fit(Constant(), data, data)
+    assert run.current_epoch == epochs
+
+
+def test_what_each_default_has_seen_survives_a_round_trip(tmp_path):
+    used = callbacks.defaults(task(), tmp_path)
+    Trainer(max_epochs=2, logger=False, enable_model_summary=False, callbacks=used).fit(task(), Digits())
+    moved = set()
+    for seen, fresh in zip(used, callbacks.defaults(task(), tmp_path), strict=True):
+        state = seen.state_dict()
+        if state != fresh.state_dict():
+            moved.add(type(seen).__name__)
+        fresh.load_state_dict(state)
+        state.pop("current_score", None)  # Lightning saves it and never reads it.
+        assert fresh.state_dict() | state == fresh.state_dict()
+    assert moved == {"EarlyStopping", "BestCheckpoint"}
+
+
+def test_best_and_last_are_kept_of_a_fit_in_a_program(tmp_path):
+    module = task()
+    fit(
+        module,
+        tmp_path,
+        data=Digits(),
+        callbacks=callbacks.defaults(module, tmp_path, without=["progress"]),
+        max_epochs=2,
+        enable_checkpointing=True,
+    )
+    assert {path.name for path in tmp_path.glob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
+
+
+def fit_three_batches(bar, epochs):
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        limit_train_batches=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        callbacks=[bar],
+    )
+    trainer.fit(task(), datamodule=Digits())
+
+
+def test_progress_counts_every_batch_and_shows_the_newest_validation(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    fit_three_batches(callbacks.Progress(redraw_every=0.0), epochs=2)
+    printed = capsys.readouterr().err
+    assert "6/6" in printed
+    assert "val/loss" in printed
+
+
+def test_progress_prints_lines_where_there_is_no_terminal(capsys):
+    fit_three_batches(callbacks.Progress(line_every=0.0), epochs=1)
+    assert capsys.readouterr().err.startswith("step 3, epoch 1, val/loss ")
+
+
+def test_what_blocks_share_counts_once_in_the_total(tmp_path):
+    class Tied(Foreign):
+        def __init__(self):
+            super().__init__()
+            self.again = self.body
+
+    torch.manual_seed(0)
+    module = Tied()
+    inputs, targets = next(iter(loader(8)))
+    nn.functional.mse_loss(module.head(module.body(inputs).tanh()), targets).backward()
+    expected = torch.cat([p.grad.flatten() for p in module.parameters()]).norm().item()
+    module.zero_grad()
+    # torch lists a shared child once; a wrapper around it is another child with the same parameters.
+    module.again = nn.Sequential(module.body)
+    fit(module, tmp_path, callbacks=[callbacks.GradientNorm()], max_steps=1)
+    assert logged(tmp_path, "grad_norm/total") == [(0, pytest.approx(expected, rel=1e-5))]
+
+
+def test_nothing_is_logged_when_logging_is_switched_off(tmp_path):
+    fit(task(), tmp_path, data=Digits(), callbacks=[callbacks.GradientNorm()], max_steps=2, log_every_n_steps=0)
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize("every", [0, 41])
+def test_a_run_says_that_it_logs_nothing_of_training(every, tmp_path):
+    options = ["--trainer.max_epochs=1", f"--trainer.log_every_n_steps={every}"]
+    printed = called("fit", "--config", CONFIG, *options, cwd=tmp_path).stdout
+    assert f"nothing of training: --trainer.log_every_n_steps is {every}\n" in printed
+
+
+@pytest.mark.parametrize("every", [0, 1, 3])
+def test_a_logging_is_due_at_each_step_whose_number_says_so(every):
+    optimizers = [torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1) for _ in range(2)]
+    trainer = Trainer(logger=False, accelerator="cpu", log_every_n_steps=every)
+    done = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+    for trainer.strategy.optimizers in (optimizers[:1], optimizers):
+        for done.completed in range(20):
+            assert cadence.should_log(trainer) == cadence.is_due(cadence.current_step(trainer), every)

@@ -1,0 +1,476 @@
+import copy
+import math
+import os
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import nn
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from firstlight import callbacks
+from firstlight.__main__ import main
+from firstlight.callbacks import nonfinite
+from firstlight.callbacks.nonfinite import NonFinite, verdict
+from firstlight.data import Digits
+from firstlight.errors import TrainingError, UsageError
+from firstlight.loggers import MetricsCSV
+from firstlight.networks import MLP
+from firstlight.schedules import Constant
+from firstlight.tasks import Classification
+from tests.helpers import CONFIG, DDP, ROOT, firstlight, logged, newest
+
+ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
+SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=0.1)
+ADAGRAD = partial(torch.optim.Adagrad, lr=0.01, weight_decay=0.1)
+
+
+class Net(LightningModule):
+    """A module this package did not write, with a running mean."""
+
+    def __init__(self, optimizer=ADAMW):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(4, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 1)
+        self.make = optimizer
+
+    def training_step(self, batch, batch_idx):
+        inputs, targets = batch
+        loss = nn.functional.mse_loss(self.head(self.norm(self.body(inputs)).tanh()), targets)
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return self.make(self.parameters())
+
+
+class Snapshots(Callback):
+    """Weights, buffers and the optimiser's state before and after each batch."""
+
+    def __init__(self):
+        self.before, self.after = [], []
+
+    def copy(self, module):
+        return copy.deepcopy([module.state_dict(), *(each.state_dict() for each in module.trainer.optimizers)])
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.before.append(self.copy(module))
+
+    def on_train_batch_end(self, trainer, module, *args):
+        self.after.append(self.copy(module))
+
+
+def loader(bad=3, batches=6):
+    inputs = torch.randn(8 * batches, 4, generator=torch.Generator().manual_seed(0))
+    targets = inputs.sum(1, keepdim=True)
+    if bad is not None:
+        inputs[8 * bad + 2, 1] = math.nan
+    return DataLoader(TensorDataset(inputs, targets), 8)
+
+
+def fit(module, tmp_path, *each, data=None, **options):
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=MetricsCSV(tmp_path / "metrics.csv"),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(each),
+        **{"max_epochs": 1, "log_every_n_steps": 1, "enable_checkpointing": False, **options},
+    )
+    loaders = {"train_dataloaders": loader() if data is None else data}
+    trainer.fit(module, **({"datamodule": data} if isinstance(data, Digits) else loaders))
+    return trainer
+
+
+def scaling(init_scale, growth_interval=2000):
+    # Lightning turns 16-mixed on the CPU into bf16, so the scaler is handed over.
+    scaler = torch.amp.GradScaler("cpu", init_scale=init_scale, growth_interval=growth_interval)
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
+
+
+def flattened(states):
+    return [
+        value
+        for state in states
+        for value in torch.utils._pytree.tree_leaves(dict(state))
+        if isinstance(value, torch.Tensor | float | int)
+    ]
+
+
+def assert_same_bits(one, other):
+    pairs = list(zip(flattened(one), flattened(other), strict=True))
+    assert pairs
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
+
+
+@pytest.fixture(params=["cpu", "device", "fast device"])
+def where(request, monkeypatch):
+    """On the CPU, or as on a device whose flags arrive only when they are waited for, or at once."""
+    if request.param != "cpu":
+        monkeypatch.setattr(nonfinite, "_waits", lambda tensor: True)
+    if request.param == "device":
+        monkeypatch.setattr(nonfinite._Step, "arrived", lambda self: False)
+    return request.param
+
+
+@pytest.mark.parametrize("clip", [None, ("norm", 0.1), ("value", 0.1)])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_batch_with_nan_stops_the_run_before_its_update_and_is_named(accumulate, clip, tmp_path):
+    options = {"accumulate_grad_batches": accumulate}
+    if clip:
+        options |= {"gradient_clip_algorithm": clip[0], "gradient_clip_val": clip[1]}
+    module, sound = Net(), Net()
+    with pytest.raises(TrainingError) as raised:
+        fit(module, tmp_path / "bad", NonFinite(), **options)
+    message = str(raised.value)
+    assert f"step {3 // accumulate} (epoch 1, batch_idx 3)" in message
+    assert "the batch itself holds such numbers" in message
+    assert "the first layer whose output is not finite: body (Linear)" in message
+    assert len(message.splitlines()) <= 5
+    fit(sound, tmp_path / "good", NonFinite(), data=loader(None), max_steps=3 // accumulate, **options)
+    assert_same_bits([dict(module.named_parameters())], [dict(sound.named_parameters())])
+
+
+@pytest.mark.parametrize("make", [ADAMW, SGD, ADAGRAD])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_skipped_step_leaves_weights_moments_and_running_means_as_they_are(fused, make, where, tmp_path):
+    seen = Snapshots()
+    guard = NonFinite("skip")
+    trainer = fit(Net(partial(make, fused=fused)), tmp_path, guard, seen)
+    assert_same_bits(seen.before[3], seen.after[3])
+    for sound in (2, 4):
+        weights = [states[sound][0]["body.weight"] for states in (seen.before, seen.after)]
+        assert not torch.equal(*weights)
+    assert (guard.skipped, trainer.global_step) == (1, 6)
+    assert {(step, 1.0) for step in (4, 5)} <= set(logged(tmp_path, "nonfinite/skipped"))
+
+
+@pytest.mark.parametrize("make", [ADAMW, SGD, ADAGRAD])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_first_step_that_is_skipped_leaves_no_trace(fused, make, where, tmp_path):
+    module, sound = Net(partial(make, fused=fused)), Net(partial(make, fused=fused))
+    fit(module, tmp_path / "bad", NonFinite("skip"), data=loader(0))
+    later = DataLoader(Subset(loader(None).dataset, range(8, 48)), 8)
+    fit(sound, tmp_path / "good", NonFinite("skip"), data=later)
+    assert_same_bits([module.state_dict()], [sound.state_dict()])
+
+
+def test_on_a_device_the_run_stops_when_something_is_logged_and_nothing_moves_until_then(where, tmp_path):
+    module, sound = Net(partial(ADAMW, fused=True)), Net(partial(ADAMW, fused=True))
+    with pytest.raises(TrainingError, match=r"step 3 \(epoch 1, batch_idx 3\).*\n.*body \(Linear\)"):
+        fit(module, tmp_path / "bad", NonFinite(), log_every_n_steps=5)
+    fit(sound, tmp_path / "good", NonFinite(), data=loader(None), max_steps=3)
+    assert_same_bits([dict(module.named_parameters())], [dict(sound.named_parameters())])
+
+
+@pytest.mark.parametrize("options", [{}, {"log_every_n_steps": 0}])
+def test_a_fault_in_the_last_step_stops_the_run_though_nothing_is_logged_any_more(options, where, tmp_path):
+    with pytest.raises(TrainingError, match="batch_idx 5"):
+        fit(Net(partial(ADAMW, fused=True)), tmp_path, NonFinite(), data=loader(5), **options)
+
+
+def test_a_guarded_run_ends_with_the_bits_of_one_that_is_not(where, tmp_path):
+    for fused in (True, False):
+        ends = []
+        for number, guards in enumerate(([], [NonFinite()], [NonFinite("skip")])):
+            module = Net(partial(ADAMW, fused=fused))
+            fit(module, tmp_path / f"{fused}{number}", *guards, data=loader(None))
+            ends.append(module.state_dict())
+        assert_same_bits([ends[0]], [ends[1]])
+        assert_same_bits([ends[0]], [ends[2]])
+
+
+def test_a_gradient_that_is_not_finite_though_the_loss_is_names_the_parameter(tmp_path):
+    class Root(Net):
+        def training_step(self, batch, batch_idx):
+            middle = self.body(batch[0])
+            return self.head((middle - middle.detach()).square().sum(1, keepdim=True).sqrt().expand(-1, 8)).mean()
+
+    with pytest.raises(TrainingError, match=r"first parameter whose gradient is not finite, .*: body\."):
+        fit(Root(), tmp_path, NonFinite(), data=loader(None))
+
+
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_an_infinite_loss_is_found_though_its_gradient_is_zero(action, where, tmp_path):
+    class Constant(Net):
+        def training_step(self, batch, batch_idx):
+            loss = (self.head(self.norm(self.body(batch[0]))) - (100 if batch_idx == 2 else 0)).relu().mean()
+            return loss + math.inf if batch_idx == 2 else loss
+
+    guard, seen = NonFinite(action), Snapshots()
+    if action == "stop":
+        with pytest.raises(TrainingError, match=r"batch_idx 2.*\nthe loss is inf"):
+            fit(Constant(), tmp_path, guard, data=loader(None))
+    else:
+        fit(Constant(), tmp_path, guard, seen, data=loader(None))
+        assert guard.skipped == 1
+        assert_same_bits(seen.before[2], seen.after[2])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_scaler_that_looks_for_its_scale_is_not_stopped_and_its_skipped_steps_are_counted(fused, where, tmp_path):
+    guard, seen = NonFinite(), Snapshots()
+    module = Net(partial(ADAMW, fused=fused))
+    trainer = fit(module, tmp_path, guard, seen, data=loader(None), **scaling(2.0**30))
+    assert guard.skipped >= 1
+    assert trainer.precision_plugin.scaler.get_scale() == 2.0 ** (30 - guard.skipped)
+    assert_same_bits(seen.before[0][:1], seen.after[0][:1])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_under_a_scaler_a_loss_that_is_not_finite_is_no_matter_of_scale(action, fused, where, tmp_path):
+    guard, seen = NonFinite(action), Snapshots()
+    module = Net(partial(ADAMW, fused=fused))
+    if action == "stop":
+        with pytest.raises(TrainingError, match="batch_idx 3"):
+            fit(module, tmp_path, guard, seen, **scaling(1024.0))
+    else:
+        fit(module, tmp_path, guard, seen, **scaling(1024.0))
+        assert guard.skipped == 1
+        assert_same_bits(seen.before[3], seen.after[3])
+
+
+def test_a_gradient_that_no_scale_makes_finite_stops_the_run(tmp_path):
+    class Root(Net):
+        def training_step(self, batch, batch_idx):
+            return (self.head(self.norm(self.body(batch[0]))) * 0).sum().sqrt()
+
+    with pytest.raises(TrainingError, match=r"step 4 .*\n.*gradient is not finite, in backward order: head\."):
+        fit(Root(), tmp_path, NonFinite(), data=loader(None), **scaling(8.0))
+
+
+def test_with_several_optimisers_the_one_with_the_fault_does_not_step(tmp_path):
+    class Two(Net):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            inputs, targets = batch
+            first, second = self.optimizers()
+            for optimizer, loss in (
+                (first, self.body(targets.expand(-1, 4)).square().mean()),
+                (second, self.head(inputs.repeat(1, 2)).square().mean()),
+            ):
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return ADAMW(self.body.parameters()), SGD(self.head.parameters())
+
+    with pytest.raises(TrainingError, match=r"step 3 .*batch_idx 3.*\n.*head \(Linear\)"):
+        fit(Two(), tmp_path / "stop", NonFinite())
+    module, guard, seen = Two(), NonFinite("skip"), Snapshots()
+    fit(module, tmp_path / "skip", guard, seen)
+    assert guard.skipped == 1
+    assert torch.equal(seen.before[3][0]["head.weight"], seen.after[3][0]["head.weight"])
+    assert not torch.equal(seen.before[3][0]["body.weight"], seen.after[3][0]["body.weight"])
+
+
+def test_a_demo_of_lightning_is_guarded_without_knowing_it(tmp_path):
+    class Bad(BoringModel):
+        def training_step(self, batch, batch_idx):
+            output = super().training_step(batch, batch_idx)
+            return {"loss": output["loss"] * (math.nan if batch_idx == 1 else 1)}
+
+    module = Bad()
+    data = module.train_dataloader()
+    with pytest.raises(TrainingError, match=r"batch_idx 1.*\nthe loss is nan, and the output of every layer is finite"):
+        fit(module, tmp_path, NonFinite(), data=data)
+
+
+def task(lr=0.1):
+    return Classification(
+        MLP(64, [8], 10), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=lr), Constant(), classes=10
+    )
+
+
+def test_a_rate_that_explodes_stops_the_run_and_the_layer_is_named(tmp_path):
+    module, data = task(lr=1e30), Digits()
+    with pytest.raises(
+        TrainingError, match=r"step 1 .*\nthe first layer whose output is not finite: network\S+ \(Linear\)"
+    ):
+        fit(module, tmp_path, NonFinite(), data=data)
+
+
+@pytest.mark.parametrize("without", [[], ["best", "early_stopping"]])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_neither_best_nor_last_is_written_from_weights_or_losses_that_are_not_finite(steps, without, tmp_path):
+    # After one step the weights are not finite, and no gradient has been calculated with them.
+    module = task(lr=math.inf)
+    every = callbacks.defaults(module, tmp_path, without=["progress", *without])
+    trainer = Trainer(
+        max_epochs=1,
+        limit_train_batches=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        callbacks=every,
+    )
+    with pytest.raises(TrainingError, match="not finite" if steps == 2 else "not finite after 1 steps"):
+        trainer.fit(module, datamodule=Digits())
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_a_monitored_score_that_is_not_finite_is_no_best(action, tmp_path):
+    class Validated(Net):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", torch.tensor(math.nan if self.current_epoch else 1.0))
+
+    best = callbacks.BestCheckpoint("val/loss", "min", tmp_path)
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[best, NonFinite(action)],
+    )
+    with pytest.raises(TrainingError, match="val/loss is nan after step 11 "):
+        trainer.fit(Validated(), loader(None), loader(None))
+    assert best.best_model_score == 1.0
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 0
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("overlay", [[], ["--config", DDP]], ids=["one process", "two"])
+def test_the_command_line_ends_with_1_and_says_where_in_five_lines(overlay, tmp_path, figure):
+    options = ["--config", CONFIG, *overlay, "--trainer.max_epochs=2", "--model.optimizer.init_args.lr=1e37"]
+    done = firstlight("fit", *options, cwd=tmp_path, code=1)
+    said = done.stderr[done.stderr.index("firstlight: ") :].splitlines()
+    assert done.stderr.count("firstlight: ") == 1
+    assert len(said) <= 5
+    assert "Traceback" not in done.stderr
+    assert "layer whose output is not finite: network." in done.stderr
+    with figure("a loss that is not finite: exit code 1, the layer is named, no checkpoint") as case:
+        case.trial(list(newest(tmp_path).glob("checkpoints/*.ckpt")))
+
+
+def test_the_traceback_of_a_stopped_run_is_shown_on_demand(monkeypatch, capsys):
+    def stop(args):
+        raise TrainingError("step 3")
+
+    monkeypatch.setattr("firstlight.cli.parser.fit", stop)
+    assert main(["fit"]) == 1
+    assert capsys.readouterr().err == "firstlight: step 3\n"
+    monkeypatch.setenv("FIRSTLIGHT_TRACEBACK", "1")
+    assert main(["fit"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+TWO = """
+import math, sys, torch
+from pathlib import Path
+from lightning.pytorch import Trainer
+from firstlight.callbacks import NonFinite
+from firstlight.errors import TrainingError
+from tests.callbacks.test_nonfinite import Net, loader
+
+class OnOne(Net):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        bad = self.global_rank == 1 and batch_idx == 2
+        return loss + math.inf if bad else loss
+
+if __name__ == "__main__":
+    action, accumulate = sys.argv[1], int(sys.argv[2])
+    guard = NonFinite(action)
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False, log_every_n_steps=1,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[guard],
+        accumulate_grad_batches=accumulate)
+    module = OnOne()
+    try:
+        trainer.fit(module, loader(None, 8))
+    except TrainingError as error:
+        Path(sys.argv[3], str(trainer.global_rank)).write_text(str(error))
+        sys.exit(1)
+    sums = [parameter.double().sum().item() for parameter in module.parameters()]
+    Path(sys.argv[3], str(trainer.global_rank)).write_text(f"skipped {guard.skipped}, {sums}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("action", "accumulate"),
+    [
+        ("stop", 1),
+        ("skip", 2),
+        pytest.param("stop", 2, marks=pytest.mark.slow),
+        pytest.param("skip", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_loss_that_is_infinite_on_one_of_two_processes_is_decided_alike_by_both(action, accumulate, tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), action, str(accumulate), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+    )
+    said = [(tmp_path / rank).read_text() for rank in "01"]
+    assert said[0] == said[1]
+    if action == "stop":
+        assert done.returncode != 0, done.stderr  # gloo's threads abort the interpreter's exit now and then
+        assert f"step {2 // accumulate} (epoch 1, batch_idx 2 of process 1)" in said[0]
+    else:
+        assert done.returncode == 0, done.stderr
+        assert said[0].startswith("skipped 1, ")
+
+
+def test_what_was_skipped_is_counted_on_after_a_resumption():
+    before, now = NonFinite("skip"), NonFinite("stop")
+    before.skipped = 3
+    now.load_state_dict(before.state_dict())
+    assert (now.skipped, now.action) == (3, "stop")
+
+
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_the_verdict_is_the_users_unless_a_scaler_overflowed(action):
+    assert verdict(action, None, True) == action
+    assert verdict(action, 2.0, True) == "skip"
+    assert verdict(action, 0.5, True) == action
+    assert verdict(action, 2.0, False) == action
+
+
+def test_an_action_that_is_not_there_is_refused():
+    with pytest.raises(UsageError, match="stop or skip"):
+        NonFinite("ignore")
+
+
+def test_nothing_is_left_in_the_optimiser(where, tmp_path):
+    trainer = fit(Net(partial(ADAMW, fused=True)), tmp_path, NonFinite(), data=loader(None))
+    assert not hasattr(trainer.optimizers[0], "found_inf")
+
+
+class Complex(BoringModel):
+    """A foreign module with a complex parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx)["loss"] + (self.phase.abs() ** 2).sum()
+
+
+def test_complex_parameters_are_trained(tmp_path):
+    module = Complex()
+    trainer = Trainer(
+        max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+        enable_model_summary=False, callbacks=[NonFinite()], default_root_dir=tmp_path, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module)
+    assert not torch.equal(module.phase.detach(), torch.ones(2, dtype=torch.complex64))

@@ -1,0 +1,402 @@
+"""Checkpoints that were crafted to run code, through every way to load one, with torch's override variable set."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+
+from firstlight.__main__ import main
+from firstlight.callbacks.checkpoints import recorded
+from firstlight.checkpoints.io import AtomicCheckpointIO
+from firstlight.cli.parser import CLI
+from firstlight.data import Digits
+from firstlight.errors import UsageError
+from firstlight.networks import MLP
+from firstlight.tasks import Classification, Regression, Task
+from tests.helpers import newest
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+QUICK = {"digits_supcon", "diabetes", "corpus_lm", "digits_mlp_batchnorm"}
+pytestmark = pytest.mark.faults
+SPAWN = "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler"
+SIZES = {"in_features": 64, "hidden": [8], "out_features": 10}
+MODULE = """
+import os, torch
+{}
+class Net(torch.nn.Module):
+    def __init__(self, width: int = 1):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 10)
+    def forward(self, inputs):
+        return self.layer(inputs.flatten(1))
+def build(cls, arguments):
+    return cls(**arguments)
+"""
+
+
+class Runs:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.fixture(autouse=True)
+def canary(tmp_path, monkeypatch, request, figure):
+    """A file that is there once code of a checkpoint was run; in this folder `evil.py` writes it when imported."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = tmp_path / "canary"
+    Path("evil.py").write_text(MODULE.format(f"open({str(path)!r}, 'w').close()"))
+    Path("evil.yaml").write_text("class_path: evil.Net")
+    Path("my_project.py").write_text(MODULE.format(""))
+    yield path
+    if request.node.name.startswith("test_no_"):
+        with figure("crafted checkpoints, each through the ways to load it: none runs code") as case:
+            case.trial(request.node.name if path.exists() else "")
+    assert not path.exists(), "code of a checkpoint was run"
+    for name in ("evil", "my_project"):
+        sys.modules.pop(name, None)
+
+
+def task_arguments(**changes):
+    """Return the hyper-parameters of a task as the command line stores them."""
+    return {
+        "_class_path": "firstlight.tasks.Classification",
+        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        "network": {"class_path": "firstlight.networks.MLP", "init_args": SIZES},
+        "loss": {"class_path": "torch.nn.CrossEntropyLoss"},
+        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
+        "schedule": {"class_path": "firstlight.schedules.Constant"},
+        "classes": 10,
+        **changes,
+    }
+
+
+def data_arguments(**changes):
+    return {
+        "_class_path": "firstlight.data.Digits",
+        "_instantiator": "lightning.pytorch.cli.instantiate_module",
+        "batch_size": 8,
+        **changes,
+    }
+
+
+def write(path, task=None, data=None, network=None, **more):
+    """Write a checkpoint as a run does, with hyper-parameters that were chosen."""
+    weights = (network or MLP(64, [8], 10)).state_dict()
+    checkpoint = {
+        "state_dict": {f"network.{name}": value for name, value in weights.items()},
+        "hyper_parameters": task or task_arguments(),
+        "datamodule_hyper_parameters": data or data_arguments(),
+        "pytorch-lightning_version": lightning.__version__,
+        "epoch": 0,
+        "global_step": 1,
+        "horizon": {"first": 1, "now": 1},
+        "done": {"steps": 1, "epochs": 1, "steps_an_epoch": 1},
+        **more,
+    }
+    torch.save(checkpoint, path)
+    return path
+
+
+def spawn(canary):
+    """Return a class of torch with arguments that start a process."""
+    arguments = {"entrypoint": shutil.which("touch"), "args": [str(canary)], "env": {}, "local_rank_id": 0}
+    return {"class_path": SPAWN, "init_args": {**arguments, "stdout": None, "stderr": None, "numa_options": None}}
+
+
+def refusal(call):
+    """Return the message of a refusal, which is one line."""
+    with pytest.raises(UsageError) as refused:
+        call()
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def refused_by_command(capsys, *args):
+    assert main([str(arg) for arg in args]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+MLP_WITH = partial(dict, class_path="firstlight.networks.MLP")
+NAMES = {
+    "a module that is run when imported": (
+        {"network": {"class_path": "evil.Net"}},
+        r"trust evil, say so",
+    ),
+    "the same as a mere text": ({"network": "evil.Net"}, r"names evil\.Net"),
+    "the same from a file": ({"network": "evil.yaml"}, r"evil"),
+    "the same within a part": (
+        {"network": MLP_WITH(init_args={**SIZES, "activation": "evil.Net"})},
+        r"names evil\.Net",
+    ),
+    "the same as a schedule": ({"schedule": {"class_path": "evil.Net"}}, r"names evil\.Net"),
+    "the same within a list within a part": (
+        {"loss": {"class_path": "torch.nn.ParameterList", "init_args": {"values": [[{"class_path": "evil.Net"}]]}}},
+        r"names evil\.Net",
+    ),
+    "os.system": ({"optimizer": "os.system"}, r"names os\.system"),
+    "os.system as a class": ({"optimizer": {"class_path": "os.system", "init_args": {"command": "x"}}}, r"os\.system"),
+    "os.system by way of torch": ({"optimizer": "torch.os.system"}, r"torch\.os\.system.*of (posix|nt)$"),
+    "a function of torch": ({"optimizer": "torch.hub.load"}, r"torch\.hub\.load, which is no network"),
+    "a class by way of torch": (
+        {"loss": {"class_path": "torch.ctypes.CDLL", "init_args": {"name": "evil.so"}}},
+        r"torch\.ctypes\.CDLL, which is no class of .* of ctypes$",
+    ),
+    "a class of torch that is no part": ({"network": spawn}, r"SubprocessHandler, which is no network"),
+    "the same where anything may stand": (
+        {"loss": lambda canary: {"class_path": "torch.nn.ParameterList", "init_args": {"values": [spawn(canary)]}}},
+        r"SubprocessHandler, which is no network",
+    ),
+    "a part of another kind": ({"network": {"class_path": "torch.optim.SGD"}}, r"network"),
+    "a loss for an optimiser": ({"optimizer": {"class_path": "torch.nn.MSELoss"}}, r"optimizer"),
+    "another task": ({"_class_path": "evil.Net"}, r"names evil\.Net"),
+    "a task that is a function": ({"_class_path": "evil.build"}, r"names evil\.build"),
+    "another function that builds": ({"_instantiator": "evil.build"}, r"built by evil\.build"),
+    "os.system to build": ({"_instantiator": "os.system"}, r"built by os\.system"),
+    "an error that quotes an import": ({"classes": "module 'evil' has no attribute 'Net'"}, r"evil"),
+    "an error that quotes a class": (
+        {"classes": "class_path 'evil.Net' Option 'x' is not accepted"},
+        r"evil",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "way",
+    [
+        "a program",
+        "test",
+        *(
+            pytest.param(way, marks=pytest.mark.slow)
+            for way in ("a program that asks for any task", "predict", "validate")
+        ),
+    ],
+)
+def test_no_class_that_is_not_trusted_is_built(name, way, canary, capsys):
+    changes, message = NAMES[name]
+    changes = {key: value(canary) if callable(value) else value for key, value in changes.items()}
+    path = write(canary.with_name("a.ckpt"), task_arguments(**changes))
+    if way.startswith("a program"):
+        cls = Task if way.endswith("any task") else Classification
+        found = refusal(lambda: cls.load_from_checkpoint(path))
+    else:
+        found = refused_by_command(capsys, way, "--ckpt", path)
+    assert re.search(message, found), found
+    assert "evil" not in sys.modules
+
+
+def test_no_class_of_a_data_module_that_is_not_trusted_is_built(canary, capsys):
+    path = write(canary.with_name("a.ckpt"), data=data_arguments(augment=[{"class_path": "evil.Net"}]))
+    assert "names evil.Net" in refusal(lambda: Digits.load_from_checkpoint(path))
+    assert "names evil.Net" in refused_by_command(capsys, "test", "--ckpt", path)
+    write(path, data=data_arguments(_class_path="evil.Net"))
+    assert "names evil.Net" in refusal(lambda: Digits.load_from_checkpoint(path))
+    assert "names evil.Net" in refused_by_command(capsys, "test", "--ckpt", path)
+    write(path, data=data_arguments(_instantiator="evil.build"))
+    assert "built by evil.build" in refusal(lambda: Digits.load_from_checkpoint(path))
+
+
+@pytest.mark.parametrize("key", ["hparams", "module_arguments"])
+def test_hyper_parameters_where_old_versions_kept_them_are_judged_too(key, canary):
+    arguments = task_arguments(network={"class_path": "evil.Net"})
+    path = write(canary.with_name("a.ckpt"), {"classes": 10}, **{key: arguments})
+    assert "names evil.Net" in refusal(lambda: Classification.load_from_checkpoint(path))
+    path = write(canary.with_name("a.ckpt"), {"classes": 10}, **{key: {"_instantiator": "evil.build"}})
+    assert "built by evil.build" in refusal(lambda: Classification.load_from_checkpoint(path))
+
+
+def test_hyper_parameters_of_a_file_beside_are_not_read(canary):
+    path = write(canary.with_name("a.ckpt"))
+    assert "not read" in refusal(lambda: Classification.load_from_checkpoint(path, hparams_file="evil.yaml"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The directory of a run of one epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    quick = ["--trainer.max_epochs=1", "--without=progress"]
+    assert main(["fit", "--config", str(ROOT / "configs/digits_mlp.yaml"), f"--runs={folder}/runs", *quick]) == 0
+    return newest(folder)
+
+
+@pytest.fixture
+def run(trained, canary):
+    return shutil.copytree(trained, canary.with_name("run"))
+
+
+PICKLES = {
+    "where a name is": lambda path, code: write(path, task_arguments(classes=code)),
+    "beside the weights": lambda path, code: write(path, code=code),
+    "in place of the weights": lambda path, code: torch.save(code, path),
+    "in a file of the old format": lambda path, code: torch.save(code, path, _use_new_zipfile_serialization=False),
+    "in a bare pickle": lambda path, code: path.write_bytes(pickle.dumps(code)),
+}
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+def test_no_pickled_code_is_run(kind, run, canary, capsys):
+    path = run / "checkpoints" / "last.ckpt"
+    for file in run.glob("checkpoints/*.ckpt"):
+        PICKLES[kind](file, Runs(f"touch {canary}"))
+    for load in (Classification.load_from_checkpoint, Digits.load_from_checkpoint):
+        refusal(lambda load=load: load(path))
+        refusal(lambda load=load: load(path, weights_only=None))
+        assert "leave it out" in refusal(lambda load=load: load(path, weights_only=False))
+    refusal(lambda: AtomicCheckpointIO().load_checkpoint(path))
+    with pytest.raises(Exception):  # noqa: B017  # torch says it in several ways
+        recorded(path)
+    for verb in ("validate", "test", "predict"):
+        refused_by_command(capsys, verb, "--ckpt", path)
+        refused_by_command(capsys, verb, "--run", run)
+        refused_by_command(capsys, verb, "--run", run, "--ckpt", path)
+    refused_by_command(capsys, "fit", "--run", run, "--trainer.max_epochs=2")
+
+
+def test_no_checkpoint_is_read_from_a_url(run, canary, capsys):
+    torch.save(Runs(f"touch {canary}"), "a.ckpt")
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.ckpt"
+        assert "is a URL" in refusal(lambda: Classification.load_from_checkpoint(url))
+        assert "is a URL" in refusal(lambda: Digits.load_from_checkpoint(url))
+        assert "is a URL" in refusal(lambda: AtomicCheckpointIO().load_checkpoint(url))
+        for verb in ("validate", "test", "predict"):
+            assert "is a URL" in refused_by_command(capsys, verb, "--ckpt", url)
+            assert "no checkpoint" in refused_by_command(capsys, verb, "--run", run, "--ckpt", url)
+        server.shutdown()
+    assert not asked
+
+
+def test_no_metadata_of_a_sharded_checkpoint_is_read(run, canary, capsys):
+    shards = run / "checkpoints" / "last.ckpt"
+    for path in (shards, shards.with_name("best.ckpt")):
+        path.unlink()
+        path.mkdir()
+        (path / ".metadata").write_bytes(pickle.dumps(Runs(f"touch {canary}")))
+        torch.save(Runs(f"touch {canary}"), path / "meta.pt")
+    assert "no checkpoint" in refusal(lambda: Classification.load_from_checkpoint(shards))
+    assert "no checkpoint" in refusal(lambda: AtomicCheckpointIO().load_checkpoint(shards))
+    refused_by_command(capsys, "test", "--ckpt", shards)
+    refused_by_command(capsys, "test", "--run", run)
+    refused_by_command(capsys, "fit", "--run", run, "--trainer.max_epochs=2")
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_run_builds_what_its_config_says_and_nothing_that_its_checkpoint_says(run, canary, capsys):
+    for path in run.glob("checkpoints/*.ckpt"):
+        checkpoint = torch.load(path, weights_only=True)
+        for key in ("hyper_parameters", "datamodule_hyper_parameters"):
+            checkpoint[key] |= {"_class_path": "evil.Net", "_instantiator": "evil.build", "network": "evil.Net"}
+        torch.save(checkpoint, path)
+    for verb in ("validate", "test", "predict"):
+        assert main([verb, "--run", str(run)]) == 0
+    assert main(["fit", "--run", str(run), "--trainer.max_epochs=2"]) == 0
+    assert "evil" not in sys.modules
+
+
+def test_a_checkpoint_alone_gives_the_metrics_of_its_run(run, capsys):
+    for given in (["--run", str(run)], ["--ckpt", str(run / "checkpoints" / "best.ckpt")]):
+        assert main(["test", *given, "--runs=alone"]) == 0
+    of_run, alone = (json.loads(path.read_text()) for path in Path().rglob("results.json") if "test-" in str(path))
+    assert of_run["metrics"] == alone["metrics"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [each if each.stem in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in CONFIGS],
+    ids=lambda path: path.stem,
+)
+def test_the_parts_of_every_config_load_by_themselves(config, tmp_path, monkeypatch):
+    augmented = "kornia" in config.read_text()
+    if augmented:
+        pytest.importorskip("kornia")
+    monkeypatch.chdir(ROOT)
+    made = CLI("fit", ["--config", str(config)]).experiment
+    kept = dict(made.task.hparams), dict(made.datamodule.hparams)
+    path = write(tmp_path / "a.ckpt", *kept, state_dict=made.task.state_dict())
+    loaded = type(made.task).load_from_checkpoint(path)
+    assert str(loaded) == str(made.task)
+    assert loaded.schedule == made.task.schedule
+    assert loaded.build_optimizer.keywords == made.task.build_optimizer.keywords
+    again = CLI("test", ["--ckpt", str(path), *(["--trust=kornia"] if augmented else [])]).experiment
+    assert again.task.hparams == made.task.hparams
+    assert again.datamodule.hparams == made.datamodule.hparams
+
+
+def test_a_module_that_is_named_is_trusted(tmp_path, capsys):
+    import my_project
+
+    own = {"class_path": "my_project.Net", "init_args": {"width": 2}}
+    path = write(tmp_path / "a.ckpt", task_arguments(network=own), network=my_project.Net())
+    del sys.modules["my_project"]
+    assert "trust my_project, say so" in refusal(lambda: Classification.load_from_checkpoint(path))
+    assert "names my_project.Net" in refused_by_command(capsys, "test", "--ckpt", path)
+    assert "my_project" not in sys.modules
+    for trust in ("my_project", ["my_project"]):
+        assert type(Classification.load_from_checkpoint(path, trust=trust).network).__module__ == "my_project"
+    cli = CLI("test", ["--ckpt", str(path), "--trust", "another,my_project"])
+    assert type(cli.experiment.task.network).__module__ == "my_project"
+    assert "no name of a module" in refusal(lambda: Classification.load_from_checkpoint(path, trust="./my_project"))
+
+
+def test_what_a_trusted_module_imports_is_not_trusted_with_it(tmp_path):
+    path = write(tmp_path / "a.ckpt", task_arguments(optimizer="my_project.os.system"))
+    assert "my_project.os.system" in refusal(lambda: Classification.load_from_checkpoint(path, trust="my_project"))
+
+
+def test_trust_is_refused_where_it_would_do_nothing(run, capsys):
+    for args in (["test", "--run", run], ["fit", "--run", run], ["test", "--config", CONFIGS[0], "--ckpt", "best"]):
+        assert "--trust is for" in refused_by_command(capsys, *args, "--trust", "my_project")
+
+
+def test_a_class_of_the_user_needs_no_trust_in_a_run_of_the_user(tmp_path, capsys):
+    options = ["--model.network=my_project.Net", "--trainer.max_epochs=1", "--without=progress"]
+    assert main(["fit", "--config", str(ROOT / "configs" / "digits_mlp.yaml"), *options]) == 0
+    assert main(["test", "--run", "runs/digits_mlp/latest"]) == 0
+
+
+def test_a_checkpoint_loads_as_what_it_holds(tmp_path):
+    path = write(tmp_path / "a.ckpt")
+    assert type(Task.load_from_checkpoint(path)) is Classification
+    assert "which is no Regression" in refusal(lambda: Regression.load_from_checkpoint(path))
+    with pytest.raises(TypeError, match="cannot be called on an instance"):
+        Classification.load_from_checkpoint(path).load_from_checkpoint(path)
+
+
+def test_arguments_that_are_given_replace_those_of_the_checkpoint(tmp_path):
+    path = write(tmp_path / "a.ckpt", network=MLP(64, [4], 10))
+    assert Classification.load_from_checkpoint(path, network=MLP(64, [4], 10), l1=0.5).hparams["l1"] == 0.5
+    assert "another network" in refusal(lambda: Classification.load_from_checkpoint(path))
+
+
+def test_after_a_loading_a_configuration_names_what_it_likes_again(tmp_path):
+    path = write(tmp_path / "a.ckpt", task_arguments(network="my_project.Net"))
+    refusal(lambda: Classification.load_from_checkpoint(path))
+    Classification.load_from_checkpoint(write(path))
+    options = ["--config", str(ROOT / "configs" / "digits_mlp.yaml"), "--model.network=my_project.Net"]
+    assert type(CLI("fit", options).experiment.task.network).__module__ == "my_project"

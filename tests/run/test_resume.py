@@ -1,0 +1,232 @@
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from firstlight.run import directory
+from firstlight.schedules import WarmupCosine
+from tests.helpers import CONFIG, DDP, called, files, firstlight, logged, newest, results
+
+
+def test_a_run_goes_on_where_it_ended_and_moves_once_to_the_new_horizon(tmp_path):
+    common = ("--trainer.log_every_n_steps=1", "--without=[early_stopping]")
+    called("fit", "--config", CONFIG, "--trainer.max_epochs=2", *common, cwd=tmp_path)
+    run = newest(tmp_path)
+    before = (run / "metrics.csv").read_bytes()
+    done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=3", cwd=tmp_path)
+    assert newest(tmp_path) == run
+    assert (run / "metrics.csv").read_bytes().startswith(before)
+    assert "planned with 80 optimiser steps and now has 120: at step 80" in done.stderr
+    rates = [value for _, value in logged(run, "lr")]
+    first, then = WarmupCosine(), WarmupCosine(warmup_steps=4)
+    expected = [first(step, 80) for step in range(80)] + [then(step, 120) for step in range(80, 120)]
+    assert rates == pytest.approx([0.003 * factor for factor in expected])
+    assert rates[80:] == sorted(rates[80:], reverse=True)
+    assert len(list(run.glob("config-until-*.yaml"))) == 1
+
+
+KILL = """
+import os, signal
+from lightning.pytorch import Callback
+
+
+class Kill(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(
+    ("overlay", "step", "last"),
+    [
+        pytest.param([], 53, 49, id="in the middle of an epoch"),
+        pytest.param(["--config", DDP], 53, 49, id="two processes", marks=pytest.mark.slow),
+        pytest.param(["--trainer.limit_train_batches=10"], 21, 20, id="at the end of an epoch that leaves samples out"),
+    ],
+)
+def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(overlay, step, last, tmp_path):
+    (tmp_path / "mine.py").write_text(KILL)
+    options = ["--config", CONFIG, *overlay, "--trainer.max_epochs=4", "--trainer.log_every_n_steps=1"]
+    options += ["--last.every_n_steps=7", "--last.at_most=1"]
+    start = firstlight if overlay == ["--config", DDP] else called
+    start("fit", *options, "--experiment=whole", cwd=tmp_path)
+    whole = newest(tmp_path, "whole")
+    kill = ["--trainer.callbacks+=mine.Kill", f"--trainer.callbacks.step={step}", "--experiment=killed"]
+    command = [sys.executable, "-m", "firstlight", "fit", *options, *kill]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300).returncode != 0
+    killed = newest(tmp_path, "killed")
+    assert torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == last
+    start("fit", "--run", str(killed), "--trainer.callbacks=null", cwd=tmp_path)
+    for name in ("last", "best"):
+        ends = [torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for run in (whole, killed)]
+        assert ends[0]["global_step"] == ends[1]["global_step"]
+        assert all(torch.equal(value, ends[1]["state_dict"][key]) for key, value in ends[0]["state_dict"].items())
+        moments = [end["optimizer_states"][0]["state"] for end in ends]
+        assert all(torch.equal(moments[0][key]["exp_avg"], moments[1][key]["exp_avg"]) for key in moments[0])
+        assert ends[0]["metrics"] == ends[1]["metrics"]
+        assert ends[0]["lr_schedulers"] == ends[1]["lr_schedulers"]
+    assert dict(logged(killed, "lr")) == dict(logged(whole, "lr"))
+    assert dict(logged(killed, "val/loss")) == dict(logged(whole, "val/loss"))
+
+
+def test_the_same_command_goes_on_when_it_is_told_to_resume(tmp_path):
+    command = ["fit", "--config", CONFIG, "--resume"]
+    called(*command, "--trainer.max_epochs=1", cwd=tmp_path)
+    first = newest(tmp_path)
+    done = called(*command, "--trainer.max_epochs=2", "--model.optimizer.lr=0.1", cwd=tmp_path)
+    assert newest(tmp_path) == first
+    assert results(first)["steps"] == 80
+    assert "change model.init_args.optimizer.init_args.lr was 0.003 and is 0.1" in done.stdout
+    assert max(value for step, value in logged(first, "lr") if step >= 40) > 0.01
+    for option in ("--data.batch_size=16", "--trainer.accumulate_grad_batches=2", "--model.monitor=val/accuracy"):
+        done = called(*command, "--trainer.max_epochs=3", option, cwd=tmp_path, code=2)
+        assert "the run cannot go on exactly; --inexact" in done.stderr
+    done = called(*command, "--trainer.max_epochs=3", "--model.optimizer=torch.optim.Adam", cwd=tmp_path, code=2)
+    assert "keeps what torch.optim.AdamW remembers" in done.stderr
+    options = ["--trainer.max_epochs=3", "--trainer.accumulate_grad_batches=2", "--inexact"]
+    done = called(*command, *options, cwd=tmp_path)
+    assert "100 optimiser steps" in done.stdout
+    assert results(first)["steps"] == 100
+
+
+def test_a_run_that_was_moved_keeps_its_best(tmp_path):
+    called("fit", "--config", CONFIG, "--trainer.max_epochs=2", cwd=tmp_path)
+    run = newest(tmp_path)
+    moved = run.rename(tmp_path / "moved")
+    best = results(moved)["best"]
+    called("fit", "--run", str(moved), "--trainer.max_epochs=3", "--model.l1=5", cwd=tmp_path)
+    assert results(moved)["best"] == best
+
+
+REFUSE = """
+from lightning.pytorch import Callback
+from firstlight.errors import UsageError
+
+
+class Refuse(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 60:
+            raise UsageError("no further")
+"""
+
+
+def test_a_fault_in_training_leaves_what_was_trained(tmp_path):
+    (tmp_path / "mine.py").write_text(REFUSE)
+    called("fit", "--config", CONFIG, "--trainer.callbacks+=mine.Refuse", cwd=tmp_path, code=2)
+    assert (newest(tmp_path) / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
+    command = [sys.executable, "-m", "firstlight", "fit", "--config", CONFIG, "--trainer.max_epochs=2000"]
+    command += [
+        "--without=[early_stopping]",
+        "--trainer.log_every_n_steps=1",
+        "--model.schedule=firstlight.schedules.Constant",
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    run = newest(tmp_path)
+    step = int(
+        re.search(r"interrupted at step ([\d,]+); go on with: firstlight fit --run", printed)[1].replace(",", "")
+    )
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
+    firstlight("fit", "--run", str(run), f"--trainer.max_steps={step + 5}", cwd=tmp_path)
+    assert results(run)["steps"] == step + 5
+
+
+def test_ctrl_c_while_testing_says_how_to_test_again(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import os, signal\nfrom lightning.pytorch import Callback\n\n\nclass Interrupt(Callback):\n"
+        "    def on_test_start(self, trainer, pl_module):\n        os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    options = ["--trainer.max_epochs=1", "--trainer.callbacks+=mine.Interrupt"]
+    done = firstlight("run", "--config", CONFIG, *options, cwd=tmp_path, code=130)
+    run = newest(tmp_path)
+    assert f"interrupted; go on with: firstlight test --run runs/digits_mlp/{run.name}\n" in done.stdout
+    assert results(run)["steps"] == 40
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished):
+    folder, run, _ = finished
+    done = called("fit", "--run", str(run), cwd=folder)
+    assert "nothing to do: all 160 steps are done" in done.stdout
+
+
+def test_a_run_that_stopped_early_does_not_go_on_by_itself_and_is_tested_where_it_was_not(tmp_path):
+    options = ["--trainer.max_epochs=60", "--early_stopping.patience=1", "--model.optimizer.lr=0.05"]
+    done = called("fit", "--config", CONFIG, *options, cwd=tmp_path)
+    assert "stopped early" in done.stdout
+    run = newest(tmp_path)
+    before = files(run)
+    steps = results(run)["steps"]
+    done = called("fit", "--run", str(run), cwd=tmp_path)
+    assert f"nothing to do: stopped early after {steps:,} steps; a larger --early_stopping.patience" in done.stdout
+    after = files(run)
+    assert all(after[path] == before[path] for path in before if path.suffix in (".ckpt", ".csv", ".json", ".yaml"))
+    for is_killed in (False, True):  # before it was tested
+        if is_killed:
+            (run / "results.json").unlink()
+        called("run", "--run", str(run), cwd=tmp_path)
+        assert results(run)["steps"] == steps and "test/loss" in results(run)["metrics"]
+    before = files(run)
+    called("run", "--run", str(run), cwd=tmp_path)
+    assert files(run)[run / "results.json"] == before[run / "results.json"]
+    called("fit", "--run", str(run), "--early_stopping.patience=30", "--trainer.max_epochs=61", cwd=tmp_path)
+    assert results(run)["steps"] > steps
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(finished):
+    folder, run, _ = finished
+    with directory.lock(run):
+        done = called("fit", "--run", str(run), "--trainer.max_epochs=9", cwd=folder, code=2)
+    assert done.stderr.startswith("firstlight: another process is training")
+
+
+def test_a_run_that_goes_on_from_before_its_end_says_so(tmp_path):
+    called("fit", "--config", CONFIG, "--trainer.max_epochs=1", cwd=tmp_path)
+    run = newest(tmp_path)
+    called("fit", "--run", str(run), "--trainer.max_epochs=2", "--without=last", cwd=tmp_path)
+    done = called("fit", "--run", str(run), "--trainer.max_epochs=3", "--without=[]", cwd=tmp_path)
+    assert "at step 40: steps up to 80 are done and logged again" in done.stdout
+    done = called("fit", "--run", str(run), "--trainer.max_epochs=2", cwd=tmp_path, code=2)
+    assert "the run has done 120 optimiser steps, and only 80 are planned now" in done.stderr
+
+
+def test_a_refused_continuation_leaves_the_run_as_it_was(finished):
+    folder, run, _ = finished
+    before = {path: text for path, text in files(run).items() if "tfevents" not in path.name}
+    changed = ["--model.network.hidden=[7]", "--trainer.max_epochs=5"]
+    done = called("fit", "--run", str(run), *changed, cwd=folder, code=2)
+    assert "holds the weights of another network" in done.stderr
+    assert {path: text for path, text in files(run).items() if "tfevents" not in path.name} == before
+
+
+def test_a_run_goes_on_with_decay_that_it_had_none_of_and_without(tmp_path):
+    adam = ["--model.optimizer=torch.optim.Adam", "--model.optimizer.lr=0.01"]
+    adam.append("--model.optimizer.weight_decay=0")
+    called("fit", "--config", CONFIG, *adam, "--trainer.max_epochs=1", cwd=tmp_path)
+    run, cut = newest(tmp_path), []
+    for epochs, decay in enumerate((0, 0.1, 0), 1):
+        if epochs > 1:
+            more = [f"--trainer.max_epochs={epochs}", f"--model.optimizer.weight_decay={decay}"]
+            called("fit", "--run", str(run), *more, cwd=tmp_path)
+        found = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        (optimizer,), (schedule,) = found["optimizer_states"], found["lr_schedulers"]
+        cut.append([(len(group["params"]), group["weight_decay"]) for group in optimizer["param_groups"]])
+        assert len(schedule["base_lrs"]) == len(optimizer["param_groups"]) and found["global_step"] == 40 * epochs
+        assert {float(each["step"]) for each in optimizer["state"].values()} == {40.0 * epochs}
+    assert cut == [[(6, 0)], [(3, 0.1), (3, 0.0)], [(6, 0)]]

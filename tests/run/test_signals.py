@@ -1,0 +1,293 @@
+"""Runs that are told to end, and runs of several processes of which one fails: they end as a whole."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from firstlight.__main__ import main
+from firstlight.callbacks import LastCheckpoint, Stop
+from firstlight.checkpoints.io import AtomicCheckpointIO
+from firstlight.errors import UsageError
+from tests.helpers import CONFIG, DDP, Ranks, firstlight, newest
+
+MINE = """
+import os, signal, time
+from lightning.pytorch import Callback
+
+
+class Stop(Callback):
+    def __init__(self, step: int, number: int = 15) -> None:
+        self.step, self.number = step, number
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+class StopInValidation(Callback):
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 40 and batch_idx == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Fault(Callback):
+    def __init__(self, rank: int, kind: str) -> None:
+        self.rank, self.kind = rank, kind
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 50 and trainer.global_rank == self.rank:
+            if self.kind == "raises":
+                raise ZeroDivisionError("the fault of this test")
+            os.kill(os.getpid(), signal.SIGKILL if self.kind == "is killed" else signal.SIGSTOP)
+"""
+WATCHED = """
+import sys
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from firstlight.__main__ import main
+
+look = _ChildProcessObserver._run
+_ChildProcessObserver._run = lambda self: bool(self._child_processes) and look(self)
+_ChildProcessObserver.__init__.__defaults__ = (0.001,)
+sys.exit(main())
+"""
+"""Lightning's watch over what it started, which kills this process too: all the time, and not once in five seconds."""
+LONG = ["--trainer.max_epochs=2000", "--without=early_stopping"]
+
+
+@pytest.mark.parametrize(
+    ("options", "stop", "step"),
+    [
+        pytest.param([], "mine.Stop --step=0", 1, marks=pytest.mark.slow),
+        ([], "mine.Stop --step=57", 58),
+        pytest.param([], "mine.Stop --step=49", 50, id="a step that is logged"),
+        pytest.param(["--trainer.max_steps=50"], "mine.Stop --step=49", 50, id="the last step"),
+        pytest.param([], "mine.Stop --step=39", 40, id="the last batch of an epoch"),
+        pytest.param([], "mine.StopInValidation", 40, id="during the validation"),
+        pytest.param(["--trainer.val_check_interval=20"], "mine.Stop --step=19", 21, id="a validation within an epoch"),
+    ],
+)
+def test_a_run_that_was_told_to_end_says_how_to_go_on_and_does_with_the_same_bits(options, stop, step, tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    whole = ["fit", "--config", CONFIG, "--trainer.max_epochs=2", "--seed_everything=3", *options]
+    Ranks(main, whole, cwd=tmp_path).succeed()
+    expected = newest(tmp_path)
+    name, *arguments = stop.split()
+    more = [f"--trainer.callbacks+={name}", *(each.replace("--", "--trainer.callbacks.") for each in arguments)]
+    stopped = Ranks(main, [*whole, *more], cwd=tmp_path)
+    assert stopped.wait() == [143]
+    run, said = newest(tmp_path), stopped.printed.read_text()
+    assert re.search(rf"interrupted at step {step}; go on with: firstlight fit --run \S*{run.name}\n", said)
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
+    Ranks(main, ["fit", "--run", str(run), "--trainer.callbacks=[]"], cwd=tmp_path).succeed()
+    assert same_end(expected, run)
+
+
+def same_end(one, other):
+    """Tell whether two runs ended with the same weights, and logged the same as often."""
+    ends = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other)]
+    curves = [Counter((run / "metrics.csv").read_text().splitlines()) for run in (one, other)]
+    weights = [end["state_dict"] for end in ends]
+    return curves[0] == curves[1] and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def processes(folder):
+    """Return the numbers of the processes that work in a folder."""
+    found = []
+    for path in Path("/proc").iterdir():
+        try:
+            if path.name.isdigit() and os.readlink(path / "cwd") == str(folder):
+                found.append(int(path.name))
+        except OSError:
+            continue  # It has ended.
+    return found
+
+
+def started(folder):
+    """Start a fit of two processes as a user does, and wait until both train."""
+    (folder / "watched.py").write_text(WATCHED)
+    command = [sys.executable, "watched.py", "fit", "--config", CONFIG, "--config", DDP, *LONG]
+    run = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("runs/*/*/checkpoints/last.ckpt")):
+        assert time.monotonic() < deadline and run.poll() is None, run.communicate()
+        time.sleep(0.1)
+    return run
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("whom", "number", "code"),
+    [
+        pytest.param("0", signal.SIGTERM, 143, marks=pytest.mark.slow),
+        ("1", signal.SIGTERM, 143),
+        pytest.param("01", signal.SIGTERM, 143, marks=pytest.mark.slow),
+        ("01", signal.SIGINT, 130),
+    ],
+)
+def test_a_signal_to_any_of_two_processes_ends_both_with_a_checkpoint(whom, number, code, tmp_path, figure):
+    run = started(tmp_path)
+    (other,) = set(processes(tmp_path)) - {run.pid}
+    for each in whom:
+        os.kill([run.pid, other][int(each)], number)
+    printed, said = run.communicate(timeout=60)
+    with figure("a signal to a run of two processes, started by the command line") as case:
+        ended = "" if run.returncode == code else f"exit code {run.returncode}: {said}"
+        case.trial(ended or (f"left: {left}" if (left := processes(tmp_path)) else ""))
+    step = int(re.findall(r"interrupted at step ([\d,]+); go on with", printed)[0].replace(",", ""))
+    assert printed.count("interrupted") == 1
+    assert torch.load(newest(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
+
+
+def test_a_signal_to_all_processes_of_a_run_leaves_its_workers_to_it(tmp_path):
+    command = [sys.executable, "-m", "firstlight", "fit", "--config", CONFIG, *LONG, "--data.num_workers=2"]
+    run = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")):
+        assert time.monotonic() < deadline and run.poll() is None, run.communicate()
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGTERM)
+    printed, said = run.communicate(timeout=60)
+    assert run.returncode == 143, said
+    assert "interrupted at step" in printed and not said
+    assert not processes(tmp_path)
+
+
+@pytest.mark.slow
+def test_torchrun_ends_a_run_as_a_whole(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "firstlight"]
+    command = [*launch, "fit", "--config", CONFIG, "--config", DDP, *LONG]
+    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/*/checkpoints/last.ckpt")):
+        assert time.monotonic() < deadline and run.poll() is None, run.communicate()
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    printed, _ = run.communicate(timeout=60)
+    step = int(re.findall(r"interrupted at step ([\d,]+); go on with", printed)[0].replace(",", ""))
+    assert torch.load(newest(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
+    assert not processes(tmp_path)
+
+
+def test_two_processes_that_have_nothing_left_to_do_part_in_peace(tmp_path):
+    whole = ["fit", "--config", CONFIG, "--config", DDP, "--trainer.max_epochs=1"]
+    Ranks(main, whole, cwd=tmp_path, ranks=2).succeed()
+    again = Ranks(main, ["fit", "--run", str(newest(tmp_path))], cwd=tmp_path, ranks=2)
+    again.succeed()
+    assert "nothing to do" in again.printed.read_text()
+
+
+@pytest.mark.parametrize("trials", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("whom", [[0], [1], [0, 1]], ids=["rank 0", "rank 1", "both ranks"])
+def test_ranks_of_a_launcher_end_together_at_any_moment(trials, whom, tmp_path, figure):
+    moments = random.Random(trials + len(whom) + whom[-1])
+    with figure(f"SIGTERM to {' and '.join(f'rank {rank}' for rank in whom)} at a random moment", trials) as case:
+        for trial in range(trials):
+            folder = tmp_path / str(trial)
+            folder.mkdir()
+            run = Ranks(main, ["fit", "--config", CONFIG, "--config", DDP, *LONG], cwd=folder, ranks=2)
+            assert run.wait_for("\nplan ")
+            time.sleep(moments.random())
+            for rank in whom:
+                os.kill(run.processes[rank].pid, signal.SIGTERM)
+            codes = run.wait(30)
+            step = re.search(r"interrupted at step ([\d,]+)", run.printed.read_text())
+            kept = newest(folder) / "checkpoints" / "last.ckpt"
+            if codes != [143, 143] or not step or not kept.is_file():
+                run.kill()
+                case.trial(f"{codes}: {run.printed.read_text()}")
+            else:
+                at = torch.load(kept, weights_only=True)["global_step"]
+                case.trial("" if at == int(step[1].replace(",", "")) else f"{kept} is of step {at}")
+
+
+def test_two_processes_that_were_told_to_end_go_on_to_the_same_bits(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    whole = ["fit", "--config", CONFIG, "--config", DDP, "--trainer.max_epochs=3"]
+    Ranks(main, whole, cwd=tmp_path, ranks=2).succeed()
+    expected = newest(tmp_path)
+    stop = ["--trainer.callbacks+=mine.Stop", "--trainer.callbacks.step=28"]  # They stop after 30, which is logged.
+    assert Ranks(main, [*whole, *stop], cwd=tmp_path, ranks=2).wait() == [143, 143]
+    run = newest(tmp_path)
+    Ranks(main, ["fit", "--run", str(run), "--trainer.callbacks=[]"], cwd=tmp_path, ranks=2).succeed()
+    assert same_end(expected, run)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("rank", "kind"),
+    [
+        pytest.param(0, "raises", marks=pytest.mark.slow),
+        pytest.param(0, "is killed", marks=pytest.mark.slow),
+        (0, "is frozen"),
+        (1, "raises"),
+        pytest.param(1, "is killed", marks=pytest.mark.slow),
+        pytest.param(1, "is frozen", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_fails_ends_the_other_and_is_named(rank, kind, tmp_path, figure):
+    (tmp_path / "mine.py").write_text(MINE)
+    fault = ["--trainer.callbacks+=mine.Fault", f"--trainer.callbacks.rank={rank}", f"--trainer.callbacks.kind={kind}"]
+    command = [sys.executable, "-m", "firstlight", "fit", "--config", CONFIG, "--config", DDP, *LONG]
+    run = subprocess.Popen(
+        [*command, *fault, "--stop.silence=5"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    _, said = run.communicate(timeout=120)
+    deadline = time.monotonic() + 30
+    while (left := processes(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    told = {
+        "raises": "ZeroDivisionError: the fault of this test" if rank == 0 else r"process 1 \(.*\) failed: its error",
+        "is killed": rf"process {rank} \(PID \d+ on \S+\) (was killed by signal 9|is gone)",
+        "is frozen": rf"process {rank} \(PID \d+ on \S+\) has not answered for 5 s",
+    }[kind]
+    with figure(f"one of two processes {kind}: all gone, and it is named") as case:
+        code = -9 if rank == 0 and kind != "raises" else 1
+        fault = "" if run.returncode == code else f"exit code {run.returncode}"
+        case.trial(fault or (f"left: {left}" if left else "") or ("" if re.search(told, said) else said))
+    assert "Traceback" not in said or kind == "raises"
+
+
+def test_a_demo_of_lightning_is_stopped_by_a_signal_and_its_handlers_are_given_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+    class Told(BoringModel):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = Trainer(
+        max_epochs=2, logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        plugins=[AtomicCheckpointIO()], callbacks=[LastCheckpoint(tmp_path), Stop()], default_root_dir=tmp_path,
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as stopped:
+        trainer.fit(Told())
+    assert stopped.value.code == 143
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_job_of_slurm_that_is_warned_ends_as_if_it_was_told_to(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # what Lightning takes for an interactive job, without srun
+    stop = ["--trainer.callbacks+=mine.Stop", "--trainer.callbacks.step=3", f"--trainer.callbacks.number={10}"]
+    done = firstlight("fit", "--config", CONFIG, *stop, cwd=tmp_path, code=143)
+    assert "interrupted at step 4; go on with" in done.stdout
+
+
+def test_a_silence_that_a_slow_machine_would_break_is_refused():
+    with pytest.raises(UsageError, match=r"silence=1: it is at least 5 seconds"):
+        Stop(silence=1)

@@ -1,0 +1,104 @@
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from torch import nn
+
+from firstlight.errors import UsageError
+from firstlight.networks import MLP
+from firstlight.tasks import BinaryClassification, MultilabelClassification
+from tests.tasks.helpers import loader, parts, predicted, trainer
+
+INPUTS = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+NOISE = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
+LABELS = (INPUTS[:, :3] + NOISE > 0.3).float()
+
+
+def binary(**changes):
+    torch.manual_seed(0)
+    return BinaryClassification(**{**parts(MLP(4, [6], 1), nn.BCEWithLogitsLoss()), **changes})
+
+
+def multilabel(**changes):
+    torch.manual_seed(0)
+    return MultilabelClassification(**{**parts(MLP(4, [6], 3), nn.BCEWithLogitsLoss(), labels=3), **changes})
+
+
+CASES = {"binary": (binary, LABELS[:, :1]), "multilabel": (multilabel, LABELS)}
+every_case = pytest.mark.parametrize(("make", "targets"), CASES.values(), ids=CASES)
+
+
+@every_case
+def test_metrics_equal_scikit_learns_of_the_predictions(make, targets, tmp_path):
+    task, batches = make(), loader(INPUTS, targets, batch_size=7)
+    (found,) = trainer(tmp_path).test(task, batches, verbose=False)
+    with torch.no_grad():
+        logits = task.eval()(INPUTS)
+    labels = range(targets.shape[1])
+    decided = (logits > 0).float()
+    expected = {
+        "test/loss": nn.functional.binary_cross_entropy_with_logits(logits, targets).item(),
+        "test/accuracy": accuracy_score(targets.flatten(), decided.flatten()),
+        "test/f1": sum(f1_score(targets[:, i], decided[:, i]) for i in labels) / len(labels),
+        "test/auroc": sum(roc_auc_score(targets[:, i], logits[:, i]) for i in labels) / len(labels),
+    }
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@every_case
+def test_predictions_say_what_is_more_probable(make, targets, tmp_path):
+    task = make()
+    found = predicted(task, loader(INPUTS, targets, batch_size=7), tmp_path)
+    with torch.no_grad():
+        logits = task.eval()(INPUTS)
+    probabilities = torch.sigmoid(logits)
+    if make is binary:
+        assert found["prediction"].shape == found["target"].shape == (50,)
+        torch.testing.assert_close(found["probabilities"].sum(dim=1), torch.ones(50))
+        probabilities = torch.cat([1 - probabilities, probabilities], dim=1)
+        assert torch.equal(found["prediction"], found["probabilities"].argmax(dim=1))
+    torch.testing.assert_close(found["probabilities"], probabilities)
+    assert torch.equal(found["prediction"].view(-1), (logits > 0).long().view(-1))
+    assert torch.equal(found["target"].view(-1), targets.long().view(-1))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_logits_are_never_taken_for_probabilities(scale, tmp_path):
+    """Logits within [0, 1] look like probabilities, of which half are below a half; as logits all say yes."""
+    task = binary(network=nn.Linear(4, 1))
+    nn.init.zeros_(task.network.weight)
+    nn.init.constant_(task.network.bias, 0.4 * scale)
+    (found,) = trainer(tmp_path).test(task, loader(INPUTS, LABELS[:, :1]), verbose=False)
+    assert found["test/accuracy"] == pytest.approx(LABELS[:, 0].mean().item())
+
+
+@every_case
+def test_targets_of_another_shape_are_refused_at_every_step(make, targets, tmp_path):
+    for wrong in (targets[:, 0], targets.repeat(1, 2), targets.unsqueeze(2)):
+        with pytest.raises(UsageError, match="exactly the outputs' shape"):
+            trainer(tmp_path).validate(make(), loader(INPUTS, wrong), verbose=False)
+    with pytest.raises(UsageError, match=r"int64 for outputs"):
+        trainer(tmp_path).validate(make(), loader(INPUTS, targets.long()), verbose=False)
+
+
+@every_case
+def test_the_check_refuses_targets_that_do_not_fit(make, targets):
+    task = make()
+    for wrong in (targets[:, 0], targets.repeat(1, 2), targets.long(), targets.double()):
+        with pytest.raises(UsageError, match=r"was given targets \("):
+            task.check((INPUTS[:3], wrong[:3]), wrong)
+    for value in (2.0, 0.5, -1.0):
+        wrong = targets.clone()
+        wrong[[3, 7], 0] = value
+        with pytest.raises(UsageError, match=f"0 or 1, but 2 of {targets.numel()} are not: the first is {value}"):
+            task.check((INPUTS[:3], wrong[:3]), wrong)
+
+
+@every_case
+def test_the_check_refuses_a_network_without_a_logit_for_each_label(make, targets):
+    with pytest.raises(UsageError, match=r"MLP gives outputs of shape \(3, 5\) for 3 samples"):
+        make(network=MLP(4, [], 5)).check((INPUTS[:3], targets[:3]), targets)
+
+
+def test_fewer_than_two_labels_are_refused():
+    with pytest.raises(UsageError, match=r"labels=1.*BinaryClassification"):
+        multilabel(labels=1)

@@ -1,0 +1,175 @@
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+
+import firstlight.tasks
+from firstlight.errors import UsageError
+from firstlight.losses import SupervisedContrastiveLoss
+from firstlight.networks import MLP
+from firstlight.tasks import Task
+from tests.tasks.helpers import loader, parts, predicted, trainer
+
+SAMPLES = 24
+
+
+def inputs():
+    return torch.randn(SAMPLES, 6, generator=torch.Generator().manual_seed(0))
+
+
+def zeros_and_ones(labels):
+    return (inputs()[:, :labels] > 0.2).float()
+
+
+# By task: options, outputs, loss, targets, and its metrics, of which the bigger is the better or not.
+EXAMPLES = {
+    "BinaryClassification": (
+        {}, 1, nn.BCEWithLogitsLoss, zeros_and_ones(1), {"accuracy": "max", "auroc": "max", "f1": "max"},
+    ),
+    "Classification": ({"classes": 3}, 3, nn.CrossEntropyLoss, torch.arange(SAMPLES) % 3, {"accuracy": "max"}),
+    "Embedding": (
+        {"k": 2}, 4, SupervisedContrastiveLoss, torch.arange(SAMPLES) % 3, {"nn_accuracy": "max", "recall_at_k": "max"},
+    ),
+    "LanguageModel": (
+        {}, 28, partial(nn.CrossEntropyLoss, ignore_index=0), torch.arange(4 * SAMPLES).view(-1, 4) % 7,
+        {"perplexity": "min", "bits_per_byte": "min"},
+    ),
+    "MultilabelClassification": (
+        {"labels": 3}, 3, nn.BCEWithLogitsLoss, zeros_and_ones(3), {"accuracy": "max", "auroc": "max", "f1": "max"},
+    ),
+    "Regression": (
+        {"outputs": 2}, 2, nn.HuberLoss, 10 + 3 * inputs()[:, :2], {"mae": "min", "rmse": "min", "r2": "max"},
+    ),
+}  # fmt: skip
+TASKS = [name for name in firstlight.tasks.__all__ if getattr(firstlight.tasks, name) is not Task]
+
+every_task = pytest.mark.parametrize("name", TASKS)
+
+
+def made(name, **changes):
+    options, outputs, loss, _, _ = EXAMPLES[name]
+    torch.manual_seed(0)
+    network = MLP(6, [5], outputs, norm="layer")
+    if name == "LanguageModel":
+        network.append(nn.Unflatten(1, (4, 7)))
+    given = parts(network, loss(), **options)
+    return getattr(firstlight.tasks, name)(**{**given, **changes})
+
+
+def batches(name, **options):
+    return loader(inputs(), EXAMPLES[name][3], **options)
+
+
+def names(name):
+    return {"loss", *EXAMPLES[name][4]}
+
+
+@every_task
+def test_every_task_has_an_example_here(name):
+    assert name in EXAMPLES, f"firstlight.tasks.{name} has no row in EXAMPLES of {__file__}: add one"
+
+
+@every_task
+def test_a_checkpoint_gives_the_same_predictions_again(name, tmp_path):
+    task = made(name, l1=1e-3)
+    run = trainer(tmp_path, max_steps=3)
+    run.fit(task, batches(name), batches(name))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = parts(made(name).network, EXAMPLES[name][2]())
+    loaded = type(task).load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True, **again)
+    assert loaded.l1 == 1e-3 and loaded.hparams == task.hparams
+    before, after = (predicted(each, batches(name), tmp_path) for each in (task, loaded))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[column]) for column, value in before.items())
+    if "target" in before:
+        assert torch.equal(before["target"].view(-1), EXAMPLES[name][3].view(-1))
+
+
+@every_task
+def test_a_checkpoint_is_refused_without_a_part(name, tmp_path):
+    task, run = made(name), trainer(tmp_path, max_steps=1)
+    run.fit(task, batches(name), batches(name))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    given = parts(task.network, EXAMPLES[name][2]())
+    del given["loss"]
+    with pytest.raises(UsageError, match="gave loss as objects"):
+        type(task).load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True, **given)
+
+
+@every_task
+def test_every_split_logs_its_metrics_under_its_name(name, tmp_path):
+    task, logger = made(name), CSVLogger(tmp_path)
+    run = trainer(tmp_path, max_epochs=1, logger=logger)
+    run.fit(task, batches(name), batches(name))
+    while_training = names(name) - task.of_whole_splits
+    expected = {f"train/{each}" for each in while_training} | {f"val/{each}" for each in names(name)}
+    assert run.logged_metrics.keys() == expected
+    (tested,) = run.test(task, batches(name), verbose=False)
+    assert tested.keys() == {f"test/{each}" for each in names(name)}
+    assert all(torch.tensor(value).isfinite() for value in tested.values())
+
+
+@every_task
+def test_every_metric_can_be_monitored_in_its_direction(name):
+    assert made(name).monitor == "val/loss"
+    for metric, mode in {"loss": "min", **EXAMPLES[name][4]}.items():
+        assert made(name, monitor=f"val/{metric}").mode == mode
+    with pytest.raises(UsageError, match=f"no metric of {name}"):
+        made(name, monitor="val/nothing")
+
+
+@every_task
+def test_a_checkpoint_that_training_goes_on_from_ends_with_the_same_bits(name, tmp_path):
+    def fit(steps, ckpt_path=None):
+        seed_everything(0, verbose=False)
+        task, run = made(name), trainer(tmp_path, max_steps=steps)
+        run.fit(task, batches(name), batches(name), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+        return task, run
+
+    whole, _ = fit(6)
+    _, half = fit(3)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = fit(6, tmp_path / "half.ckpt")
+    assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in whole.state_dict().items())
+
+
+@every_task
+def test_the_check_accepts_the_samples_and_leaves_no_trace(name):
+    task = made(name).train()
+    before = {key: value.clone() for key, value in task.state_dict().items()}
+    task.check((inputs()[:3], EXAMPLES[name][3][:3]), EXAMPLES[name][3])
+    assert task.training and task.network.training
+    assert all(torch.equal(value, before[key]) for key, value in task.state_dict().items())
+
+
+@every_task
+def test_the_check_refuses_inputs_that_the_network_cannot_take(name):
+    with pytest.raises(UsageError, match=r"MLP cannot take samples of shape \(5,\)"):
+        made(name).check((inputs()[:, :5][:3], EXAMPLES[name][3][:3]), EXAMPLES[name][3])
+
+
+@every_task
+def test_training_after_a_validation_lowers_the_loss(name, tmp_path):
+    task, run = made(name), trainer(tmp_path, max_epochs=30)
+    (before,) = run.validate(task, batches(name, batch_size=SAMPLES), verbose=False)
+    run.fit(task, batches(name, batch_size=SAMPLES), batches(name))
+    (after,) = run.validate(task, batches(name, batch_size=SAMPLES), verbose=False)
+    assert after["val/loss"] < before["val/loss"]
+
+
+@every_task
+def test_mixed_precision_trains(name, tmp_path):
+    task, run = made(name), trainer(tmp_path, max_steps=3, precision="bf16-mixed")
+    run.fit(task, batches(name), batches(name))
+    assert all(value.isfinite() for value in run.logged_metrics.values())
+    assert all(value.isfinite().all() for value in task.state_dict().values())
+
+
+@pytest.mark.parametrize("value", [-1e-3, float("nan"), float("inf")])
+@every_task
+def test_an_l1_that_is_no_penalty_is_refused(name, value):
+    with pytest.raises(UsageError, match=f"{name} was given l1={value}"):
+        made(name, l1=value)

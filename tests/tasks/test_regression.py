@@ -1,0 +1,168 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
+
+from firstlight.errors import UsageError
+from firstlight.networks import MLP
+from firstlight.tasks import Regression
+from tests.tasks.helpers import loader, parts, predicted, trainer
+
+INPUTS = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+TARGETS = 1990 + 12 * INPUTS[:, :1] + torch.randn(40, 1, generator=torch.Generator().manual_seed(1))
+SEVERAL = torch.cat([TARGETS, INPUTS[:, 1:2] / 100, torch.full((40, 1), 7.0)], dim=1)
+
+
+def regression(**changes):
+    torch.manual_seed(0)
+    outputs = changes.get("outputs", 1)
+    return Regression(**{**parts(MLP(4, [], outputs), nn.MSELoss(), lr=0.1), **changes})
+
+
+def fitted(tmp_path, targets=TARGETS, **options):
+    task = regression(outputs=targets.shape[1])
+    options = {"max_epochs": 20, **options}
+    run = trainer(tmp_path, **options)
+    run.fit(task, loader(INPUTS, targets, batch_size=7, shuffle=True), loader(INPUTS, targets, batch_size=7))
+    return task, run
+
+
+@pytest.mark.parametrize("targets", [TARGETS, SEVERAL[:, :2]], ids=["one output", "two outputs"])
+def test_metrics_equal_scikit_learns_of_predictions_in_the_users_units(targets, tmp_path):
+    task, run = fitted(tmp_path, targets)
+    (found,) = run.test(task, loader(INPUTS, targets, batch_size=7), verbose=False)
+    predictions = predicted(task, loader(INPUTS, targets, batch_size=7), tmp_path)["prediction"]
+    predictions = predictions.reshape(targets.shape).double()
+    expected = {
+        "test/mae": mean_absolute_error(targets.flatten(), predictions.flatten()),
+        "test/rmse": root_mean_squared_error(targets.flatten(), predictions.flatten()),
+        "test/r2": r2_score(targets, predictions),
+    }
+    loss = found.pop("test/loss")
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert found["test/r2"] > 0.8
+    standardised = (targets - predictions) / targets.double().std(dim=0, correction=0)
+    assert loss == pytest.approx(standardised.square().mean().item(), rel=1e-3)
+
+
+def test_a_large_mean_takes_no_digits_from_the_metrics(tmp_path):
+    near, far = INPUTS[:, :1].round(decimals=1), 2.0**20 + INPUTS[:, :1].round(decimals=0)
+    for targets in (near, far):
+        task, run = fitted(tmp_path, targets, max_epochs=5)
+        (found,) = run.test(task, loader(INPUTS, targets), verbose=False)
+        with torch.no_grad():
+            predictions = task(INPUTS).double() * task.target_std + task.target_mean
+        assert found["test/r2"] == pytest.approx(r2_score(targets, predictions), abs=1e-3)
+
+
+def test_statistics_are_those_of_the_whole_training_data_set(tmp_path):
+    task, _ = fitted(tmp_path, SEVERAL, max_steps=1)
+    expected = SEVERAL.double().mean(dim=0), SEVERAL.double().std(dim=0, correction=0)
+    torch.testing.assert_close(task.target_mean, expected[0].float())
+    torch.testing.assert_close(task.target_std[:2], expected[1][:2].float())
+    assert task.target_std[2] == 1.0  # A constant target.
+    assert {"target_mean", "target_std"} <= task.state_dict().keys()
+
+
+def test_statistics_do_not_depend_on_how_batches_are_drawn(tmp_path):
+    data = TensorDataset(INPUTS, TARGETS)
+    loaders = {
+        "dropping": DataLoader(data, batch_size=16, shuffle=True, drop_last=True),
+        "batches": DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 16, drop_last=True)),
+    }
+    for each in loaders.values():
+        task = regression()
+        trainer(tmp_path, max_steps=1).fit(task, each, loader(INPUTS, TARGETS))
+        torch.testing.assert_close(task.target_mean, TARGETS.mean(dim=0))
+
+
+class Noisy(TensorDataset):
+    """Draws a random number for every sample, as an augmentation does."""
+
+    def __getitem__(self, index):
+        inputs, targets = super().__getitem__(index)
+        return inputs + 0 * torch.rand(()) * np.random.rand(), targets
+
+
+def test_reading_the_targets_consumes_no_random_state(tmp_path):
+    states = []
+
+    class Watched(Regression):
+        def on_train_start(self):
+            states.append((torch.get_rng_state(), np.random.get_state()[1].copy()))
+            super().on_train_start()
+            states.append((torch.get_rng_state(), np.random.get_state()[1].copy()))
+
+    batches = DataLoader(Noisy(INPUTS, TARGETS), batch_size=8, shuffle=True)
+    task = Watched(**parts(MLP(4, [], 1), nn.MSELoss()))
+    trainer(tmp_path, max_steps=1).fit(task, batches, loader(INPUTS, TARGETS))
+    (before, after) = states
+    assert torch.equal(before[0], after[0]) and np.array_equal(before[1], after[1])
+
+
+def test_a_run_that_goes_on_keeps_its_statistics_and_a_new_one_takes_its_own(tmp_path):
+    task, run = fitted(tmp_path, max_epochs=1)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    moved = loader(INPUTS, TARGETS + 100)
+    resumed, anew = regression(), Regression.load_from_checkpoint(
+        tmp_path / "a.ckpt", weights_only=True, **parts(MLP(4, [], 1), nn.MSELoss())
+    )  # fmt: skip
+    assert torch.equal(anew.target_mean, task.target_mean)
+    trainer(tmp_path, max_epochs=2).fit(resumed, moved, moved, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert torch.equal(resumed.target_mean, task.target_mean)
+    trainer(tmp_path, max_epochs=1).fit(anew, moved, moved)
+    torch.testing.assert_close(anew.target_mean, task.target_mean + 100)
+
+
+def test_units_of_the_targets_change_no_step(tmp_path):
+    weights = []
+    for scale, shift in ((1.0, 0.0), (1024.0, 0.0), (1.0, 512.0)):
+        # Few bits, so that scaling and shifting round nothing.
+        targets = scale * (8 * INPUTS[:, :1]).round() + shift
+        task = regression()
+        trainer(tmp_path, max_steps=20).fit(task, loader(INPUTS, targets), loader(INPUTS, targets))
+        weights.append(task.network.output.weight)
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights[2], weights[0], rtol=1e-4, atol=1e-5)
+
+
+def test_targets_of_another_shape_are_refused_at_every_step(tmp_path):
+    for wrong in (TARGETS[:, 0], SEVERAL, TARGETS.unsqueeze(2)):
+        with pytest.raises(UsageError, match=r"for outputs \(8, 1\) float32: they are float32 of exactly"):
+            trainer(tmp_path).validate(regression(), loader(INPUTS, wrong), verbose=False)
+
+
+def test_the_check_refuses_what_does_not_fit():
+    for wrong in (TARGETS[:, 0], SEVERAL, TARGETS.long(), TARGETS.double()):
+        with pytest.raises(UsageError, match=r"it learns from \(40, 1\) float32"):
+            regression().check((INPUTS[:3], wrong[:3]), wrong)
+    with pytest.raises(UsageError, match=r"Regression has 1 target a sample, but MLP gives outputs of shape \(3, 3\)"):
+        regression(network=MLP(4, [], 3)).check((INPUTS[:3], TARGETS[:3]), TARGETS)
+
+
+def test_no_outputs_are_refused():
+    with pytest.raises(UsageError, match="outputs=0"):
+        Regression(**parts(MLP(4, [], 1), nn.MSELoss(), outputs=0))
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        while True:
+            yield INPUTS[0], TARGETS[0]
+
+
+@pytest.mark.parametrize("batches", [DataLoader(Stream(), batch_size=4), [(INPUTS, TARGETS)]], ids=["stream", "list"])
+def test_batches_of_no_data_set_with_a_length_are_refused(batches, tmp_path):
+    with pytest.raises(UsageError, match="a DataLoader of a data set with a length"):
+        trainer(tmp_path, max_steps=2).fit(regression(), batches, loader(INPUTS, TARGETS))
+
+
+@pytest.mark.parametrize(("targets", "shape"), [(TARGETS, (40,)), (SEVERAL, (40, 3))])
+def test_predictions_have_the_shape_and_unit_of_the_targets(targets, shape, tmp_path):
+    task, _ = fitted(tmp_path, targets)
+    found = predicted(task, loader(INPUTS, targets), tmp_path)
+    assert found["prediction"].shape == found["target"].shape == shape
+    assert torch.equal(found["target"].reshape(targets.shape), targets)
+    assert (found["prediction"].reshape(targets.shape)[:, 0] - targets[:, 0]).abs().mean() < 4

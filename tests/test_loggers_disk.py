@@ -1,0 +1,71 @@
+"""A disk for logs that is full or fails: a warning, and the training goes on."""
+
+import re
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from firstlight.loggers import MetricsCSV, TensorBoard
+from tests.checkpoints.test_io import files_of_at_most
+from tests.helpers import CONFIG, called, firstlight, newest, results
+from tests.test_loggers import read
+
+
+def test_a_run_whose_logs_may_not_grow_ends_as_one_whose_logs_may(tmp_path):
+    options = ["--model.network.hidden=[4]", "--trainer.log_every_n_steps=1", "--trainer.max_epochs=12"]
+    runs = []
+    for limit, start in ((10_000_000, called), (60_000, firstlight)):
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        with files_of_at_most(limit):
+            done = start("fit", "--config", CONFIG, "--without=[progress]", *options, cwd=folder)
+        runs.append(newest(folder))
+    whole, short = runs
+    said = done.stderr.splitlines()
+    assert len(said) == 2, done.stderr
+    for path in (short.relative_to(folder), (short / "metrics.csv").relative_to(folder)):
+        assert f"{path}: File too large; nothing more is logged there, training goes on" in said
+    checkpoints = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in runs]
+    for name, value in checkpoints[0]["state_dict"].items():
+        assert torch.equal(value, checkpoints[1]["state_dict"][name])
+    assert results(whole)["best"] == results(short)["best"]
+    text = (short / "metrics.csv").read_bytes()
+    assert 50_000 < len(text) <= 60_000
+    assert text.endswith(b"\n")
+    assert (whole / "metrics.csv").read_bytes().startswith(text)
+
+
+@pytest.mark.parametrize("logger", [TensorBoard, lambda folder: MetricsCSV(folder / "metrics.csv")])
+def test_logs_that_cannot_be_made_are_said_once_and_the_fit_is_whole(logger, tmp_path, caplog):
+    class Logging(BoringModel):
+        def training_step(self, batch, batch_idx):
+            self.log("count", float(self.global_step))
+            return super().training_step(batch, batch_idx)
+
+    (tmp_path / "file").touch()
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_steps=6,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+        logger=logger(tmp_path / "file" / "logs"),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Logging())
+    assert trainer.global_step == 6
+    (said,) = [record.message for record in caplog.records if record.name.startswith("firstlight")]
+    assert re.search(r"file/logs\S*: Not a directory; nothing more is logged there, training goes on$", said)
+
+
+def test_a_number_that_may_have_lost_digits_is_not_kept(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"step,name,value\r\n0,loss,0.25\r\n1,loss,0.1")
+    logger = MetricsCSV(path)
+    logger.log_metrics({"loss": 0.125}, 1)
+    logger.finalize("success")
+    assert read(path) == [["step", "name", "value"], ["0", "loss", "0.25"], ["1", "loss", "0.125"]]
