@@ -179,7 +179,7 @@ def check_splits(data, content):
     rows = cells_of(content)
     found = np.concatenate([data.rows(split) for split in data.indices])
     assert len(found) + data.dropped == len(rows) and len(set(found)) == len(found)
-    assert data.dropped == 0 or data.on_bad == "drop"
+    assert data.dropped == 0 or data.missing == "drop"
     for split in data.indices:
         inputs, targets = data.tensors(split)
         assert len(inputs) == len(targets) == len(data.rows(split)) > 0
@@ -193,16 +193,16 @@ def test_a_table_is_taken_row_for_row_or_refused(examples, every, tmp_path):
     path = tmp_path / "table.csv"
 
     def check(example):
-        content, on_bad = example
+        content, missing = example
         path.write_bytes(content)
-        data = Table(str(path), "kind", "multiclass", on_bad=on_bad)
+        data = Table(str(path), "kind", "multiclass", missing=missing)
         if refused(data.setup):
             return
         rows = check_splits(data, content)
         mean, std = data.learned["mean"], data.learned["std"]
         for row, values in zip(rows, (data.tensors("train")[0].double() * std + mean).tolist(), strict=True):
             for name, value in zip(data._columns, values, strict=True):
-                if on_bad != "mean" or row[name] not in ("", "NA", "nan", "NaN"):
+                if missing != "mean" or row[name] not in ("", "NA", "nan", "NaN"):
                     assert "_" not in row[name]
                     assert value == pytest.approx(float(row[name]), rel=1e-4, abs=1e-4 * float(std.max()))
 
@@ -214,9 +214,9 @@ def test_labelled_text_is_taken_byte_for_byte_or_refused(examples, every, tmp_pa
     path = tmp_path / "texts.csv"
 
     def check(example):
-        content, on_bad = example
+        content, missing = example
         path.write_bytes(content)
-        data = LabelledText(str(path), "a", "kind", on_bad=on_bad)
+        data = LabelledText(str(path), "a", "kind", missing=missing)
         if refused(data.setup):
             return
         rows = check_splits(data, content)

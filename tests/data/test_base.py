@@ -150,7 +150,7 @@ def test_numbers_without_classes_become_a_column_of_float32():
 def test_missing_values_become_the_mean_of_the_training_split_when_asked_to():
     inputs = np.random.default_rng(0).normal(3, 5, (40, 2))
     inputs[::4, 1] = np.nan
-    data = ready(Arrays(inputs, np.zeros(40), options={"on_bad": "mean"}))
+    data = ready(Arrays(inputs, np.zeros(40), options={"missing": "mean"}))
     train = inputs[data.indices["train"]]
     np.testing.assert_allclose(data.state_dict()["mean"], np.nanmean(train, 0), rtol=1e-5)
     for split in SPLITS:
@@ -161,7 +161,7 @@ def test_missing_values_become_the_mean_of_the_training_split_when_asked_to():
 def test_a_column_without_any_value_has_no_mean():
     inputs = np.column_stack([np.arange(40.0), np.full(40, np.nan)])
     with pytest.raises(UsageError, match="Arrays: column 1 has no value"):
-        Arrays(inputs, np.zeros(40), options={"on_bad": "mean"}).setup()
+        Arrays(inputs, np.zeros(40), options={"missing": "mean"}).setup()
 
 
 def test_a_data_module_drops_only_when_it_is_told_to():
@@ -169,7 +169,7 @@ def test_a_data_module_drops_only_when_it_is_told_to():
     inputs[[4, 9]] = np.nan
     with pytest.raises(UsageError, match=r"Arrays: 2 rows .* row 4 column 0"):
         Arrays(inputs, np.zeros(40)).setup()
-    data = ready(Arrays(inputs, np.arange(40.0), options={"on_bad": "drop"}))
+    data = ready(Arrays(inputs, np.arange(40.0), options={"missing": "drop"}))
     assert data.dropped == 2
     assert sum(len(data.dataset(split)) for split in SPLITS) == 38
     assert data.rows("test").tolist() == data.dataset("test").targets.flatten().tolist()
@@ -284,7 +284,7 @@ def test_another_split_of_the_same_data_is_not_scored(options):
 def test_rows_that_are_dropped_no_more_are_another_split():
     inputs = np.random.default_rng(0).normal(size=(40, 3))
     inputs[::7, 1] = np.nan
-    trained, module = (Arrays(inputs, np.arange(40) % 2, "ab", {"on_bad": on_bad}) for on_bad in ("drop", "mean"))
+    trained, module = (Arrays(inputs, np.arange(40) % 2, "ab", {"missing": missing}) for missing in ("drop", "mean"))
     module.load_state_dict(dict(ready(trained).learned))
     with pytest.raises(UsageError, match="learned from another split"):
         module.dataset("test")

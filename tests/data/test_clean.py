@@ -6,13 +6,13 @@ from firstlight.data.samples import Samples
 from firstlight.errors import UsageError
 
 
-def clean(inputs, targets, on_bad="refuse", **fields):
-    samples, rows = module.clean(Samples(np.asarray(inputs), np.asarray(targets), **fields), on_bad)
+def clean(inputs, targets, missing="refuse", **fields):
+    samples, rows = module.clean(Samples(np.asarray(inputs), np.asarray(targets), **fields), missing)
     return samples.inputs, samples.targets, rows
 
 
 BAD = {
-    "nan": ([[0.0], [np.nan]], [0, 1], {}, r"^1 row with .*: row 1 column 0 \(nan\); on_bad=drop"),
+    "nan": ([[0.0], [np.nan]], [0, 1], {}, r"^1 row with .*: row 1 column 0 \(nan\); missing=drop"),
     "infinity": ([[0.0, np.inf]], [0], {}, r"row 0 column 1 \(inf\)"),
     "too large for float32": ([[1.0], [1e39]], [0, 1], {}, r"row 1 column 0 \(1e\+39\)"),
     "text": ([["1", "apple"]], [0], {}, r"row 0 column 1 \(apple\)"),

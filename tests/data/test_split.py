@@ -45,7 +45,7 @@ def test_marks_of_all_three_splits_are_kept_in_their_order():
 def test_marks_stay_with_their_rows_when_others_are_dropped():
     inputs = np.zeros((80, 1))
     inputs[3] = np.nan
-    data = ready(Arrays(inputs, np.arange(80) % 2, ["a", "b"], {"on_bad": "drop"}, split=MARKS))
+    data = ready(Arrays(inputs, np.arange(80) % 2, ["a", "b"], {"missing": "drop"}, split=MARKS))
     assert data.rows("test").tolist() == list(range(60, 80))
 
 

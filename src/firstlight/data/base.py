@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from firstlight.checkpoints.hyperparameters import keep_hyperparameters
 from firstlight.checkpoints.trust import SafeLoading
 from firstlight.compat import silence_known_warnings
-from firstlight.data.clean import OnBad, clean
+from firstlight.data.clean import Missing, clean
 from firstlight.data.files import digest_of
 from firstlight.data.loader import BatchSizeIs, Loader, loader, per_process
 from firstlight.data.samples import SPLITS, Batch, Samples, Split, TensorBatches
@@ -48,7 +48,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         val_fraction: Share of the samples that validates, in (0, 1). Of those that train, where the data has a test
             split of its own; nothing, where it has a validation split of its own, too.
         test_fraction: Share of the samples that tests, in (0, 1); nothing, where the data has a test split of its own.
-        on_bad: A row with something missing or not finite is refused (`"refuse"`), or left out and counted
+        missing: A row with something missing or not finite is refused (`"refuse"`), or left out and counted
             (`"drop"`). With `"mean"`, NaN and what is empty in the inputs become the mean of the training split, and
             anything else is refused.
         num_workers: Processes that load batches. Batches in memory are fastest with 0.
@@ -70,7 +70,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         split_seed: int = 0,
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
-        on_bad: OnBad = "refuse",
+        missing: Missing = "refuse",
         num_workers: int = 0,
         augment: list[nn.Module] | None = None,
         batch_size_is: BatchSizeIs = "per_process",
@@ -96,7 +96,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         self.split_seed = split_seed
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
-        self.on_bad: OnBad = on_bad
+        self.missing: Missing = missing
         self.num_workers = num_workers
         self.on_device = on_device
         self.augment = nn.Sequential(*(augment or []))
@@ -270,7 +270,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         with about(loaded.source or type(self).__name__):
             if len(self.augment) and not (loaded.inputs.dtype == np.uint8 and loaded.inputs.ndim == 4):
                 raise UsageError("augment is for images, which are uint8 of (N, C, H, W)")
-            samples, rows = clean(loaded, self.on_bad)
+            samples, rows = clean(loaded, self.missing)
         self.dropped = len(loaded.inputs) - len(rows)
         return samples, rows
 
@@ -318,7 +318,7 @@ def refuse_others(learned: Mapping[str, Any], samples: Samples, source: str, col
     """
     assert samples.targets is not None
     if learned["digest"] == samples.digest and learned["split"] != split:
-        was = "split_seed, val_fraction, test_fraction and on_bad as they were"
+        was = "split_seed, val_fraction, test_fraction and missing as they were"
         raise UsageError(f"the checkpoint learned from another split of {source}: give {was}")
     for name in COMPARED if samples.targets.size else ["columns"]:
         known, found = learned[name], getattr(samples, name)

@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 from firstlight.data.samples import SPLITS, Samples
 from firstlight.errors import UsageError
 
-__all__ = ["OnBad", "clean"]
+__all__ = ["Missing", "clean"]
 
-OnBad = Literal["refuse", "drop", "mean"]
+Missing = Literal["refuse", "drop", "mean"]
 
 _SHOWN = 3
 _MISSING = (None, "", "NA", "NaN", "nan")
 
 
-def clean(samples: Samples, on_bad: OnBad) -> tuple[Samples, NDArray[np.int64]]:
+def clean(samples: Samples, missing: Missing) -> tuple[Samples, NDArray[np.int64]]:
     """Return samples in which every value is a finite number and every label one of the classes.
 
     Args:
         samples: As they were loaded.
-        on_bad: What to do with a row that holds anything else, or of tokens only padding: `"refuse"` it or `"drop"`
+        missing: What to do with a row that holds anything else, or of tokens only padding: `"refuse"` it or `"drop"`
             it. With `"mean"`, NaN and what is empty stay NaN in the inputs, to be filled, and anything else is refused.
 
     Returns:
@@ -46,7 +46,7 @@ def clean(samples: Samples, on_bad: OnBad) -> tuple[Samples, NDArray[np.int64]]:
     numbers, bad_inputs = _read(inputs)
     if inputs.dtype.kind == "i":
         bad_inputs = np.count_nonzero(_flat(inputs), axis=1)[:, None] == 0  # Of tokens nothing but padding.
-    elif on_bad == "mean" and bad_inputs.size:
+    elif missing == "mean" and bad_inputs.size:
         bad_inputs = np.isinf(_flat(numbers).astype(np.float32))
     labels, bad_targets = _read(targets)
     bad = bad_inputs.any(axis=1) | bad_targets.any(axis=1)
@@ -59,8 +59,10 @@ def clean(samples: Samples, on_bad: OnBad) -> tuple[Samples, NDArray[np.int64]]:
         count = int(bad.sum())
         found = f"{count} row{'s' * (count != 1)} with something missing or not finite: "
         found += ", ".join(places[:_SHOWN]) + more
-        if on_bad != "drop":
-            raise UsageError(f"{found}; on_bad=drop leaves such rows out, on_bad=mean fills what is missing in inputs")
+        if missing != "drop":
+            raise UsageError(
+                f"{found}; missing=drop leaves such rows out, missing=mean fills what is missing in inputs"
+            )
         if bad.all():
             raise UsageError(f"no row is left: {found}")
     rows = np.flatnonzero(~bad)

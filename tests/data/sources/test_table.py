@@ -115,11 +115,11 @@ def test_what_is_missing_becomes_the_mean_when_asked_to(tmp_path):
     path = write(tmp_path / "a.csv", lines)
     with pytest.raises(UsageError, match=r"a\.csv: 1 row .* line 5 column age \(empty\), line 5 column city \(empty\)"):
         Table(path, "label", "multiclass", **INPUTS).setup()
-    data = ready(Table(path, "label", "multiclass", **INPUTS, on_bad="mean"))
+    data = ready(Table(path, "label", "multiclass", **INPUTS, missing="mean"))
     (split,) = (split for split in data.indices if 3 in data.rows(split))
     inputs = data.dataset(split).inputs[data.rows(split).tolist().index(3)]
     assert inputs[:4].tolist() == [0, 0, 0, 0]
-    assert ready(Table(path, "label", "multiclass", **INPUTS, on_bad="drop")).dropped == 1
+    assert ready(Table(path, "label", "multiclass", **INPUTS, missing="drop")).dropped == 1
 
 
 def predict(trained, path, **options):
@@ -169,8 +169,8 @@ def test_new_files_that_do_not_fit_are_refused(lines, header, options, message, 
 
 BAD = {
     "text among numbers": (changed(5, "height", "tall"), {}, r"^.*data\.csv: 1 row .* line 7 column height \(tall\)"),
-    "infinity": (changed(5, "age", "inf"), {"on_bad": "mean"}, r"line 7 column age \(inf\)"),
-    "an empty label": (changed(5, "label", ""), {"on_bad": "mean"}, r"line 7 column label \(empty\)"),
+    "infinity": (changed(5, "age", "inf"), {"missing": "mean"}, r"line 7 column age \(inf\)"),
+    "an empty label": (changed(5, "label", ""), {"missing": "mean"}, r"line 7 column label \(empty\)"),
     "no such target": (
         rows(),
         {"target": "lable"},

@@ -173,8 +173,8 @@ def test_a_long_text_is_cut_and_that_is_said(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("header", "rows", "found"),
     [
-        ("text,label", [*ROWS, ("hm", "")], r"texts.csv: 1 row with .*: line 22 target \(empty\); on_bad=drop"),
-        ("text,label", [("", "de"), *ROWS], "texts.csv: 1 row with .*: line 2 without a token; on_bad=drop"),
+        ("text,label", [*ROWS, ("hm", "")], r"texts.csv: 1 row with .*: line 22 target \(empty\); missing=drop"),
+        ("text,label", [("", "de"), *ROWS], "texts.csv: 1 row with .*: line 2 without a token; missing=drop"),
         ("tekst,label", ROWS, "texts.csv: there is no column text among tekst, label; did you mean tekst"),
         ("text,lable", ROWS, "texts.csv: there is no column label among text, lable; did you mean lable"),
         ("text;label", [("a;b",)] * 20, "texts.csv: its values are separated by ';', in a CSV file .* by commas"),
@@ -188,7 +188,7 @@ def test_texts_that_cannot_be_used_are_refused_by_row_and_column(tmp_path, heade
 
 
 def test_rows_without_a_text_or_a_label_are_left_out_and_counted(tmp_path):
-    data = LabelledText(table(tmp_path, [("", "de"), *ROWS, ("hm", ""), ("", "")]), on_bad="drop")
+    data = LabelledText(table(tmp_path, [("", "de"), *ROWS, ("hm", ""), ("", "")]), missing="drop")
     data.setup()
     assert data.dropped == 3
     kept = sorted(row for split in ("train", "val", "test") for row in data.rows(split))

@@ -27,7 +27,7 @@ class Table(DataModule):
     """Inputs `(B, F)` float32 in the order of the columns; targets as `kind` says.
 
     A category becomes a feature of its own, 1 in the rows that have it and 0 in others, if the training split has it; a
-    row with any other category has 0 in all of them. With `on_bad="mean"`, a missing category becomes the share of
+    row with any other category has 0 in all of them. With `missing="mean"`, a missing category becomes the share of
     training rows that have each.
 
     A file without the target column can be predicted for. One with another content than the checkpoint was trained on
