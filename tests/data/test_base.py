@@ -303,7 +303,7 @@ def test_new_data_without_targets_is_predicted_with_targets_of_no_column(checkpo
 
 
 def test_new_data_without_targets_is_not_tested(checkpoint, tmp_path):
-    data = new_data(targets=False, lacks="new.csv has no column price")
+    data = new_data(targets=False, missing_reason="new.csv has no column price")
     with pytest.raises(UsageError, match=r"new\.csv has no column price: it can be predicted for, not tested"):
         trainer(tmp_path).test(Watched(), datamodule=data, ckpt_path=checkpoint[0], weights_only=True)
 
@@ -312,7 +312,7 @@ def test_nothing_is_learned_without_targets():
     with pytest.raises(UsageError, match="Arrays has no targets"):
         Arrays(np.zeros((40, 2)), None).setup()
     with pytest.raises(UsageError, match=r"new\.csv has no column price"):
-        new_data(targets=False, lacks="new.csv has no column price").setup()
+        new_data(targets=False, missing_reason="new.csv has no column price").setup()
 
 
 def test_new_data_is_no_validation_split(checkpoint, tmp_path):

@@ -213,7 +213,9 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         loader = self._loader("test")
         assert self._samples is not None and self._samples.targets is not None
         if not self._samples.targets.size:
-            raise UsageError(f"{self._samples.lacks or 'there are no targets'}: it can be predicted for, not tested")
+            raise UsageError(
+                f"{self._samples.missing_reason or 'there are no targets'}: it can be predicted for, not tested"
+            )
         return loader
 
     def predict_dataloader(self) -> DataLoader[Batch]:
@@ -254,8 +256,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
                 "are taken, also any that it may have learned from"
             )
             self.indices = {"train": np.arange(0), "val": np.arange(0), "test": np.arange(len(samples.inputs))}
-        elif samples.lacks or not samples.targets.size:
-            raise UsageError(samples.lacks or f"{self._source} has no targets to learn from")
+        elif samples.missing_reason or not samples.targets.size:
+            raise UsageError(samples.missing_reason or f"{self._source} has no targets to learn from")
         else:
             with about(self._source):
                 self.indices = split(samples, self._rows, self.val_fraction, self.test_fraction, self.split_seed)

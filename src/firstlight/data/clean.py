@@ -53,7 +53,7 @@ def clean(samples: Samples, missing: Missing) -> tuple[Samples, NDArray[np.int64
     if bad.any():
         places = _places(bad_inputs, inputs, samples, samples.columns, "column {}")
         if inputs.dtype.kind == "i":
-            places = [f"{samples.place(row)} without a token" for row in np.flatnonzero(bad_inputs)[: _SHOWN + 1]]
+            places = [f"{samples.location(row)} without a token" for row in np.flatnonzero(bad_inputs)[: _SHOWN + 1]]
         places += _places(bad_targets, targets, samples, samples.columns[_flat(inputs).shape[1] :], "target")
         more = ", ..." if len(places) > _SHOWN else ""
         count = int(bad.sum())
@@ -83,7 +83,7 @@ def _check_shapes(samples: Samples) -> None:
     if split is not None and not np.isin(split, SPLITS).all():
         wrong = np.flatnonzero(~np.isin(split, SPLITS))
         raise UsageError(
-            f"{samples.place(wrong[0])} is marked as split {split[wrong[0]]!s}: it is one of {', '.join(SPLITS)}"
+            f"{samples.location(wrong[0])} is marked as split {split[wrong[0]]!s}: it is one of {', '.join(SPLITS)}"
         )
 
 
@@ -95,7 +95,9 @@ def _check_integers(samples: Samples) -> None:
         raise UsageError(f"inputs are {inputs.dtype}: pixels are uint8, tokens int8 to int64, numbers floats")
     if inputs.min() < 0:
         row, column = np.argwhere(_flat(inputs) < 0)[0]
-        raise UsageError(f"{samples.place(row)} column {column} is {_flat(inputs)[row, column]}: tokens are at least 0")
+        raise UsageError(
+            f"{samples.location(row)} column {column} is {_flat(inputs)[row, column]}: tokens are at least 0"
+        )
 
 
 def _labels(targets: NDArray[Any], samples: Samples, rows: NDArray[np.int64]) -> NDArray[Any]:
@@ -112,7 +114,7 @@ def _labels(targets: NDArray[Any], samples: Samples, rows: NDArray[np.int64]) ->
     wrong = np.argwhere((targets < 0) | (targets > most) | (targets % 1 != 0))
     if len(wrong):
         raise UsageError(
-            f"{samples.place(rows[wrong[0][0]])} has the label {targets[tuple(wrong[0])]:g}: labels are 0 to {most}, "
+            f"{samples.location(rows[wrong[0][0]])} has the label {targets[tuple(wrong[0])]:g}: labels are 0 to {most}, "
             f"of the classes {', '.join(names)}"
         )
     return targets.astype(np.int64 if targets.ndim == 1 else np.float32)
@@ -154,5 +156,5 @@ def _places(
     for row, column in np.argwhere(bad)[: _SHOWN + 1]:
         value = _flat(values)[row, column]
         where = f"column {names[column]}" if names else otherwise.format(column)
-        places.append(f"{samples.place(row)} {where} ({'empty' if value in (None, '') else value})")
+        places.append(f"{samples.location(row)} {where} ({'empty' if value in (None, '') else value})")
     return places

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from firstlight.errors import UsageError, did_you_mean
 
-__all__ = ["Csv", "digest_of", "lacking", "read_bytes", "read_csv", "read_text"]
+__all__ = ["Csv", "digest_of", "missing_column", "read_bytes", "read_csv", "read_text"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def read_csv(path: str) -> Csv:
     return Csv(header, [row for _, row in rows], [line for line, _ in rows], digest_of(content))
 
 
-def lacking(path: str, wanted: Sequence[str], columns: Sequence[str]) -> str:
+def missing_column(path: str, wanted: Sequence[str], columns: Sequence[str]) -> str:
     """Return in words which wanted column of a file is not there, or nothing when all are."""
     for name in wanted:
         if name not in columns:

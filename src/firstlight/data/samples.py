@@ -39,7 +39,7 @@ class Samples:
         source: What messages call the data, for example the name of a file.
         lines: Line of the file for each row, from 1, where rows are lines of a file.
         digest: Of the content, where it may be another one when a checkpoint is used: see `DataModule`.
-        lacks: Why nothing can be learned from these samples, for example that there is no column of targets.
+        missing_reason: Why nothing can be learned from these samples, for example that there is no column of targets.
     """
 
     inputs: NDArray[Any]
@@ -50,9 +50,9 @@ class Samples:
     source: str = ""
     lines: list[int] = field(default_factory=list)
     digest: str = ""
-    lacks: str = ""
+    missing_reason: str = ""
 
-    def place(self, row: int) -> str:
+    def location(self, row: int) -> str:
         """Return what messages call a row as it was loaded: its line in a file, or its index from 0."""
         return f"line {self.lines[row]}" if self.lines else f"row {row}"
 

@@ -63,7 +63,7 @@ def split(
 def _refuse_small_classes(labels: Indices, rows: Indices, samples: Samples, needed: int) -> None:
     found, counts = np.unique(labels, return_counts=True)
     for label in found[counts < needed][:1]:
-        where = ", ".join(samples.place(row) for row in rows[labels == label])
+        where = ", ".join(samples.location(row) for row in rows[labels == label])
         raise UsageError(
             f"too few samples of class {samples.class_names[label]} ({where}) to have one in each of {needed} splits"
         )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from firstlight.data.base import DataModule
-from firstlight.data.files import digest_of, lacking, read_csv
+from firstlight.data.files import digest_of, missing_column, read_csv
 from firstlight.data.samples import Batch, Samples, TensorBatches
 from firstlight.errors import UsageError
 
@@ -103,14 +103,14 @@ class LabelledText(Texts):
             UsageError: When a column is missing, or a row has a label that the checkpoint at hand has not learned.
         """
         file = read_csv(self.path)
-        if missing := lacking(self.path, [self.text], file.header):
+        if missing := missing_column(self.path, [self.text], file.header):
             raise UsageError(missing)
         table = {name: [row[place] for row in file.rows] for place, name in enumerate(file.header)}
         known: dict[str, Any] = {"source": self.path, "lines": file.lines, "digest": file.digest}
         tokens = self.tokens(table[self.text], self.path)
-        lacks = lacking(self.path, [self.label], file.header)
-        if lacks:
-            return Samples(tokens, None, lacks=lacks, **known)
+        missing_reason = missing_column(self.path, [self.label], file.header)
+        if missing_reason:
+            return Samples(tokens, None, missing_reason=missing_reason, **known)
         labels = table[self.label]
         names = self.class_names or sorted(set(labels) - {""})
         for line, label in zip(file.lines, labels, strict=True):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from firstlight.data.base import DataModule
-from firstlight.data.files import lacking, read_csv
+from firstlight.data.files import missing_column, read_csv
 from firstlight.data.samples import Samples
 from firstlight.errors import UsageError
 
@@ -80,11 +80,13 @@ class Table(DataModule):
         marks = [] if self.split_column is None else [self.split_column]
         others = [name for name in header if name not in [*self.targets, *marks]]
         columns = self.columns or (self.learned["columns"][: -len(self.targets)] if self.learned else others)
-        lacks = lacking(self.path, columns, header) or lacking(self.path, self.categorical, columns)
+        missing_reason = missing_column(self.path, columns, header) or missing_column(
+            self.path, self.categorical, columns
+        )
         if not self.learned:
-            lacks = lacks or lacking(self.path, self.targets, header)
-        if lacks or not columns:
-            raise UsageError(lacks or f"{self.path} has no column to predict from, but {', '.join(header)}")
+            missing_reason = missing_reason or missing_column(self.path, self.targets, header)
+        if missing_reason or not columns:
+            raise UsageError(missing_reason or f"{self.path} has no column to predict from, but {', '.join(header)}")
         if not self.learned:
             numeric = [*columns, *(self.targets if self.kind == "regression" else [])]
             self._refuse_text({name: table[name] for name in numeric if name not in self.categorical})
@@ -103,7 +105,7 @@ class Table(DataModule):
             source=self.path,
             lines=file.lines,
             digest=file.digest,
-            lacks=lacking(self.path, [*self.targets, *marks], header),
+            missing_reason=missing_column(self.path, [*self.targets, *marks], header),
         )
 
     def _refuse_text(self, table: dict[str, NDArray[Any]]) -> None:
@@ -144,7 +146,7 @@ class Table(DataModule):
 
     def _labels(self, table: dict[str, NDArray[Any]], lines: list[int]) -> tuple[NDArray[Any] | None, list[str]]:
         """Return the targets, none where a column of them is not there, and the class names."""
-        if lacking(self.path, self.targets, list(table)):
+        if missing_column(self.path, self.targets, list(table)):
             return None, []
         columns = [table[name] for name in self.targets]
         if self.kind == "regression":

@@ -54,8 +54,8 @@ class Tensors(DataModule):
             names = [str(label) for label in range(targets.max() + 1)]
         contents = [np.ascontiguousarray(values).data for values in (self._inputs, targets) if values is not None]
         digest = digest_of(*contents)
-        lacks = "Tensors was given no targets" if targets is None else ""
-        return Samples(self._inputs, targets, names, self._split, digest=digest, lacks=lacks)
+        missing_reason = "Tensors was given no targets" if targets is None else ""
+        return Samples(self._inputs, targets, names, self._split, digest=digest, missing_reason=missing_reason)
 
 
 def _array(values: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:
