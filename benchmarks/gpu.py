@@ -77,7 +77,7 @@ def floor(case: str, epochs: int, options: list[str]) -> None:
     mixed = trainer["precision"] == "bf16-mixed"
     torch.backends.cudnn.benchmark = bool(trainer["benchmark"])
     is_image = train.inputs.dtype == torch.uint8
-    mean, std = (data.learned[name].to(DEVICE) * 255 for name in ("mean", "std")) if is_image else (None, None)
+    mean, std = (data.fitted[name].to(DEVICE) * 255 for name in ("mean", "std")) if is_image else (None, None)
 
     def forward(inputs: Any, targets: Any) -> Any:
         inputs = (inputs - mean) / std if is_image else inputs if inputs.is_floating_point() else inputs.long()

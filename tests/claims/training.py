@@ -23,7 +23,7 @@ def samples(data, split):
     """Return a whole split as a network takes it."""
     data.setup()
     dataset = data.dataset(split)
-    return data.transform(dataset.inputs), dataset.targets.long()
+    return data.prepare_batch(dataset.inputs), dataset.targets.long()
 
 
 def descend(network, optimizer, schedule, seed, steps=150):

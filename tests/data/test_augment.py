@@ -27,17 +27,17 @@ def test_each_sample_of_a_batch_is_augmented_by_itself(make):
     data = ready(images(augment=[make()]))
     one = data.samples.inputs[:1].repeat(16, axis=0)
     torch.manual_seed(0)
-    found = data.transform(torch.from_numpy(one), train=True)
+    found = data.prepare_batch(torch.from_numpy(one), train=True)
     assert found.shape == (16, 2, 6, 6)
     assert len(found.flatten(1).unique(dim=0)) > 8
-    plain = data.transform(torch.from_numpy(one))
+    plain = data.prepare_batch(torch.from_numpy(one))
     assert len(plain.flatten(1).unique(dim=0)) == 1
 
 
 def test_a_flip_flips_about_half_of_the_samples_and_nothing_else():
     data = ready(images(rows=400, augment=[augmentation.RandomHorizontalFlip(p=0.5)]))
     pixels = torch.from_numpy(data.samples.inputs)
-    plain, found = data.transform(pixels), data.transform(pixels, train=True)
+    plain, found = data.prepare_batch(pixels), data.prepare_batch(pixels, train=True)
     same, flipped = (torch.isclose(found, each, atol=1e-5).flatten(1).all(1) for each in (plain, plain.flip(3)))
     assert (flipped | same).all()
     assert 150 < flipped.sum() < 250
@@ -48,7 +48,7 @@ def test_augmentation_repeats_with_its_seed():
     found = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
-        found.append(data.transform(torch.from_numpy(data.samples.inputs), train=True))
+        found.append(data.prepare_batch(torch.from_numpy(data.samples.inputs), train=True))
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 
@@ -56,7 +56,9 @@ def test_augmentation_repeats_with_its_seed():
 def test_what_is_outside_of_a_shifted_image_is_black():
     data = ready(images(augment=[augmentation.RandomAffine(degrees=0.0, translate=(0.3, 0.3), p=1.0)]))
     state = data.state_dict()
-    found = data.transform(torch.full((8, 2, 6, 6), 255, dtype=torch.uint8), train=True) * state["std"] + state["mean"]
+    found = (
+        data.prepare_batch(torch.full((8, 2, 6, 6), 255, dtype=torch.uint8), train=True) * state["std"] + state["mean"]
+    )
     assert found.min().item() == pytest.approx(0, abs=1e-5)
     assert found.max().item() == pytest.approx(1, abs=1e-5)
 

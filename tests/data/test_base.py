@@ -99,7 +99,7 @@ def test_a_constant_channel_is_divided_by_one():
     data.samples.inputs[:, 1] = 7
     ready(data)
     assert data.state_dict()["std"].flatten()[1] == 1
-    assert (data.transform(data.dataset("val").inputs)[:, 1].abs() < 1e-6).all()
+    assert (data.prepare_batch(data.dataset("val").inputs)[:, 1].abs() < 1e-6).all()
 
 
 def test_a_column_that_is_constant_only_in_training_keeps_its_distance_elsewhere():
@@ -120,7 +120,7 @@ def test_pixels_are_scaled_like_a_float_copy_of_them_with_a_number_for_each_chan
         stored = data.dataset(split).inputs
         assert stored.dtype == torch.uint8
         expected = (raw[data.indices[split]] - mean) / std
-        np.testing.assert_allclose(data.transform(stored), expected, atol=1e-5)
+        np.testing.assert_allclose(data.prepare_batch(stored), expected, atol=1e-5)
 
 
 def test_each_channel_of_float_images_is_scaled_by_itself():
@@ -242,9 +242,9 @@ def test_what_a_checkpoint_learned_scales_inputs_at_hand_without_any_data():
     trained.setup()
     loaded.load_state_dict(trained.state_dict())
     pixels = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8)
-    assert torch.equal(loaded.transform(pixels), trained.transform(pixels))
-    loaded.load_state_dict({**trained.state_dict(), "mean": trained.learned["mean"] + 1})
-    assert not torch.equal(loaded.transform(pixels), trained.transform(pixels))
+    assert torch.equal(loaded.prepare_batch(pixels), trained.prepare_batch(pixels))
+    loaded.load_state_dict({**trained.state_dict(), "mean": trained.fitted["mean"] + 1})
+    assert not torch.equal(loaded.prepare_batch(pixels), trained.prepare_batch(pixels))
 
 
 def test_a_checkpoint_of_other_classes_is_refused():
@@ -276,7 +276,7 @@ def test_the_same_data_keeps_its_splits_when_a_checkpoint_is_tested(checkpoint, 
 @pytest.mark.parametrize("options", [{"split_seed": 5}, {"test_fraction": 0.3}])
 def test_another_split_of_the_same_data_is_not_scored(options):
     module = numbers(**options)
-    module.load_state_dict(dict(ready(numbers()).learned))
+    module.load_state_dict(dict(ready(numbers()).fitted))
     with pytest.raises(UsageError, match="learned from another split of Arrays"):
         module.dataset("test")
 
@@ -285,7 +285,7 @@ def test_rows_that_are_dropped_no_more_are_another_split():
     inputs = np.random.default_rng(0).normal(size=(40, 3))
     inputs[::7, 1] = np.nan
     trained, module = (Arrays(inputs, np.arange(40) % 2, "ab", {"missing": missing}) for missing in ("drop", "mean"))
-    module.load_state_dict(dict(ready(trained).learned))
+    module.load_state_dict(dict(ready(trained).fitted))
     with pytest.raises(UsageError, match="learned from another split"):
         module.dataset("test")
 
@@ -371,7 +371,7 @@ def test_training_images_alone_are_augmented_between_0_and_1_and_then_scaled(tmp
     torch.testing.assert_close(added, added[:, :1, :1, :1].expand_as(added))
     assert len(added[:, 0, 0, 0].unique()) == len(given)
     for split in ("val", "test"):
-        plain = data.transform(data.dataset(split).inputs)
+        plain = data.prepare_batch(data.dataset(split).inputs)
         assert torch.equal(torch.cat([inputs for inputs, _ in task.seen[split]][-1:]), plain)
 
 

@@ -45,7 +45,7 @@ def rows_of(data):
 
 def as_numbers(data, split):
     """Return the inputs of a split as a network takes them."""
-    return data.transform(data.dataset(split).inputs)
+    return data.prepare_batch(data.dataset(split).inputs)
 
 
 def joined(batches, whole):
@@ -223,8 +223,8 @@ def test_predictions_come_in_the_order_of_the_test_rows(kind, make):
 @every_module
 def test_state_goes_through_a_file_to_another_instance(kind, make):
     first, second = ready(make(kind)), ready(make(kind))
-    if first.learned["mean"] is not None:
-        first.learned["mean"] = first.learned["mean"] + 1
+    if first.fitted["mean"] is not None:
+        first.fitted["mean"] = first.fitted["mean"] + 1
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)

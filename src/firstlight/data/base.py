@@ -103,7 +103,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         self.exact = True
         self.dropped = 0
         self.indices: dict[Split, Indices] = {}
-        self.learned: dict[str, Any] = {}
+        self.fitted: dict[str, Any] = {}
         self._samples: Samples | None = None
         self._train: DataLoader[Batch] | None = None
         self._order: dict[str, Any] = {}
@@ -111,14 +111,14 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
 
     @abstractmethod
     def load(self) -> Samples:
-        """Return all samples, unsplit; what the checkpoint at hand has learned is in `learned`."""
+        """Return all samples, unsplit; what the checkpoint at hand has learned is in `fitted`."""
 
-    def learn(self, inputs: Tensor) -> dict[str, Any]:
-        """Return what `encode` must know of the training inputs `(N, ...)`, as tensors and plain values."""
+    def fit(self, inputs: Tensor) -> dict[str, Any]:
+        """Return what `transform` must know of the training inputs `(N, ...)`, as tensors and plain values."""
         return {}
 
-    def encode(self, inputs: Tensor) -> Tensor:
-        """Return cleaned inputs `(N, ...)` as they are to be scaled; what `learn` returned is in `learned`."""
+    def transform(self, inputs: Tensor) -> Tensor:
+        """Return cleaned inputs `(N, ...)` as they are to be scaled; what `fit` returned is in `fitted`."""
         return inputs
 
     def setup(self, stage: str | None = None) -> None:
@@ -133,7 +133,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
     @property
     def class_names(self) -> list[str]:
         """Name of each class; empty where targets are no classes, and before `setup`."""
-        names: list[str] = self.learned.get("class_names", [])
+        names: list[str] = self.fitted.get("class_names", [])
         return names
 
     def rows(self, split: Split) -> Indices:
@@ -155,10 +155,10 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         inputs, targets = torch.from_numpy(samples.inputs), torch.from_numpy(samples.targets)
         if not inputs.is_floating_point():
             return self.batches(inputs, targets, rows)
-        inputs = self._scaled(self.encode(inputs[rows]), self.learned).float().nan_to_num_(0.0)
+        inputs = self._scaled(self.transform(inputs[rows]), self.fitted).float().nan_to_num_(0.0)
         return self.batches(inputs, targets[rows])
 
-    def transform(self, inputs: Tensor, train: bool = False) -> Tensor:
+    def prepare_batch(self, inputs: Tensor, train: bool = False) -> Tensor:
         """Return the inputs of a batch as a network takes them: pixels as scaled floats, tokens as int64.
 
         Args:
@@ -170,8 +170,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         if inputs.dtype != torch.uint8:
             return inputs.long()
         if train and len(self.augment):
-            return self._scaled(self.augment.to(inputs.device)(inputs.float().div_(255)), self.learned)
-        return self._scaled(inputs, self.learned, 255)
+            return self._scaled(self.augment.to(inputs.device)(inputs.float().div_(255)), self.fitted)
+        return self._scaled(inputs, self.fitted, 255)
 
     def tensors(self, split: Split) -> Batch:
         """Return all samples of a split as a network takes them, without augmentation: inputs and targets."""
@@ -184,7 +184,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         if not inputs.is_floating_point():
             # Lightning compares stages as texts, in half a dozen calls.
             trains = bool(len(self.augment)) and self.trainer is not None and self.trainer.training
-            inputs = self.transform(inputs, trains)
+            inputs = self.prepare_batch(inputs, trains)
             if self.trainer is not None:
                 # Lightning converted the batch to the precision of the run when it held no floats yet.
                 inputs = self.trainer.strategy.precision_plugin.convert_input(inputs)
@@ -224,7 +224,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs to treat new samples as the training ones were; nothing before `setup`."""
-        return {**self.learned, **({"loader": self._train.state_dict()} if isinstance(self._train, Loader) else {})}
+        return {**self.fitted, **({"loader": self._train.state_dict()} if isinstance(self._train, Loader) else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what a checkpoint learned.
@@ -233,8 +233,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             UsageError: When the data at hand has other classes or columns than the checkpoint was trained on, or
                 would go on with its training on other data.
         """
-        self.learned = dict(state_dict)
-        self._order = self.learned.pop("loader", {})
+        self.fitted = dict(state_dict)
+        self._order = self.fitted.pop("loader", {})
         if self.indices:
             self._prepare()
 
@@ -242,7 +242,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         """Load, unless it is done, and split; learn from the training split, or take what a checkpoint learned."""
         trainer = self.trainer
         fits = trainer is not None and trainer.state.fn == TrainerFn.FITTING
-        if trainer is not None and trainer.ckpt_path and not fits and not self.learned:
+        if trainer is not None and trainer.ckpt_path and not fits and not self.fitted:
             raise UsageError(f"the checkpoint was trained without {type(self).__name__}: it cannot scale its samples")
         if self._samples is None or self._is_other(self._samples):
             self._samples, self._rows = self._load()
@@ -261,11 +261,11 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         else:
             with about(self._source):
                 self.indices = split(samples, self._rows, self.val_fraction, self.test_fraction, self.split_seed)
-        if self.learned:
-            columns = self.encode(torch.from_numpy(samples.inputs[:1])).shape[1]
-            refuse_others(self.learned, samples, self._source, columns, self._split_digest)
+        if self.fitted:
+            columns = self.transform(torch.from_numpy(samples.inputs[:1])).shape[1]
+            refuse_others(self.fitted, samples, self._source, columns, self._split_digest)
         else:
-            self._learn(samples)
+            self._fit(samples)
 
     def _load(self) -> tuple[Samples, Indices]:
         loaded = self.load()
@@ -278,18 +278,18 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
 
     def _is_other(self, samples: Samples) -> bool:
         """Tell whether a checkpoint was trained on other data than these samples are from."""
-        return bool(self.learned) and self.learned["digest"] != samples.digest
+        return bool(self.fitted) and self.fitted["digest"] != samples.digest
 
-    def _learn(self, samples: Samples) -> None:
+    def _fit(self, samples: Samples) -> None:
         train = torch.from_numpy(samples.inputs[self.indices["train"]])
         mean, std = None, None
-        self.learned = {name: getattr(samples, name) for name in COMPARED}
-        self.learned |= {"digest": samples.digest, "split": self._split_digest}
-        self.learned |= self.learn(train)
+        self.fitted = {name: getattr(samples, name) for name in COMPARED}
+        self.fitted |= {"digest": samples.digest, "split": self._split_digest}
+        self.fitted |= self.fit(train)
         if train.is_floating_point() or train.dtype == torch.uint8:
             with about(self._source):
-                mean, std = statistics(self.encode(train))
-        self.learned |= {"mean": mean, "std": std}
+                mean, std = statistics(self.transform(train))
+        self.fitted |= {"mean": mean, "std": std}
 
     @property
     def _split_digest(self) -> str:
@@ -305,11 +305,11 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         return loader(self.dataset(split), self.trainer, size, shuffle, self.num_workers, self.on_device)
 
 
-def refuse_others(learned: Mapping[str, Any], samples: Samples, source: str, columns: int, split: str) -> None:
+def refuse_others(fitted: Mapping[str, Any], samples: Samples, source: str, columns: int, split: str) -> None:
     """Refuse samples that are not like those that a checkpoint was trained on.
 
     Args:
-        learned: What the checkpoint has learned.
+        fitted: What the checkpoint has learned.
         samples: After `clean`.
         source: What messages call them.
         columns: Number of their columns or channels, as a network gets them.
@@ -319,13 +319,13 @@ def refuse_others(learned: Mapping[str, Any], samples: Samples, source: str, col
         UsageError: When classes or columns are others, or the same data is split in another way.
     """
     assert samples.targets is not None
-    if learned["digest"] == samples.digest and learned["split"] != split:
+    if fitted["digest"] == samples.digest and fitted["split"] != split:
         was = "split_seed, val_fraction, test_fraction and missing as they were"
         raise UsageError(f"the checkpoint learned from another split of {source}: give {was}")
     for name in COMPARED if samples.targets.size else ["columns"]:
-        known, found = learned[name], getattr(samples, name)
+        known, found = fitted[name], getattr(samples, name)
         if known != found:
             raise UsageError(f"the checkpoint was trained on the {name} {known}, but {source} has {found}")
-    mean = learned["mean"]
+    mean = fitted["mean"]
     if mean is not None and len(mean) != columns:
         raise UsageError(f"the checkpoint was trained on {len(mean)} columns or channels, but {source} has {columns}")

@@ -65,7 +65,7 @@ class Windows(DataModule):
         text, source = self.text()
         tokens = np.frombuffer(text, np.uint8).astype(np.int16) + 1
         digest = digest_of(text)
-        if self.learned and self.learned["digest"] != digest:
+        if self.fitted and self.fitted["digest"] != digest:
             if len(tokens) < 2:
                 raise UsageError(f"{source} has {len(tokens)} bytes: there is nothing to score")
             inputs, targets = _scored(tokens, 1, self.length, self.context)

@@ -79,15 +79,15 @@ class Table(DataModule):
         table = {name: np.array([row[place] for row in file.rows], object) for place, name in enumerate(header)}
         marks = [] if self.split_column is None else [self.split_column]
         others = [name for name in header if name not in [*self.targets, *marks]]
-        columns = self.columns or (self.learned["columns"][: -len(self.targets)] if self.learned else others)
+        columns = self.columns or (self.fitted["columns"][: -len(self.targets)] if self.fitted else others)
         missing_reason = missing_column(self.path, columns, header) or missing_column(
             self.path, self.categorical, columns
         )
-        if not self.learned:
+        if not self.fitted:
             missing_reason = missing_reason or missing_column(self.path, self.targets, header)
         if missing_reason or not columns:
             raise UsageError(missing_reason or f"{self.path} has no column to predict from, but {', '.join(header)}")
-        if not self.learned:
+        if not self.fitted:
             numeric = [*columns, *(self.targets if self.kind == "regression" else [])]
             self._refuse_text({name: table[name] for name in numeric if name not in self.categorical})
         for name in self.categorical:
@@ -118,12 +118,12 @@ class Table(DataModule):
             )
 
     def _say_unknown(self, name: str) -> None:
-        known = self.learned["categories"][name] if self.learned else self._found[name]
+        known = self.fitted["categories"][name] if self.fitted else self._found[name]
         unknown = [category for category in self._found[name] if category not in known]
         if unknown:
             _log.warning(f"{self.path}: {name} has {', '.join(unknown)}, which the checkpoint does not know")
 
-    def learn(self, inputs: Tensor) -> dict[str, Any]:
+    def fit(self, inputs: Tensor) -> dict[str, Any]:
         """Return by column the categories of the training inputs `(N, C)`."""
         codes = {name: np.unique(inputs[:, self._columns.index(name)]) for name in self.categorical}
         return {
@@ -133,13 +133,13 @@ class Table(DataModule):
             }
         }
 
-    def encode(self, inputs: Tensor) -> Tensor:
+    def transform(self, inputs: Tensor) -> Tensor:
         """Return inputs `(N, C)` as features `(N, F)`, NaN where a value is missing."""
         features = []
         for name, column in zip(self._columns, inputs.unsqueeze(2).unbind(1), strict=True):
             if name in self.categorical:
                 place = {category: code for code, category in enumerate(self._found[name])}
-                codes = torch.tensor([place.get(category, -1) for category in self.learned["categories"][name]])
+                codes = torch.tensor([place.get(category, -1) for category in self.fitted["categories"][name]])
                 column = (column == codes).float().where(~column.isnan(), torch.nan)
             features.append(column)
         return torch.cat(features, dim=1)
