@@ -3,13 +3,13 @@ import signal
 import pytest
 import torch
 
-from firstlight.data.loader import Loader, Order
+from firstlight.data.loader import Loader
 from firstlight.data.samples import TensorBatches
 from firstlight.errors import UsageError
 
 
 def orders(samples, batch_size, processes, epoch=0, shuffle=True):
-    made = [Order(samples, batch_size, shuffle, 0, rank, processes) for rank in range(processes)]
+    made = [ResumableDistributedSampler(samples, batch_size, shuffle, 0, rank, processes) for rank in range(processes)]
     for each in made:
         each.set_epoch(epoch)
     return [[batch.tolist() for batch in each] for each in made]
@@ -23,7 +23,7 @@ def test_every_sample_is_taken_exactly_once_in_equally_many_batches(samples, pro
     assert len({len(own) for own in found}) == 1
     assert all(batch for own in found for batch in own)
     assert [len(own) for own in found] == [
-        len(Order(samples, 32, True, 0, rank, processes)) for rank in range(processes)
+        len(ResumableDistributedSampler(samples, 32, True, 0, rank, processes)) for rank in range(processes)
     ]
 
 
@@ -39,7 +39,7 @@ def test_with_fewer_samples_than_processes_some_have_none():
 
 def test_orders_differ_between_epochs_and_seeds_and_repeat_with_both():
     def first(seed, epoch):
-        order = Order(100, 100, True, seed, 0, 1)
+        order = ResumableDistributedSampler(100, 100, True, seed, 0, 1)
         order.set_epoch(epoch)
         return next(iter(order))
 
@@ -50,11 +50,13 @@ def test_orders_differ_between_epochs_and_seeds_and_repeat_with_both():
 
 def loader(**options):
     inputs = torch.arange(50.0)[:, None]
-    order = Order(**{"samples": 50, "batch_size": 8, "shuffle": True, "seed": 3, "rank": 0, "world_size": 1, **options})
+    order = ResumableDistributedSampler(
+        **{"samples": 50, "batch_size": 8, "shuffle": True, "seed": 3, "rank": 0, "world_size": 1, **options}
+    )
     return Loader(TensorBatches(inputs, inputs), order, 0)
 
 
-@pytest.mark.parametrize("taken", range(8))
+@pytest.mark.parametrize("batches_consumed", range(8))
 def test_a_loader_goes_on_after_the_batch_that_was_taken_last(taken):
     whole = [batch[0] for batch in loader()]
     stopped, going = loader(), loader(seed=9)
@@ -92,6 +94,6 @@ class Masks:
 
 def test_no_signal_ends_a_worker_from_its_first_moment_on():
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    (masked,) = Loader(Masks(), Order(4, 4, False, 0, 0, 1), num_workers=1)
+    (masked,) = Loader(Masks(), ResumableDistributedSampler(4, 4, False, 0, 0, 1), num_workers=1)
     assert {signal.SIGINT, signal.SIGTERM} <= set(masked)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

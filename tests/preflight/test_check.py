@@ -140,7 +140,9 @@ def test_fewer_samples_than_processes_are_refused():
 @pytest.mark.parametrize(("split", "check"), [("training", "start"), ("validation", "batches")])
 def test_a_split_without_a_batch_is_refused(split, check, capsys, monkeypatch):
     empty = split == "training"
-    monkeypatch.setattr("firstlight.data.loader.Order.__len__", lambda self: 0 if self.shuffle is empty else 2)
+    monkeypatch.setattr(
+        "firstlight.data.loader.ResumableDistributedSampler.__len__", lambda self: 0 if self.shuffle is empty else 2
+    )
     constant = "--model.schedule=firstlight.schedules.Constant"
     table = checked(capsys, constant, code=2)[0]
     assert "FAIL" in table[check]

@@ -19,14 +19,14 @@ from torch.utils.data import DataLoader, DistributedSampler
 from firstlight.data.samples import Batch, TensorBatches
 from firstlight.errors import UsageError
 
-__all__ = ["BatchSizeIs", "Loader", "Order", "is_on_device", "loader", "per_process"]
+__all__ = ["BatchSizeIs", "Loader", "ResumableDistributedSampler", "is_on_device", "loader", "per_process"]
 
 BatchSizeIs = Literal["per_process", "global"]
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
-class Order(DistributedSampler[Tensor]):
+class ResumableDistributedSampler(DistributedSampler[Tensor]):
     """The indices of each batch of this process.
 
     All processes together take each sample exactly once an epoch, and equally many batches: a batch of all of them is
@@ -65,7 +65,7 @@ class Order(DistributedSampler[Tensor]):
         self.start = 0
         self.start_epoch: int | None = None
         self.running = 0
-        self.taken = 0  # Counted by the loader: with workers, the order is ahead of what was taken.
+        self.batches_consumed = 0  # Counted by the loader: with workers, the order is ahead of what was taken.
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -75,7 +75,7 @@ class Order(DistributedSampler[Tensor]):
         """Yield the batches of the epoch, from `start` on this once."""
         start, self.start = self.start, 0
         epoch = self.running = self.epoch
-        self.taken = start = start if epoch == self.start_epoch else 0
+        self.batches_consumed = start = start if epoch == self.start_epoch else 0
         self.epoch += 1  # Where nobody sets it.
         order = torch.arange(self.samples)
         if self.shuffle:
@@ -106,7 +106,7 @@ class Loader(DataLoader[Batch]):
         num_workers: Processes that load.
     """
 
-    def __init__(self, dataset: TensorBatches, order: Order, num_workers: int) -> None:
+    def __init__(self, dataset: TensorBatches, sampler: ResumableDistributedSampler, num_workers: int) -> None:
         # A generator of its own, so that to begin an epoch draws no number that dropout would have got.
         super().__init__(
             dataset,
@@ -124,20 +124,20 @@ class Loader(DataLoader[Batch]):
         if not self.num_workers:  # What DataLoader does then, at a third of its time.
             dataset = cast(TensorBatches, self.dataset)
             for indices in self.order:
-                self.order.taken += 1
+                self.order.batches_consumed += 1
                 yield dataset.__getitems__(indices)
             return
         with _signals_kept_back():  # Workers begin deaf: one that a signal of all processes ends would end the run.
             batches = super().__iter__()
         for batch in batches:
-            self.order.taken += 1
+            self.order.batches_consumed += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return which epoch is under way, how many of its batches were taken, and what their order depends on."""
         order = self.order
         return {
-            "taken": order.taken,
+            "batches_consumed": order.batches_consumed,
             "epoch": order.running,
             "seed": order.seed,
             "samples": order.samples,
@@ -157,7 +157,7 @@ class Loader(DataLoader[Batch]):
             found = ", ".join(f"{name} was {state_dict[name]} and is {now[name]}" for name in changed)
             raise UsageError(f"the run cannot go on exactly: {found}; --inexact starts the epoch anew with what is now")
         self.order.seed = state_dict["seed"]
-        self.order.start = state_dict["taken"]
+        self.order.start = state_dict["batches_consumed"]
         self.order.start_epoch = state_dict["epoch"]
 
 
@@ -195,7 +195,7 @@ def loader(
     seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed() % 2**31))
     if trainer is not None and is_on_device(dataset, trainer.strategy.root_device, num_workers, on_device):
         dataset = dataset.to(trainer.strategy.root_device)
-    order = Order(len(dataset), batch_size, shuffle, seed, rank, processes, dataset.device)
+    order = ResumableDistributedSampler(len(dataset), batch_size, shuffle, seed, rank, processes, dataset.device)
     return Loader(dataset, order, num_workers)
 
 
