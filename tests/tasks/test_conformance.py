@@ -104,7 +104,7 @@ def test_every_split_logs_its_metrics_under_its_name(name, tmp_path):
     task, logger = made(name), CSVLogger(tmp_path)
     run = trainer(tmp_path, max_epochs=1, logger=logger)
     run.fit(task, batches(name), batches(name))
-    while_training = names(name) - task.of_whole_splits
+    while_training = names(name) - task.eval_only_metrics
     expected = {f"train/{each}" for each in while_training} | {f"val/{each}" for each in names(name)}
     assert run.logged_metrics.keys() == expected
     (tested,) = run.test(task, batches(name), verbose=False)

@@ -6,7 +6,7 @@ from torch import nn
 
 from firstlight.errors import UsageError
 from firstlight.losses import ContrastiveLoss, SupervisedContrastiveLoss
-from firstlight.metrics.retrieval import NeighbourRecall, neighbour_recall
+from firstlight.metrics.retrieval import RecallAtK, recall_at_k
 from firstlight.networks import MLP
 from firstlight.tasks import Embedding
 from tests.tasks.helpers import loader, parts, predicted, trainer
@@ -31,26 +31,26 @@ def by_scikit_learn(embeddings, labels, k):
 @pytest.mark.parametrize("most", [1, 130, 2**24], ids=["row by row", "in chunks", "at once"])
 def test_neighbour_recall_equals_scikit_learns_neighbours(k, most, monkeypatch):
     monkeypatch.setattr("firstlight.metrics.retrieval._MOST_ELEMENTS", most)
-    assert neighbour_recall(INPUTS, LABELS, k).item() == pytest.approx(by_scikit_learn(INPUTS, LABELS, k))
+    assert recall_at_k(INPUTS, LABELS, k).item() == pytest.approx(by_scikit_learn(INPUTS, LABELS, k))
 
 
 def test_the_length_of_an_embedding_does_not_count():
     lengths = torch.rand(60, 1, generator=torch.Generator().manual_seed(1)) + 0.1
-    assert neighbour_recall(INPUTS * lengths, LABELS, 3) == neighbour_recall(INPUTS, LABELS, 3)
+    assert recall_at_k(INPUTS * lengths, LABELS, 3) == recall_at_k(INPUTS, LABELS, 3)
 
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_few_samples_have_few_neighbours(k):
-    assert neighbour_recall(INPUTS[:1], LABELS[:1], k) == 0
-    assert neighbour_recall(INPUTS[:2], torch.tensor([3, 3]), k) == 1
-    assert neighbour_recall(INPUTS[:2], torch.tensor([3, 2]), k) == 0
+    assert recall_at_k(INPUTS[:1], LABELS[:1], k) == 0
+    assert recall_at_k(INPUTS[:2], torch.tensor([3, 3]), k) == 1
+    assert recall_at_k(INPUTS[:2], torch.tensor([3, 2]), k) == 0
 
 
 def test_the_metric_sees_the_samples_of_all_batches():
-    metric = NeighbourRecall(3)
+    metric = RecallAtK(3)
     for part in torch.arange(60).split(7):
         metric.update(INPUTS[part], LABELS[part])
-    assert metric.compute() == neighbour_recall(INPUTS, LABELS, 3)
+    assert metric.compute() == recall_at_k(INPUTS, LABELS, 3)
 
 
 def test_test_metrics_equal_scikit_learns_of_the_predictions(tmp_path):

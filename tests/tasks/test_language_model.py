@@ -69,9 +69,11 @@ def test_a_split_is_scored_by_the_mean_over_its_scored_tokens(tmp_path):
 def test_perplexity_is_that_of_the_likelihood_whatever_the_loss_is(loss):
     task = make(loss=loss)
     for batch in batches():
-        task.shared_step(batch, task.observed_val)
+        task.shared_step(batch, task.val_metrics)
     nats = [value for batch in batches() for value in surprises(task, *batch)]
-    assert task.observed_val.read()["val/perplexity"].item() == pytest.approx(math.exp(sum(nats) / len(nats)), rel=1e-5)
+    assert task.val_metrics.compute()["val/perplexity"].item() == pytest.approx(
+        math.exp(sum(nats) / len(nats)), rel=1e-5
+    )
 
 
 def test_a_batch_of_which_nothing_is_scored_costs_nothing():
@@ -91,9 +93,9 @@ def test_training_logs_the_same_metrics_and_learns(tmp_path):
 
 def test_the_metrics_share_their_sums():
     task = make()
-    task.shared_step(batches()[0], task.observed_val)
-    task.observed_val.read()
-    assert task.observed_val.metrics.compute_groups == {0: ["bits_per_byte", "perplexity"]}
+    task.shared_step(batches()[0], task.val_metrics)
+    task.val_metrics.compute()
+    assert task.val_metrics.metrics.compute_groups == {0: ["bits_per_byte", "perplexity"]}
 
 
 def test_perplexity_equals_that_of_torchmetrics():
@@ -113,8 +115,8 @@ def test_a_token_that_was_held_impossible_costs_its_bits_and_not_infinity():
     task = make()
     with torch.no_grad():
         task.network.weight.zero_()[:, 2] = 200.0
-    task.shared_step((torch.tensor([[3]]), torch.tensor([[1]])), task.observed_val)
-    assert task.observed_val.read()["val/bits_per_byte"].item() == pytest.approx(200 / math.log(2))
+    task.shared_step((torch.tensor([[3]]), torch.tensor([[1]])), task.val_metrics)
+    assert task.val_metrics.compute()["val/bits_per_byte"].item() == pytest.approx(200 / math.log(2))
 
 
 def test_a_prediction_is_what_each_sequence_costs():

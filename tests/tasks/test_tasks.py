@@ -8,7 +8,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from firstlight.data import Digits
 from firstlight.errors import UsageError
-from firstlight.metrics.split_metrics import Observed
+from firstlight.metrics.split_metrics import SplitMetrics
 from firstlight.networks import MLP
 from firstlight.schedules import Constant, Cosine
 from firstlight.tasks import Classification
@@ -112,7 +112,7 @@ def test_observed_goes_on_from_a_file_to_the_last_bit(weighted, names, tmp_path)
     metrics = {"rmse": MeanSquaredError(squared=False), "r": PearsonCorrCoef()}
 
     def new():
-        return Observed("train", MetricCollection({name: metrics[name] for name in names}))
+        return SplitMetrics("train", MetricCollection({name: metrics[name] for name in names}))
 
     whole, stopped = new(), new()
     for batch in batches:
@@ -130,9 +130,9 @@ def test_observed_goes_on_from_a_file_to_the_last_bit(weighted, names, tmp_path)
 
 def test_observed_hands_over_nothing_of_what_it_had_no_room_to_keep(monkeypatch):
     monkeypatch.setattr("firstlight.metrics.split_metrics._MOST_ELEMENTS", 20)
-    observed = Observed("train", MetricCollection({"rmse": MeanSquaredError()}))
+    observed = SplitMetrics("train", MetricCollection({"rmse": MeanSquaredError()}))
     for size in (8, 8, 8, 8):
-        observed.add(torch.zeros(()), torch.zeros(size), torch.zeros(size))
+        split_metrics.update(torch.zeros(()), torch.zeros(size), torch.zeros(size))
         assert bool(observed.unread()) == (observed._room[0] >= 0 and not observed._counted)
     assert observed.unread() == {}
     observed.restore({})
@@ -143,7 +143,7 @@ def test_observed_hands_over_nothing_of_what_it_had_no_room_to_keep(monkeypatch)
 def test_observed_that_goes_on_has_as_much_room_as_before(names, monkeypatch):
     monkeypatch.setattr("firstlight.metrics.split_metrics._MOST_ELEMENTS", 20)
     metrics = {"rmse": MeanSquaredError()}
-    whole, rest = (Observed("train", MetricCollection({name: metrics[name] for name in names})) for _ in range(2))
+    whole, rest = (SplitMetrics("train", MetricCollection({name: metrics[name] for name in names})) for _ in range(2))
     for size in (8, 8, 8):
         rest.restore(whole.unread())
         for each in (whole, rest):
@@ -154,8 +154,8 @@ def test_observed_that_goes_on_has_as_much_room_as_before(names, monkeypatch):
 
 def test_observed_takes_nothing_over_from_one_with_other_metrics():
     some, none = (
-        Observed("train", MetricCollection({"rmse": MeanSquaredError()})),
-        Observed("train", MetricCollection({})),
+        SplitMetrics("train", MetricCollection({"rmse": MeanSquaredError()})),
+        SplitMetrics("train", MetricCollection({})),
     )
     for each in (some, none):
         each.add(torch.ones(()), torch.zeros(3), torch.zeros(3))
@@ -175,10 +175,10 @@ def test_observed_gives_the_same_whether_it_counts_often_or_once(monkeypatch):
     read = []
     for most in (0, 2**22):
         monkeypatch.setattr("firstlight.metrics.split_metrics._MOST_ELEMENTS", most)
-        observed = Observed("val", MetricCollection({"accuracy": MulticlassAccuracy(4, average="micro")}))
+        observed = SplitMetrics("val", MetricCollection({"accuracy": MulticlassAccuracy(4, average="micro")}))
         assert observed.read() == {}
         for batch in batches:
-            observed.add(*batch)
+            split_metrics.update(*batch)
         read.append(observed.read())
         assert observed.read() == {}
     loss = sum(batch[0] * size for batch, size in zip(batches, sizes, strict=True)) / sum(sizes)

@@ -1,7 +1,7 @@
 """Metrics of a whole split, of embeddings and of language models."""
 
 from firstlight.metrics.language import BitsPerByte, Perplexity
-from firstlight.metrics.retrieval import NeighbourRecall, neighbour_recall
-from firstlight.metrics.split_metrics import Observed
+from firstlight.metrics.retrieval import RecallAtK, recall_at_k
+from firstlight.metrics.split_metrics import SplitMetrics
 
-__all__ = ["BitsPerByte", "NeighbourRecall", "Observed", "Perplexity", "neighbour_recall"]
+__all__ = ["BitsPerByte", "Perplexity", "RecallAtK", "SplitMetrics", "recall_at_k"]

@@ -11,13 +11,13 @@ from torch.nn.functional import normalize
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-__all__ = ["NeighbourRecall", "neighbour_recall"]
+__all__ = ["RecallAtK", "recall_at_k"]
 
 _MOST_ELEMENTS = 2**24
 """Cosines held at once: 64 MiB."""
 
 
-def neighbour_recall(embeddings: Tensor, labels: Tensor, k: int) -> Tensor:
+def recall_at_k(embeddings: Tensor, labels: Tensor, k: int) -> Tensor:
     """Return the share of samples of which one of the `k` nearest neighbours has the label.
 
     Neighbours are the other samples, the nearest the one with the largest cosine. A sample whose label no other has
@@ -33,7 +33,7 @@ def neighbour_recall(embeddings: Tensor, labels: Tensor, k: int) -> Tensor:
         The share `()` in [0, 1].
 
     >>> embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.2, 0.8]])
-    >>> neighbour_recall(embeddings, torch.tensor([0, 0, 1, 0]), k=1)
+    >>> recall_at_k(embeddings, torch.tensor([0, 0, 1, 0]), k=1)
     tensor(0.5000)
     """
     directions = normalize(embeddings.float(), dim=1)
@@ -48,8 +48,8 @@ def neighbour_recall(embeddings: Tensor, labels: Tensor, k: int) -> Tensor:
     return torch.cat(found).float().mean()
 
 
-class NeighbourRecall(Metric):
-    """`neighbour_recall` of all embeddings `(B, D)` and labels `(B,)` that it was given.
+class RecallAtK(Metric):
+    """`recall_at_k` of all embeddings `(B, D)` and labels `(B,)` that it was given.
 
     Args:
         k: Neighbours that count, at least 1.
@@ -76,4 +76,4 @@ class NeighbourRecall(Metric):
 
     def compute(self) -> Tensor:
         """Return the share `()`."""
-        return neighbour_recall(dim_zero_cat(self.embeddings), dim_zero_cat(self.labels), self.k)
+        return recall_at_k(dim_zero_cat(self.embeddings), dim_zero_cat(self.labels), self.k)

@@ -11,13 +11,13 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 from torchmetrics import MetricCollection, SumMetric
 
-__all__ = ["Observed"]
+__all__ = ["SplitMetrics"]
 
 _MOST_ELEMENTS = 2**22
 """Outputs kept before they are counted: 16 MiB of float32."""
 
 
-class Observed(nn.Module):
+class SplitMetrics(nn.Module):
     """Mean loss over the samples of a split, and its metrics, equal on every process once they are read.
 
     `add` only keeps references; they are computed with many batches at once, and no device is waited for until `read`.
@@ -39,7 +39,7 @@ class Observed(nn.Module):
         self._room = [_MOST_ELEMENTS]  # In a list: setting an attribute of a module takes 5 µs.
         self._counted = False
 
-    def add(self, loss: Tensor, outputs: Tensor, targets: Tensor, scored: Tensor | None = None) -> None:
+    def update(self, loss: Tensor, outputs: Tensor, targets: Tensor, scored: Tensor | None = None) -> None:
         """Take a batch: its mean loss `()`, outputs `(B, ...)` and targets `(B, ...)`.
 
         Args:
@@ -53,7 +53,7 @@ class Observed(nn.Module):
         if self._room[0] < 0:
             self._update()
 
-    def read(self) -> dict[str, Tensor]:
+    def compute(self) -> dict[str, Tensor]:
         """Return what was seen since the last call, by name; nothing when nothing was seen."""
         self._update()
         if not self._counted:

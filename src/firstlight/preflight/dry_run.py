@@ -202,8 +202,8 @@ def _leak(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> str:
 def _loss(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Return the loss of a batch without `l1`, which gives each weight a gradient whether it is used or not."""
     with trainer.precision_plugin.forward_context():
-        loss = task.shared_step(batch, task.observed_train)
-    task.observed_train.reset()
+        loss = task.shared_step(batch, task.train_metrics)
+    task.train_metrics.reset()
     return loss
 
 

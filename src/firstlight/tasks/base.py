@@ -13,7 +13,7 @@ from firstlight.checkpoints.hyperparameters import keep_hyperparameters
 from firstlight.checkpoints.trust import SafeLoading
 from firstlight.compat import silence_known_warnings
 from firstlight.errors import UsageError, did_you_mean
-from firstlight.metrics.split_metrics import Observed
+from firstlight.metrics.split_metrics import SplitMetrics
 from firstlight.optim import weights
 from firstlight.preflight.probe import attempt, described
 from firstlight.schedules import Schedule
@@ -43,10 +43,10 @@ class Task(SafeLoading, Logged):  # type: ignore[misc]  # it takes the rarer opt
             loaded without a part that was given as an object.
     """
 
-    of_whole_splits: ClassVar[frozenset[str]] = frozenset()
+    eval_only_metrics: ClassVar[frozenset[str]] = frozenset()
     """Metrics that mean something only, or are cheap only, for a whole split, and are left out of `train/*`."""
 
-    compares_samples: ClassVar[bool] = False
+    pairwise_loss: ClassVar[bool] = False
     """Whether the loss of a batch is one of the samples' relations, and no mean over them."""
 
     def __init__(
@@ -69,11 +69,11 @@ class Task(SafeLoading, Logged):  # type: ignore[misc]  # it takes the rarer opt
         self.l1 = l1
         collection = MetricCollection(dict(metrics))
         while_training: dict[str, Metric | MetricCollection] = {
-            name: metric for name, metric in metrics.items() if name not in self.of_whole_splits
+            name: metric for name, metric in metrics.items() if name not in self.eval_only_metrics
         }
-        self.observed_train = Observed("train", MetricCollection(while_training))
-        self.observed_val = Observed("val", collection)
-        self.observed_test = Observed("test", collection)
+        self.train_metrics = SplitMetrics("train", MetricCollection(while_training))
+        self.val_metrics = SplitMetrics("val", collection)
+        self.test_metrics = SplitMetrics("test", collection)
         self.monitor = monitor
         self.mode = self._mode(metrics)
         self._samples = [0]  # In a list: setting an attribute of a module takes 5 µs.
@@ -83,21 +83,21 @@ class Task(SafeLoading, Logged):  # type: ignore[misc]  # it takes the rarer opt
         outputs: Tensor = self.network(inputs)
         return outputs
 
-    def shared_step(self, batch: tuple[Tensor, Tensor], observed: Observed) -> Tensor:
+    def shared_step(self, batch: tuple[Tensor, Tensor], split_metrics: SplitMetrics) -> Tensor:
         """Return the loss of a batch `(inputs, targets)`, and remember what the metrics need."""
         inputs, targets = batch
-        return self.score(self(inputs), targets, observed)
+        return self.compute_loss(self(inputs), targets, split_metrics)
 
-    def score(self, outputs: Tensor, targets: Tensor, observed: Observed) -> Tensor:
+    def compute_loss(self, outputs: Tensor, targets: Tensor, split_metrics: SplitMetrics) -> Tensor:
         """Return the loss of outputs, and remember what the metrics need; a task overrides this where they differ."""
         loss: Tensor = self.loss(outputs, targets)
-        observed.add(loss, outputs, targets)
+        split_metrics.update(loss, outputs, targets)
         return loss
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a training batch, with the penalty on the weights."""
         self._samples[0] = batch[1].shape[0]  # len() of a tensor is a call
-        loss = self.shared_step(batch, self.observed_train)
+        loss = self.shared_step(batch, self.train_metrics)
         if self.l1:
             loss = loss + self.l1 * sum(weight.abs().sum() for weight in weights(self))
         return loss
@@ -115,19 +115,19 @@ class Task(SafeLoading, Logged):  # type: ignore[misc]  # it takes the rarer opt
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Observe a validation batch."""
-        self.shared_step(batch, self.observed_val)
+        self.shared_step(batch, self.val_metrics)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Observe a test batch."""
-        self.shared_step(batch, self.observed_test)
+        self.shared_step(batch, self.test_metrics)
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/*`."""
-        self.log_dict(self.observed_val.read(), sync_dist=True)
+        self.log_dict(self.val_metrics.compute(), sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Log `test/*`."""
-        self.log_dict(self.observed_test.read(), sync_dist=True)
+        self.log_dict(self.test_metrics.compute(), sync_dist=True)
 
     def check(self, batch: tuple[Tensor, Tensor], targets: Tensor) -> None:
         """Refuse samples that this task cannot learn from; network and loss are tried without a gradient.
@@ -147,15 +147,15 @@ class Task(SafeLoading, Logged):  # type: ignore[misc]  # it takes the rarer opt
             outputs = attempt(lambda: self(inputs), f"{network} cannot take samples of shape {tuple(inputs.shape[1:])}")
             self.check_outputs(outputs, few, targets)
             fault = f"{loss} cannot compare outputs {described(outputs)} with targets {described(few)}"
-            value = attempt(lambda: self.score(outputs, few, self.observed_val), fault)
+            value = attempt(lambda: self.compute_loss(outputs, few, self.val_metrics), fault)
             both = torch.cat([outputs, outputs]), torch.cat([few, few])
-            twice = attempt(lambda: self.score(*both, self.observed_val), fault)
+            twice = attempt(lambda: self.compute_loss(*both, self.val_metrics), fault)
         finally:
-            self.observed_val.reset()
+            self.val_metrics.reset()
             self.train(training)
         if value.ndim:
             raise UsageError(f"{loss} gives {described(value)}: a loss is one number, the mean over the batch")
-        if not self.compares_samples and not torch.isclose(value, twice, rtol=1e-3, equal_nan=True):
+        if not self.pairwise_loss and not torch.isclose(value, twice, rtol=1e-3, equal_nan=True):
             raise UsageError(f"{loss} gives {value:.4g} for some samples and {twice:.4g} for them twice: it is no mean")
 
     def check_outputs(self, outputs: Tensor, few: Tensor, targets: Tensor) -> None:

@@ -15,7 +15,7 @@ from torchmetrics.classification import (
 )
 
 from firstlight.errors import UsageError
-from firstlight.metrics.split_metrics import Observed
+from firstlight.metrics.split_metrics import SplitMetrics
 from firstlight.schedules import Schedule
 from firstlight.tasks.elementwise import Elementwise
 
@@ -26,7 +26,7 @@ class _Labelling(Elementwise):
     """Logits `(B, width)` against float32 targets that are 0 or 1."""
 
     # Ranks of a few batches say little, and a batch may lack one of the two.
-    of_whole_splits = frozenset({"auroc"})
+    eval_only_metrics = frozenset({"auroc"})
 
     def check(self, batch: tuple[Tensor, Tensor], targets: Tensor) -> None:
         """Refuse targets that are neither 0 nor 1, and what does not fit in shape."""
@@ -38,13 +38,13 @@ class _Labelling(Elementwise):
                 f"not: the first is {wrong[0]}"
             )
 
-    def score(self, outputs: Tensor, targets: Tensor, observed: Observed) -> Tensor:
+    def compute_loss(self, outputs: Tensor, targets: Tensor, split_metrics: SplitMetrics) -> Tensor:
         """Return the loss of logits, and remember probabilities for the metrics."""
         self.refuse_other_shape(outputs, targets)
         loss: Tensor = self.loss(outputs, targets)
         # Given logits, torchmetrics would guess from their values whether they are probabilities. Of large logits
         # float32 has but one probability, and no order.
-        observed.add(loss, outputs.double().sigmoid(), targets.int())
+        split_metrics.update(loss, outputs.double().sigmoid(), targets.int())
         return loss
 
 

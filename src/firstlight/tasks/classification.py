@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from firstlight.errors import UsageError
-from firstlight.metrics.split_metrics import Observed
+from firstlight.metrics.split_metrics import SplitMetrics
 from firstlight.preflight.probe import described
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
@@ -46,12 +46,12 @@ class Classification(Task):
         super().__init__(network, loss, optimizer, schedule, metrics, **options)
         self.classes = classes
 
-    def score(self, outputs: Tensor, targets: Tensor, observed: Observed) -> Tensor:
+    def compute_loss(self, outputs: Tensor, targets: Tensor, split_metrics: SplitMetrics) -> Tensor:
         """Return the loss; with class weights it is a mean over the weights of the batch, and counts for as much."""
         criterion = self.loss
         loss: Tensor = criterion(outputs, targets)
         weight = criterion.weight if isinstance(criterion, nn.CrossEntropyLoss) else None
-        observed.add(loss, outputs, targets, scored=None if weight is None else weight[targets].sum())
+        split_metrics.update(loss, outputs, targets, scored=None if weight is None else weight[targets].sum())
         return loss
 
     def check(self, batch: tuple[Tensor, Tensor], targets: Tensor) -> None:

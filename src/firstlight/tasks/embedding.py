@@ -7,7 +7,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from firstlight.errors import UsageError
-from firstlight.metrics.retrieval import NeighbourRecall
+from firstlight.metrics.retrieval import RecallAtK
 from firstlight.preflight.probe import described
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
@@ -38,8 +38,8 @@ class Embedding(Task):
     """
 
     # Neighbours are looked for among all samples, which takes time that grows with the square of their number.
-    of_whole_splits = frozenset({"nn_accuracy", "recall_at_k"})
-    compares_samples = True
+    eval_only_metrics = frozenset({"nn_accuracy", "recall_at_k"})
+    pairwise_loss = True
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Embedding(Task):
     ) -> None:
         if k < 1:
             raise UsageError(f"Embedding was given k={k}: at least 1 neighbour counts")
-        metrics = {"nn_accuracy": NeighbourRecall(1), "recall_at_k": NeighbourRecall(k)}
+        metrics = {"nn_accuracy": RecallAtK(1), "recall_at_k": RecallAtK(k)}
         super().__init__(network, loss, optimizer, schedule, metrics, **options)
 
     def check(self, batch: tuple[Tensor, Tensor], targets: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from firstlight.errors import UsageError
 from firstlight.metrics import BitsPerByte, Perplexity
-from firstlight.metrics.split_metrics import Observed
+from firstlight.metrics.split_metrics import SplitMetrics
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
 
@@ -43,13 +43,13 @@ class LanguageModel(Task):
         metrics = {"perplexity": Perplexity(), "bits_per_byte": BitsPerByte()}
         super().__init__(network, loss, optimizer, schedule, metrics, **options)
 
-    def score(self, outputs: Tensor, targets: Tensor, observed: Observed) -> Tensor:
+    def compute_loss(self, outputs: Tensor, targets: Tensor, split_metrics: SplitMetrics) -> Tensor:
         """Return the loss of all tokens, and remember what the metrics need."""
         logits, flat = outputs.flatten(0, 1), targets.flatten()
         loss: Tensor = self.loss(logits, flat)
         scored = (flat != 0).sum()
         nats = loss if _is_likelihood(self.loss) else cross_entropy(logits.detach(), flat, ignore_index=0)
-        observed.add(loss, nats[None], scored[None], scored=scored)
+        split_metrics.update(loss, nats[None], scored[None], scored=scored)
         return loss
 
     def check_outputs(self, outputs: Tensor, few: Tensor, targets: Tensor) -> None:

@@ -7,7 +7,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from firstlight.distributed.gather import gathered
-from firstlight.metrics.split_metrics import Observed
+from firstlight.metrics.split_metrics import SplitMetrics
 from firstlight.schedules import Schedule
 from firstlight.tasks.scheduled import Scheduled
 
@@ -15,9 +15,9 @@ __all__ = ["Logged"]
 
 
 class Logged(Scheduled):
-    """Log `train/*` of what was observed since the last time, after every `log_every_n_steps` optimiser steps.
+    """Log `train/*` of what was split_metrics since the last time, after every `log_every_n_steps` optimiser steps.
 
-    Checkpoints from which a fit can go on hold, under `unlogged`, what each process has observed and not logged: the
+    Checkpoints from which a fit can go on hold, under `unlogged`, what each process has split_metrics and not logged: the
     outputs and targets of training batches.
 
     Args:
@@ -25,7 +25,7 @@ class Logged(Scheduled):
         schedule: See `Task`.
     """
 
-    observed_train: Observed
+    train_metrics: SplitMetrics
 
     def __init__(self, optimizer: OptimizerCallable, schedule: Schedule) -> None:
         super().__init__(optimizer, schedule)
@@ -38,14 +38,14 @@ class Logged(Scheduled):
         trainer = self.trainer
         unlogged, self._unlogged = self._unlogged, None
         self._logged_step = trainer.global_step
-        self.observed_train.reset()
-        if not trainer.ckpt_path or unlogged is None or len(unlogged["observed"]) != trainer.world_size:
+        self.train_metrics.reset()
+        if not trainer.ckpt_path or unlogged is None or len(unlogged["split_metrics"]) != trainer.world_size:
             return
         trainer.callback_metrics.update(unlogged["callback_metrics"])
-        if not all(unlogged["observed"]):  # Where one process begins anew, all do: they read together.
+        if not all(unlogged["split_metrics"]):  # Where one process begins anew, all do: they read together.
             return
         self._logged_step = unlogged["logged_step"]
-        self.observed_train.restore(unlogged["observed"][trainer.global_rank])
+        self.train_metrics.restore(unlogged["split_metrics"][trainer.global_rank])
         if values := self._read_if_due():  # A step is saved before it is logged, but for the last one of an epoch.
             trainer.callback_metrics.update(values)
             numbers = {name: float(value) for name, value in values.items()}
@@ -67,7 +67,7 @@ class Logged(Scheduled):
                 "logged_step": self._logged_step,
                 "epoch": trainer.current_epoch,
                 "callback_metrics": train,
-                "observed": gathered(trainer, self.observed_train.unread()),
+                "split_metrics": gathered(trainer, self.train_metrics.unread()),
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -83,4 +83,4 @@ class Logged(Scheduled):
         if not every or step <= self._logged_step or step % every:
             return {}
         self._logged_step = step
-        return self.observed_train.read()
+        return self.train_metrics.compute()

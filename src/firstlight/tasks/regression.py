@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from firstlight.errors import UsageError
-from firstlight.metrics.split_metrics import Observed
+from firstlight.metrics.split_metrics import SplitMetrics
 from firstlight.schedules import Schedule
 from firstlight.tasks.elementwise import Elementwise
 
@@ -41,7 +41,7 @@ class Regression(Elementwise):
     """
 
     # It compares with the mean of what it sees, and needs two samples.
-    of_whole_splits = frozenset({"r2"})
+    eval_only_metrics = frozenset({"r2"})
 
     target_mean: Tensor
     target_std: Tensor
@@ -75,13 +75,13 @@ class Regression(Elementwise):
         self.target_mean.copy_(targets.mean(dim=0))
         self.target_std.copy_(targets.std(dim=0, correction=0).masked_fill(constant, 1))
 
-    def score(self, outputs: Tensor, targets: Tensor, observed: Observed) -> Tensor:
+    def compute_loss(self, outputs: Tensor, targets: Tensor, split_metrics: SplitMetrics) -> Tensor:
         """Return the loss against standardised targets, and remember the metrics' numbers in the user's units."""
         self.refuse_other_shape(outputs, targets)
         centred = targets - self.target_mean
         loss: Tensor = self.loss(outputs, centred / self.target_std)
         # Moved by the mean, which no metric sees: the squares of large numbers would drown small differences.
-        observed.add(loss, outputs * self.target_std, centred)
+        split_metrics.update(loss, outputs * self.target_std, centred)
         return loss
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
