@@ -58,6 +58,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def origin(error: BaseException) -> BaseException:
+def root_cause(error: BaseException) -> BaseException:
     """Return what a chain of causes began with: wrong use, or the exception at its bottom."""
-    return error if isinstance(error, UsageError) or error.__cause__ is None else origin(error.__cause__)
+    return error if isinstance(error, UsageError) or error.__cause__ is None else root_cause(error.__cause__)

@@ -21,7 +21,7 @@ from torch import nn
 
 from firstlight.callbacks import BestCheckpoint, LastCheckpoint
 from firstlight.callbacks.finite import not_finite
-from firstlight.checkpoints.io import AtomicCheckpointIO, damage, newest_resumable, remove_leftovers
+from firstlight.checkpoints.io import AtomicCheckpointIO, find_corruption, newest_resumable, remove_leftovers
 from firstlight.cli import parser as cli
 from firstlight.errors import UsageError
 from firstlight.run import directory
@@ -176,8 +176,8 @@ def test_the_checksums_are_there_whatever_torch_is_told(tmp_path):
         torch.save(content(1), tmp_path / "without.ckpt")
     finally:
         torch.serialization.set_crc32_options(True)
-    assert damage(tmp_path / "with.ckpt") is None
-    assert damage(tmp_path / "without.ckpt").startswith("it has no CRC-32s")
+    assert find_corruption(tmp_path / "with.ckpt") is None
+    assert find_corruption(tmp_path / "without.ckpt").startswith("it has no CRC-32s")
 
 
 def test_what_is_moved_into_place_is_on_the_disk_and_then_its_folder_is(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from firstlight.__main__ import main
-from firstlight.callbacks.checkpoints import recorded
+from firstlight.callbacks.checkpoints import read_checkpoint_metrics
 from firstlight.checkpoints.io import AtomicCheckpointIO
 from firstlight.cli.parser import CLI
 from firstlight.data import Digits
@@ -263,7 +263,7 @@ def test_no_pickled_code_is_run(kind, run, canary, capsys):
         assert "leave it out" in refusal(lambda load=load: load(path, weights_only=False))
     refusal(lambda: AtomicCheckpointIO().load_checkpoint(path))
     with pytest.raises(Exception):  # noqa: B017  # torch says it in several ways
-        recorded(path)
+        read_checkpoint_metrics(path)
     for verb in ("validate", "test", "predict"):
         refused_by_command(capsys, verb, "--ckpt", path)
         refused_by_command(capsys, verb, "--run", run)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from firstlight.callbacks import BestCheckpoint, LastCheckpoint
-from firstlight.callbacks.checkpoints import recorded
+from firstlight.callbacks.checkpoints import read_checkpoint_metrics
 from firstlight.data import Digits
 from firstlight.networks import MLP
 from firstlight.schedules import Constant
@@ -17,9 +17,9 @@ def test_the_best_checkpoint_beats_the_last_one_on_an_overfitting_run(seed, tmp_
     callbacks = [BestCheckpoint("val/loss", "min", tmp_path), LastCheckpoint(tmp_path)]
     task = fit(lambda: MLP(64, [256, 128], 10), data, seed, epochs=60, schedule=Constant(), callbacks=callbacks)
     best, last = tmp_path / "best.ckpt", tmp_path / "last.ckpt"
-    assert recorded(best)["epoch"] < recorded(last)["epoch"] == 60
+    assert read_checkpoint_metrics(best)["epoch"] < read_checkpoint_metrics(last)["epoch"] == 60
     # Measured over six seeds: 0.62 to 0.75 for validation, 0.66 to 0.80 for test.
-    assert recorded(best)["val/loss"] < 0.85 * recorded(last)["val/loss"]
+    assert read_checkpoint_metrics(best)["val/loss"] < 0.85 * read_checkpoint_metrics(last)["val/loss"]
     on_test = []
     for path in (best, last):
         task.load_state_dict(torch.load(path, weights_only=True)["state_dict"])

@@ -19,7 +19,7 @@ from firstlight.callbacks.cadence import is_due, validation_follows
 from firstlight.callbacks.finite import not_finite
 from firstlight.errors import UsageError
 
-__all__ = ["BestCheckpoint", "LastCheckpoint", "recorded"]
+__all__ = ["BestCheckpoint", "LastCheckpoint", "read_checkpoint_metrics"]
 
 
 _log = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def _is_small(trainer: Trainer) -> bool:
     return sum(each.numel() * each.element_size() for each in held) <= _SMALL
 
 
-def recorded(path: str | Path) -> dict[str, float]:
+def read_checkpoint_metrics(path: str | Path) -> dict[str, float]:
     """Return when a checkpoint was written, and the validation metrics that a task wrote into it, by name.
 
     `epoch` counts from 1, `step` is the number of optimiser steps done.

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from firstlight.callbacks.checkpoints import recorded
+from firstlight.callbacks.checkpoints import read_checkpoint_metrics
 
 __all__ = ["HParams", "flatten"]
 
@@ -32,7 +32,7 @@ class HParams(Callback):
         if not self.best.best_model_path:
             return
         try:
-            metrics = recorded(self.best.best_model_path)
+            metrics = read_checkpoint_metrics(self.best.best_model_path)
         except UnpicklingError:
             metrics = {}  # A module of others may keep objects in its checkpoints; they are not run to be read.
         score = (

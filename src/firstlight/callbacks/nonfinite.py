@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from firstlight.callbacks.cadence import current_step, log, should_log
 from firstlight.callbacks.finite import all_finite, not_finite, surely_finite
 from firstlight.callbacks.replay import describe, first_fault
-from firstlight.distributed.gather import gathered
+from firstlight.distributed.gather import all_gather_objects
 from firstlight.errors import TrainingError, UsageError
 
 __all__ = ["NonFinite", "verdict"]
@@ -249,7 +249,7 @@ class NonFinite(Callback):
             self.skipped += 1
             return
         self._replaying = True
-        found = gathered(trainer, first_fault(trainer, module, step.window.batches))
+        found = all_gather_objects(trainer, first_fault(trainer, module, step.window.batches))
         raise TrainingError(describe(step.step, step.epoch, [index for _, index in step.window.batches], found))
 
     def _settle(self, trainer: Trainer, module: LightningModule) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from firstlight.distributed.gather import gathered
+from firstlight.distributed.gather import all_gather_objects
 
 __all__ = ["RandomState", "restore", "snapshot"]
 
@@ -23,7 +23,7 @@ class RandomState(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the states of every process, which all save together."""
-        checkpoint["random_state"] = gathered(trainer, snapshot())
+        checkpoint["random_state"] = all_gather_objects(trainer, snapshot())
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the states of a checkpoint that has them."""

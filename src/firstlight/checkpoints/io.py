@@ -18,7 +18,7 @@ from torch.utils.serialization import config
 
 from firstlight.errors import UsageError
 
-__all__ = ["AtomicCheckpointIO", "damage", "newest_resumable", "read", "remove_leftovers", "weights_fault"]
+__all__ = ["AtomicCheckpointIO", "find_corruption", "newest_resumable", "read", "remove_leftovers", "weights_fault"]
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -85,7 +85,7 @@ def read(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dic
     path = _local(path)
     if not path.is_file():
         raise UsageError(f"there is no checkpoint {path}")
-    if wrong := damage(path):
+    if wrong := find_corruption(path):
         raise UsageError(f"{path} is damaged: {wrong}")
     try:
         found: dict[str, Any] = torch.load(path, map_location, weights_only=True, mmap=mmap)
@@ -122,7 +122,7 @@ def newest_resumable(path: Path) -> Path:
     return file
 
 
-def damage(path: Path) -> str | None:
+def find_corruption(path: Path) -> str | None:
     """Return what is wrong with the bytes of a checkpoint, `None` where nothing is.
 
     The CRC-32s are those that torch writes with each record.

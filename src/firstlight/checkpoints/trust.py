@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from firstlight.checkpoints.io import read, weights_fault
 from firstlight.compat import innermost_statement
-from firstlight.errors import UsageError, origin
+from firstlight.errors import UsageError, root_cause
 from firstlight.schedules import Schedule
 
 __all__ = ["SafeLoading", "only_trusted", "stored_config"]
@@ -133,7 +133,7 @@ class SafeLoading:
         except RuntimeError as error:
             raise weights_fault(error, Path(checkpoint_path)) from error
         except ValueError as error:
-            raise origin(error) from None
+            raise root_cause(error) from None
         return loaded
 
 

@@ -20,7 +20,7 @@ from firstlight.callbacks.defaults import DEFAULTS, LINKED
 from firstlight.checkpoints.trust import only_trusted, stored_config
 from firstlight.cli.class_help import ShortHelp, class_help, full_names
 from firstlight.cli.parser_errors import explain
-from firstlight.errors import UsageError, origin
+from firstlight.errors import UsageError, root_cause
 from firstlight.loggers import as_list
 from firstlight.run import directory
 from firstlight.run.experiment import Experiment
@@ -144,7 +144,7 @@ class CLI(LightningCLI):
                 self.config_init = self.parser.instantiate_classes(self.config)
         except ValueError as error:
             # jsonargparse 4.53 folds whatever a constructor raises into its own error.
-            raise origin(error) from None
+            raise root_cause(error) from None
         options = {**self.config_init["trainer"]}
         without = {name.strip() for given in as_list(self.config.without) for name in given.split(",")}
         if options["enable_progress_bar"] is False:

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-__all__ = ["gathered"]
+__all__ = ["all_gather_objects"]
 
 
-def gathered(trainer: Trainer, own: Any) -> list[Any]:
+def all_gather_objects(trainer: Trainer, own: Any) -> list[Any]:
     """Return what every process has, by rank; all of them call it at the same place."""
     found = [own] * trainer.world_size
     if len(found) > 1:

@@ -16,7 +16,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from firstlight import callbacks
-from firstlight.callbacks.checkpoints import recorded
+from firstlight.callbacks.checkpoints import read_checkpoint_metrics
 from firstlight.callbacks.defaults import refuse_collisions
 from firstlight.callbacks.graceful_shutdown import interruptible
 from firstlight.checkpoints.io import AtomicCheckpointIO, newest_resumable, remove_leftovers, weights_fault
@@ -104,7 +104,7 @@ class Experiment:
 
     def _fit(self, resumed: Path | None, folder: Path) -> dict[str, Any] | None:
         every = self.all_callbacks(folder)
-        step = None if resumed is None else int(recorded(resumed)["step"])
+        step = None if resumed is None else int(read_checkpoint_metrics(resumed)["step"])
         started = LambdaCallback(
             on_sanity_check_end=lambda trainer, _: refuse_unknown_monitors(trainer, every),
             on_train_start=lambda trainer, _: self._start(trainer, every),
@@ -300,7 +300,7 @@ class Experiment:
         print(console.fitted(trainer.current_epoch, trainer.global_step, planned, trainer.should_stop))
         results: dict[str, Any] = {"metrics": {}, "best": {}, "steps": trainer.global_step}
         if best.is_file():
-            results |= {"best": recorded(best), "checkpoint": "checkpoints/best.ckpt"}
+            results |= {"best": read_checkpoint_metrics(best), "checkpoint": "checkpoints/best.ckpt"}
             print(f"best   {console.listed(results['best'])}")
         elif "best" not in self.without:
             print("best   none: the run ended before its first validation")

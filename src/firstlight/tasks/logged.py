@@ -6,7 +6,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from firstlight.distributed.gather import gathered
+from firstlight.distributed.gather import all_gather_objects
 from firstlight.metrics.split_metrics import SplitMetrics
 from firstlight.schedules import Schedule
 from firstlight.tasks.scheduled import Scheduled
@@ -67,7 +67,7 @@ class Logged(Scheduled):
                 "logged_step": self._logged_step,
                 "epoch": trainer.current_epoch,
                 "callback_metrics": train,
-                "split_metrics": gathered(trainer, self.train_metrics.unread()),
+                "split_metrics": all_gather_objects(trainer, self.train_metrics.unread()),
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
