@@ -214,10 +214,12 @@ def test_a_fit_of_which_nothing_is_kept_is_warned_of(tmp_path):
     options = {"max_steps": 1, "logger": False, "enable_model_summary": False, "default_root_dir": tmp_path}
     data = DataLoader(TensorDataset(torch.randn(8, 4), torch.randn(8, 1)), 4)
     with pytest.warns(UserWarning, match="nothing is kept of this fit"):
-        Trainer(callbacks=[callbacks.Stop()], **options).fit(Foreign(), data)
+        Trainer(callbacks=[callbacks.GracefulShutdown()], **options).fit(Foreign(), data)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "nothing is kept")
-        Trainer(callbacks=[callbacks.LastCheckpoint(tmp_path), callbacks.Stop()], **options).fit(Foreign(), data)
+        Trainer(callbacks=[callbacks.LastCheckpoint(tmp_path), callbacks.GracefulShutdown()], **options).fit(
+            Foreign(), data
+        )
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(0, 2), (1, 2), (2, 3)])

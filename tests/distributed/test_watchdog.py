@@ -9,7 +9,7 @@ import pytest
 from torch.distributed import HashStore
 
 from firstlight.distributed import watchdog
-from firstlight.distributed.watchdog import Peers
+from firstlight.distributed.watchdog import RankWatchdog
 
 
 @pytest.fixture
@@ -18,9 +18,9 @@ def fast(monkeypatch):
     monkeypatch.setattr(watchdog, "_GRACE", 10**9)  # It would end the process of the tests.
 
 
-def made(many=2, silence=60.0, **options):
+def made(many=2, timeout=60.0, **options):
     store = HashStore()
-    found = [Peers(store, rank, many, silence, **options) for rank in range(many)]
+    found = [RankWatchdog(store, rank, many, timeout, **options) for rank in range(many)]
     for each in found:
         each.start()
     return found
@@ -46,23 +46,23 @@ def test_who_is_asked_to_stop_waits_until_all_know_when(fast):
 def test_one_that_fails_is_named_by_the_others(fast):
     first, second = made()
     second.fail()
-    assert first.blame() == f"process 1 (PID {os.getpid()} on {os.uname().nodename}) failed: its error stands above"
-    assert second.blame(0.2) is None
+    assert first.diagnose() == f"process 1 (PID {os.getpid()} on {os.uname().nodename}) failed: its error stands above"
+    assert second.diagnose(0.2) is None
     first.close(), second.close()
 
 
 def test_one_that_no_longer_beats_is_named_and_one_that_is_done_is_not(fast):
     first, second, third = made(3)
     second.close()
-    assert first.blame(0.5) is None
+    assert first.diagnose(0.5) is None
     third._closed.set()  # It beats no more, and has said nothing.
-    assert "process 2 " in first.blame() and "was killed or cannot be reached" in first.blame()
-    assert first.speaks() and second.speaks() is False
+    assert "process 2 " in first.diagnose() and "was killed or cannot be reached" in first.diagnose()
+    assert first.is_reporter() and second.is_reporter() is False
     first.close()
 
 
 def test_a_silence_makes_the_others_give_up_and_nobody_kills_himself(fast):
-    first, second = made(silence=0.2)
+    first, second = made(timeout=0.2)
     second._closed.set()
     assert waited_for(lambda: first._fault is not None)
     assert "process 1 " in first._fault and "has not answered for 0.2 s" in first._fault

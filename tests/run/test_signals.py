@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from firstlight.__main__ import main
-from firstlight.callbacks import LastCheckpoint, Stop
+from firstlight.callbacks import GracefulShutdown, LastCheckpoint
 from firstlight.checkpoints.io import AtomicCheckpointIO
 from firstlight.errors import UsageError
 from tests.helpers import CONFIG, DDP, Ranks, firstlight, newest
@@ -26,7 +26,7 @@ import os, signal, time
 from lightning.pytorch import Callback
 
 
-class Stop(Callback):
+class GracefulShutdown(Callback):
     def __init__(self, step: int, number: int = 15) -> None:
         self.step, self.number = step, number
 
@@ -218,7 +218,10 @@ def test_two_processes_that_were_told_to_end_go_on_to_the_same_bits(tmp_path):
     whole = ["fit", "--config", CONFIG, "--config", DDP, "--trainer.max_epochs=3"]
     Ranks(main, whole, cwd=tmp_path, ranks=2).succeed()
     expected = newest(tmp_path)
-    stop = ["--trainer.callbacks+=mine.Stop", "--trainer.callbacks.step=28"]  # They stop after 30, which is logged.
+    stop = [
+        "--trainer.callbacks+=mine.GracefulShutdown",
+        "--trainer.callbacks.step=28",
+    ]  # They stop after 30, which is logged.
     assert Ranks(main, [*whole, *stop], cwd=tmp_path, ranks=2).wait() == [143, 143]
     run = newest(tmp_path)
     Ranks(main, ["fit", "--run", str(run), "--trainer.callbacks=[]"], cwd=tmp_path, ranks=2).succeed()
@@ -242,7 +245,11 @@ def test_a_process_that_fails_ends_the_other_and_is_named(rank, kind, tmp_path, 
     fault = ["--trainer.callbacks+=mine.Fault", f"--trainer.callbacks.rank={rank}", f"--trainer.callbacks.kind={kind}"]
     command = [sys.executable, "-m", "firstlight", "fit", "--config", CONFIG, "--config", DDP, *LONG]
     run = subprocess.Popen(
-        [*command, *fault, "--stop.silence=5"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, *fault, "--shutdown.timeout=5"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     _, said = run.communicate(timeout=120)
     deadline = time.monotonic() + 30
@@ -270,7 +277,7 @@ def test_a_demo_of_lightning_is_stopped_by_a_signal_and_its_handlers_are_given_b
 
     trainer = Trainer(
         max_epochs=2, logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
-        plugins=[AtomicCheckpointIO()], callbacks=[LastCheckpoint(tmp_path), Stop()], default_root_dir=tmp_path,
+        plugins=[AtomicCheckpointIO()], callbacks=[LastCheckpoint(tmp_path), GracefulShutdown()], default_root_dir=tmp_path,
     )  # fmt: skip
     with pytest.raises(SystemExit) as stopped:
         trainer.fit(Told())
@@ -283,11 +290,15 @@ def test_a_job_of_slurm_that_is_warned_ends_as_if_it_was_told_to(tmp_path, monke
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # what Lightning takes for an interactive job, without srun
-    stop = ["--trainer.callbacks+=mine.Stop", "--trainer.callbacks.step=3", f"--trainer.callbacks.number={10}"]
+    stop = [
+        "--trainer.callbacks+=mine.GracefulShutdown",
+        "--trainer.callbacks.step=3",
+        f"--trainer.callbacks.number={10}",
+    ]
     done = firstlight("fit", "--config", CONFIG, *stop, cwd=tmp_path, code=143)
     assert "interrupted at step 4; go on with" in done.stdout
 
 
 def test_a_silence_that_a_slow_machine_would_break_is_refused():
-    with pytest.raises(UsageError, match=r"silence=1: it is at least 5 seconds"):
-        Stop(silence=1)
+    with pytest.raises(UsageError, match=r"timeout=1: it is at least 5 seconds"):
+        GracefulShutdown(timeout=1)

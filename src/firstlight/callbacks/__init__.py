@@ -4,7 +4,7 @@ from firstlight.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from firstlight.callbacks.compile import Compile
 from firstlight.callbacks.defaults import defaults
 from firstlight.callbacks.early_stopping import EarlyStopping
-from firstlight.callbacks.graceful_shutdown import Stop
+from firstlight.callbacks.graceful_shutdown import GracefulShutdown
 from firstlight.callbacks.gradient_norm import GradientNorm
 from firstlight.callbacks.hparams import HParams
 from firstlight.callbacks.learning_rate import LearningRate
@@ -16,6 +16,7 @@ __all__ = [
     "BestCheckpoint",
     "Compile",
     "EarlyStopping",
+    "GracefulShutdown",
     "GradientNorm",
     "HParams",
     "LastCheckpoint",
@@ -23,6 +24,5 @@ __all__ = [
     "NonFinite",
     "Progress",
     "RandomState",
-    "Stop",
     "defaults",
 ]

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 
 from firstlight.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from firstlight.callbacks.early_stopping import EarlyStopping
-from firstlight.callbacks.graceful_shutdown import Stop
+from firstlight.callbacks.graceful_shutdown import GracefulShutdown
 from firstlight.callbacks.gradient_norm import GradientNorm
 from firstlight.callbacks.hparams import HParams
 from firstlight.callbacks.learning_rate import LearningRate
@@ -30,7 +30,7 @@ DEFAULTS: dict[str, type[Callback]] = {
     "lr": LearningRate,
     "hparams": HParams,
     "progress": Progress,
-    "stop": Stop,
+    "stop": GracefulShutdown,
 }
 """By name, which is also the name of its options on the command line."""
 
@@ -86,7 +86,7 @@ def defaults(
     if "last" in given:
         callbacks.append(LastCheckpoint(dirpath, **given["last"]))
     if "stop" in given:
-        callbacks.append(Stop(**given["stop"]))
+        callbacks.append(GracefulShutdown(**given["stop"]))
     return callbacks
 
 

@@ -20,13 +20,13 @@ from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[a
 
 from firstlight.callbacks.cadence import validation_follows
 from firstlight.callbacks.checkpoints import LastCheckpoint
-from firstlight.distributed.watchdog import Peers
+from firstlight.distributed.watchdog import RankWatchdog
 from firstlight.errors import UsageError
 
-__all__ = ["Stop", "interruptible"]
+__all__ = ["GracefulShutdown", "interruptible"]
 
 
-class Stop(Checkpoint):
+class GracefulShutdown(Checkpoint):
     """Stop all processes of a fit after the same step, on a signal to any of them, and none of them without the others.
 
     SIGTERM, Ctrl-C and, in a job of SLURM, SIGUSR1 let the optimiser step under way finish, and a validation that
@@ -42,46 +42,46 @@ class Stop(Checkpoint):
     no checkpoint of its own beside it; where nothing is kept, it warns.
 
     Args:
-        silence: Seconds after which a process that does not answer counts as frozen.
+        timeout: Seconds after which a process that does not answer counts as frozen.
 
     Raises:
-        UsageError: When `silence` is below 5 seconds.
+        UsageError: When `timeout` is below 5 seconds.
     """
 
-    def __init__(self, silence: float = 300) -> None:
-        if not silence >= 5:
-            raise UsageError(f"Stop was given silence={silence}: it is at least 5 seconds")
-        self.silence = silence
-        self.lost: str | None = None
+    def __init__(self, timeout: float = 300) -> None:
+        if not timeout >= 5:
+            raise UsageError(f"GracefulShutdown was given timeout={timeout}: it is at least 5 seconds")
+        self.timeout = timeout
+        self.failed_rank: str | None = None
         self._asked: int | None = None
         self._raised: BaseException | None = None
         self._step = 0
-        self._peers: Peers | None = None
+        self._watchdog: RankWatchdog | None = None
         self._children: list[subprocess.Popen[bytes]] = []
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Warn where nothing is kept."""
-        if stage == "fit" and all(isinstance(each, Stop) for each in trainer.checkpoint_callbacks):
+        if stage == "fit" and all(isinstance(each, GracefulShutdown) for each in trainer.checkpoint_callbacks):
             rank_zero_warn("nothing is kept of this fit: Stop writes no checkpoint without a LastCheckpoint beside it")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the processes know of each other."""
-        self.lost = self._asked = self._raised = self._peers = None
+        self.failed_rank = self._asked = self._raised = self._watchdog = None
         if trainer.world_size > 1:
             # Lightning 2.6.6 watches what it started, and kills this process without a word when one has ended.
             self._children = list(_started(trainer))
             _started(trainer).clear()
-            self._peers = Peers(
-                _store(trainer, self.silence),
+            self._watchdog = RankWatchdog(
+                _store(trainer, self.timeout),
                 trainer.global_rank,
                 trainer.world_size,
-                self.silence,
+                self.timeout,
                 {trainer.global_rank + index: child for index, child in enumerate(self._children, 1)},
                 trainer.local_rank > 0 or "TORCHELASTIC_RUN_ID" in os.environ,
             )
             trainer.strategy.barrier()
-            self._peers.start()
+            self._watchdog.start()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Catch the signals before the first step, which is when they take effect."""
@@ -98,10 +98,10 @@ class Stop(Checkpoint):
         """Stop if asked to, after a step that is whole."""
         before, self._step = self._step, trainer.global_step
         if self._step > before:
-            if self._asked and self._peers and self._peers.stop is None:
+            if self._asked and self._watchdog and self._watchdog.stop is None:
                 # No process gets beyond the next step, which needs the gradient of this one.
-                self._peers.ask(self._step + 1, self._asked)
-            if (self._asked or self._peers) and not validation_follows(trainer, batch_idx):
+                self._watchdog.ask(self._step + 1, self._asked)
+            if (self._asked or self._watchdog) and not validation_follows(trainer, batch_idx):
                 # After the last step the run ends by itself, once that is logged.
                 if not 0 <= trainer.max_steps <= trainer.global_step:
                     self._stop_if_due(trainer)
@@ -121,13 +121,13 @@ class Stop(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """End the others, and find out which of them it was."""
-        if self._peers and exception is not self._raised:
+        if self._watchdog and exception is not self._raised:
             if isinstance(exception, DistError) or "gloo" in str(exception):
-                self.lost = self._peers.blame()
-            if self.lost is None:
-                self._peers.fail()
-            elif trainer.global_rank and self._peers.speaks():
-                sys.stderr.write(f"firstlight: {self.lost}\n")
+                self.failed_rank = self._watchdog.diagnose()
+            if self.failed_rank is None:
+                self._watchdog.fail()
+            elif trainer.global_rank and self._watchdog.is_reporter():
+                sys.stderr.write(f"firstlight: {self.failed_rank}\n")
         while self._handlers:
             number, before = self._handlers.popitem()
             signal.signal(number, before)
@@ -140,16 +140,16 @@ class Stop(Checkpoint):
 
     def _part(self, trainer: Trainer) -> None:
         asked = self._asked
-        if self._peers:
+        if self._watchdog:
             # Who ends first takes the store along.
             trainer.strategy.barrier()
-            asked = self._peers.stop[1] if self._peers.stop else asked
+            asked = self._watchdog.stop[1] if self._watchdog.stop else asked
         if asked:
             self._end(asked)
         _started(trainer).extend(self._release())
 
     def _stop_if_due(self, trainer: Trainer) -> None:
-        step, asked = self._peers.stop or (0, None) if self._peers else (0, self._asked)
+        step, asked = self._watchdog.stop or (0, None) if self._watchdog else (0, self._asked)
         if asked and trainer.global_step >= step:
             for each in trainer.checkpoint_callbacks:
                 if isinstance(each, LastCheckpoint):
@@ -183,15 +183,15 @@ class Stop(Checkpoint):
         self._asked = self._asked or number
         if number == signal.SIGINT:
             signal.signal(number, self._handlers.pop(number, signal.default_int_handler))
-            if self._peers is None or not self._peers.rank:
+            if self._watchdog is None or not self._watchdog.rank:
                 # Not `print`, which may be what was interrupted.
                 os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
 
     def _release(self) -> list[subprocess.Popen[bytes]]:
         """Leave the others, and return the processes that Lightning started."""
-        if self._peers:
-            self._peers.close()
-        children, self._peers, self._children = self._children, None, []
+        if self._watchdog:
+            self._watchdog.close()
+        children, self._watchdog, self._children = self._children, None, []
         return children
 
 
@@ -201,11 +201,11 @@ def _started(trainer: Trainer) -> list[Any]:
     return processes
 
 
-def _store(trainer: Trainer, silence: float) -> PrefixStore:
-    """Return a store of this fit alone, where the processes found each other; what it does takes `silence` at most."""
+def _store(trainer: Trainer, timeout: float) -> PrefixStore:
+    """Return a store of this fit alone, where the processes found each other; what it does takes `timeout` at most."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     name = trainer.strategy.broadcast(f"firstlight/{os.getpid()}/{os.urandom(8).hex()}")
-    limit = timedelta(seconds=silence)
+    limit = timedelta(seconds=timeout)
     return PrefixStore(name, TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=limit))
 
 

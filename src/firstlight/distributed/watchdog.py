@@ -14,7 +14,7 @@ from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]  # torch exports it without saying so
 
-__all__ = ["Peers"]
+__all__ = ["RankWatchdog"]
 
 _BEAT = 0.25
 """Seconds from one beat to the next."""
@@ -26,10 +26,10 @@ _GRACE = 40
 """Beats that the main thread has to end by itself, after another process has failed: ten seconds."""
 
 
-class Peers:
+class RankWatchdog:
     """Threads that beat in a store that all processes share, and watch whether the others do.
 
-    Nothing is done in a training step: the threads notice. A process that has not answered for `silence` seconds, and
+    Nothing is done in a training step: the threads notice. A process that has not answered for `timeout` seconds, and
     is on this machine, is killed, so that whoever waits for it in a collective gets an error. When a process failed,
     the others have ten seconds to end by themselves and are then ended.
 
@@ -39,7 +39,7 @@ class Peers:
         store: Shared by the processes of this run alone.
         rank: Number of this process, from 0.
         world_size: `P`.
-        silence: Seconds.
+        timeout: Seconds.
         children: By rank, those that this process has started.
         has_launcher: Whether this process has no more to do when the one that started it is gone.
     """
@@ -49,7 +49,7 @@ class Peers:
         store: Store,
         rank: int,
         world_size: int,
-        silence: float,
+        timeout: float,
         children: Mapping[int, "Popen[Any]"] | None = None,
         has_launcher: bool = False,
     ) -> None:
@@ -57,7 +57,7 @@ class Peers:
         """The optimiser step after which all stop, and the signal that asked for it."""
         self.rank = rank
         self._store, self._ranks = store, range(world_size)
-        self._silence = silence / _BEAT
+        self._timeout = timeout / _BEAT
         self._children = children or {}
         self._launcher = os.getppid() if has_launcher else None
         self._still = [0] * world_size  # Own beats since the last one of each, so that a pause of all is none.
@@ -80,7 +80,7 @@ class Peers:
                 with suppress(OSError):  # A handle is of this process for good; its number may be given to another.
                     self._handles[rank] = os.pidfd_open(int(pid))
         for loop in (self._talk, self._watch):
-            threading.Thread(target=loop, name=f"firstlight-peers{loop.__name__}", daemon=True).start()
+            threading.Thread(target=loop, name=f"firstlight-watchdog{loop.__name__}", daemon=True).start()
 
     def ask(self, step: int, number: int) -> None:
         """Ask all to stop after an optimiser step that none of them has done, and wait until they know.
@@ -101,7 +101,7 @@ class Peers:
             with suppress(RuntimeError):
                 self._store.compare_set("fault", "", str(self.rank))
 
-    def blame(self, seconds: float = 5.0) -> str | None:
+    def diagnose(self, seconds: float = 5.0) -> str | None:
         """Return who ended the run, as far as it shows in some seconds after a collective failed."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -113,7 +113,7 @@ class Peers:
             time.sleep(_BEAT)
         return None
 
-    def speaks(self) -> bool:
+    def is_reporter(self) -> bool:
         """Tell whether this process is the one that says what happened to another: the first that is alive."""
         return all(self._is_quiet(rank, _QUIET) for rank in self._ranks[: self.rank])
 
@@ -148,20 +148,20 @@ class Peers:
             if self._fault is not None:
                 left -= 1
                 if left == 0:
-                    if self.speaks():
+                    if self.is_reporter():
                         sys.stderr.write(f"firstlight: {self._fault}; the run cannot go on\n")
                     os._exit(1)  # The main thread waits in a collective, and would for half an hour.
                 continue
             waited, answers = waited + 1 if answers == self._answers else 0, self._answers
-            silent = [rank for rank in self._ranks if rank != self.rank and self._is_quiet(rank, self._silence)]
+            silent = [rank for rank in self._ranks if rank != self.rank and self._is_quiet(rank, self._timeout)]
             ended = [rank for rank, child in self._children.items() if child.poll()]
             if ended:
                 code = self._children[ended[0]].returncode
                 self._lose(ended[0], f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}")
             elif self._launcher not in (None, os.getppid()) or (self._gone and 0 not in self._ended):
                 self._lose(0, "is gone, or the launcher of all is")
-            elif silent or (waited >= self._silence and not self._gone):
-                self._lose(silent[0] if silent else 0, f"has not answered for {self._silence * _BEAT:g} s")
+            elif silent or (waited >= self._timeout and not self._gone):
+                self._lose(silent[0] if silent else 0, f"has not answered for {self._timeout * _BEAT:g} s")
 
     def _lose(self, rank: int, why: str) -> None:
         """Give a process up, and kill it where that can be done, so that whoever waits for it gets an error."""

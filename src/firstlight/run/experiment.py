@@ -127,12 +127,12 @@ class Experiment:
                     # The folder is meant to have checkpoints, and callbacks are left out on purpose.
                     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
                     warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
-                with lean(trainer, heeds_signals=any(isinstance(each, callbacks.Stop) for each in every)):
+                with lean(trainer, heeds_signals=any(isinstance(each, callbacks.GracefulShutdown) for each in every)):
                     trainer.fit(self.task, datamodule=self.datamodule, ckpt_path=resumed, weights_only=True)
         except MisconfigurationException as error:
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
         except RuntimeError as error:
-            if lost := next((each.lost for each in every if isinstance(each, callbacks.Stop)), None):
+            if lost := next((each.failed_rank for each in every if isinstance(each, callbacks.GracefulShutdown)), None):
                 raise TrainingError(f"{lost}\n{self._left(trainer, folder)}") from error
             raise weights_fault(error, resumed) from error
         if not self._trained:
