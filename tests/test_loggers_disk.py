@@ -20,7 +20,7 @@ def test_a_run_whose_logs_may_not_grow_ends_as_one_whose_logs_may(tmp_path):
         folder = tmp_path / str(limit)
         folder.mkdir()
         with files_of_at_most(limit):
-            done = start("fit", "--config", CONFIG, "--without=[progress]", *options, cwd=folder)
+            done = start("fit", "--config", CONFIG, "--disable=[progress]", *options, cwd=folder)
         runs.append(newest(folder))
     whole, short = runs
     said = done.stderr.splitlines()

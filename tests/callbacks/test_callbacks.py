@@ -187,14 +187,14 @@ def test_defaults_follow_the_monitor_of_the_task(tmp_path):
 
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_each_default_can_be_left_out(name):
-    kinds = {type(callback) for callback in callbacks.defaults(task(), without=[name])}
+    kinds = {type(callback) for callback in callbacks.defaults(task(), disable=[name])}
     gone = {DEFAULTS[name]} | ({callbacks.HParams} if name == "best" else set())
     assert kinds == set(DEFAULTS.values()) - gone
 
 
 def test_a_default_that_is_not_there_is_refused_by_name():
     with pytest.raises(UsageError, match="did you mean progress"):
-        callbacks.defaults(task(), without=["progres"])
+        callbacks.defaults(task(), disable=["progres"])
 
 
 def test_a_second_checkpoint_callback_is_added_and_not_refused(tmp_path):
@@ -255,7 +255,7 @@ def test_best_and_last_are_kept_of_a_fit_in_a_program(tmp_path):
         module,
         tmp_path,
         data=Digits(),
-        callbacks=callbacks.defaults(module, tmp_path, without=["progress"]),
+        callbacks=callbacks.defaults(module, tmp_path, disable=["progress"]),
         max_epochs=2,
         enable_checkpointing=True,
     )

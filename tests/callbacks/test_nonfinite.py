@@ -303,12 +303,12 @@ def test_a_rate_that_explodes_stops_the_run_and_the_layer_is_named(tmp_path):
         fit(module, tmp_path, NonFinite(), data=data)
 
 
-@pytest.mark.parametrize("without", [[], ["best", "early_stopping"]])
+@pytest.mark.parametrize("disable", [[], ["best", "early_stopping"]])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_neither_best_nor_last_is_written_from_weights_or_losses_that_are_not_finite(steps, without, tmp_path):
     # After one step the weights are not finite, and no gradient has been calculated with them.
     module = task(lr=math.inf)
-    every = callbacks.defaults(module, tmp_path, without=["progress", *without])
+    every = callbacks.defaults(module, tmp_path, disable=["progress", *disable])
     trainer = Trainer(
         max_epochs=1,
         limit_train_batches=steps,

@@ -28,7 +28,7 @@ from firstlight.run import directory
 from tests.helpers import CONFIG, DDP, called, firstlight, newest
 
 IO = AtomicCheckpointIO()
-WIDE = ["--model.network.hidden=[1024,512]", "--without=[early_stopping]"]  # 7 MB a checkpoint, with AdamW's moments
+WIDE = ["--model.network.hidden=[1024,512]", "--disable=[early_stopping]"]  # 7 MB a checkpoint, with AdamW's moments
 
 
 def content(number=0, size=1000):

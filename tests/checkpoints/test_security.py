@@ -233,7 +233,7 @@ def test_hyper_parameters_of_a_file_beside_are_not_read(canary):
 def trained(tmp_path_factory):
     """The directory of a run of one epoch."""
     folder = tmp_path_factory.mktemp("trained")
-    quick = ["--trainer.max_epochs=1", "--without=progress"]
+    quick = ["--trainer.max_epochs=1", "--disable=progress"]
     assert main(["fit", "--config", str(ROOT / "configs/digits_mlp.yaml"), f"--runs={folder}/runs", *quick]) == 0
     return newest(folder)
 
@@ -375,7 +375,7 @@ def test_trust_is_refused_where_it_would_do_nothing(run, capsys):
 
 
 def test_a_class_of_the_user_needs_no_trust_in_a_run_of_the_user(tmp_path, capsys):
-    options = ["--model.network=my_project.Net", "--trainer.max_epochs=1", "--without=progress"]
+    options = ["--model.network=my_project.Net", "--trainer.max_epochs=1", "--disable=progress"]
     assert main(["fit", "--config", str(ROOT / "configs" / "digits_mlp.yaml"), *options]) == 0
     assert main(["test", "--run", "runs/digits_mlp/latest"]) == 0
 

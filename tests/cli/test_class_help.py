@@ -85,12 +85,12 @@ def test_help_of_a_class_that_is_not_there_says_what_would_be_right(given, told,
 @pytest.mark.parametrize(
     "args",
     [
-        ["--without=best,last"],
-        ["--without", "best, last"],
-        ["--without=[best,last]"],
-        ["--without=best", "--without", "last"],
-        ["--without=[best]", "--without=last"],
+        ["--disable=best,last"],
+        ["--disable", "best, last"],
+        ["--disable=[best,last]"],
+        ["--disable=best", "--disable", "last"],
+        ["--disable=[best]", "--disable=last"],
     ],
 )
 def test_what_is_left_out_can_be_spelled_in_three_ways(args):
-    assert CLI("fit", ["--config", CONFIG, *args]).experiment.without == {"best", "last"}
+    assert CLI("fit", ["--config", CONFIG, *args]).experiment.disable == {"best", "last"}

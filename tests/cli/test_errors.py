@@ -128,7 +128,7 @@ CASES = {
     ),
     "no end for a schedule that needs one": (["--trainer.max_epochs=-1"], r"WarmupCosine must know how many"),
     "a strategy that is not there": (["--trainer.strategy=dpp"], r"trainer: .*strategy='dpp'"),
-    "a default callback that is not there": (["--without=[bests]"], r"no default callback bests: .*did you mean best"),
+    "a default callback that is not there": (["--disable=[bests]"], r"no default callback bests: .*did you mean best"),
     "a second early stopping": (
         ["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor=val/loss"],
         r"default callback early_stopping does already",
@@ -175,7 +175,7 @@ VERBS = {
     "the best of no run": (["test", "--config", CONFIG, "--ckpt", "best"], r"say which with --run DIR"),
     "a checkpoint that is not there": (["test", "--config", CONFIG, "--ckpt", "x.ckpt"], r"no checkpoint x\.ckpt"),
     "run without a best checkpoint": (
-        ["run", "--config", CONFIG, "--without=[best]"],
+        ["run", "--config", CONFIG, "--disable=[best]"],
         r"run tests the best checkpoint",
     ),
     "an option without its value": (["fit", "--run"], r"--run: expected one argument"),

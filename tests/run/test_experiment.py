@@ -238,6 +238,6 @@ def test_a_fused_optimiser_clips_in_bfloat16(tmp_path):
 
 
 def test_what_is_left_out_is_not_replaced_by_lightnings_own(tmp_path):
-    options = ["--without=[best,last,progress,early_stopping]", "--trainer.max_epochs=1"]
+    options = ["--disable=[best,last,progress,early_stopping]", "--trainer.max_epochs=1"]
     assert called("fit", "--config", CONFIG, *options, cwd=tmp_path).stderr == ""
     assert not list(newest(tmp_path).rglob("*.ckpt"))

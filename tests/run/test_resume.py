@@ -13,7 +13,7 @@ from tests.helpers import CONFIG, DDP, called, files, firstlight, logged, newest
 
 
 def test_a_run_goes_on_where_it_ended_and_moves_once_to_the_new_horizon(tmp_path):
-    common = ("--trainer.log_every_n_steps=1", "--without=[early_stopping]")
+    common = ("--trainer.log_every_n_steps=1", "--disable=[early_stopping]")
     called("fit", "--config", CONFIG, "--trainer.max_epochs=2", *common, cwd=tmp_path)
     run = newest(tmp_path)
     before = (run / "metrics.csv").read_bytes()
@@ -127,7 +127,7 @@ def test_a_fault_in_training_leaves_what_was_trained(tmp_path):
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     command = [sys.executable, "-m", "firstlight", "fit", "--config", CONFIG, "--trainer.max_epochs=2000"]
     command += [
-        "--without=[early_stopping]",
+        "--disable=[early_stopping]",
         "--trainer.log_every_n_steps=1",
         "--model.schedule=firstlight.schedules.Constant",
     ]
@@ -199,8 +199,8 @@ def test_a_run_is_trained_by_one_process_at_a_time(finished):
 def test_a_run_that_goes_on_from_before_its_end_says_so(tmp_path):
     called("fit", "--config", CONFIG, "--trainer.max_epochs=1", cwd=tmp_path)
     run = newest(tmp_path)
-    called("fit", "--run", str(run), "--trainer.max_epochs=2", "--without=last", cwd=tmp_path)
-    done = called("fit", "--run", str(run), "--trainer.max_epochs=3", "--without=[]", cwd=tmp_path)
+    called("fit", "--run", str(run), "--trainer.max_epochs=2", "--disable=last", cwd=tmp_path)
+    done = called("fit", "--run", str(run), "--trainer.max_epochs=3", "--disable=[]", cwd=tmp_path)
     assert "at step 40: steps up to 80 are done and logged again" in done.stdout
     done = called("fit", "--run", str(run), "--trainer.max_epochs=2", cwd=tmp_path, code=2)
     assert "the run has done 120 optimiser steps, and only 80 are planned now" in done.stderr

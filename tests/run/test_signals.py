@@ -62,7 +62,7 @@ _ChildProcessObserver.__init__.__defaults__ = (0.001,)
 sys.exit(main())
 """
 """Lightning's watch over what it started, which kills this process too: all the time, and not once in five seconds."""
-LONG = ["--trainer.max_epochs=2000", "--without=early_stopping"]
+LONG = ["--trainer.max_epochs=2000", "--disable=early_stopping"]
 
 
 @pytest.mark.parametrize(

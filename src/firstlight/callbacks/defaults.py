@@ -46,7 +46,7 @@ class Monitored(Protocol):
 
 
 def defaults(
-    task: Monitored, dirpath: Path | None = None, without: Collection[str] = (), **options: Mapping[str, Any]
+    task: Monitored, dirpath: Path | None = None, disable: Collection[str] = (), **options: Mapping[str, Any]
 ) -> list[Callback]:
     """Return the default callbacks for a task.
 
@@ -59,12 +59,12 @@ def defaults(
     Raises:
         UsageError: When there is no default callback of a name.
     """
-    for name in (*without, *options):
+    for name in (*disable, *options):
         if name not in DEFAULTS:
             raise UsageError(
                 f"there is no default callback {name}: {', '.join(DEFAULTS)}" + did_you_mean(name, DEFAULTS)
             )
-    given = {name: options.get(name, {}) for name in DEFAULTS if name not in without}
+    given = {name: options.get(name, {}) for name in DEFAULTS if name not in disable}
     monitored: dict[str, Any] = {"monitor": task.monitor, "mode": task.mode}
     callbacks: list[Callback] = []
     if "early_stopping" in given:
@@ -107,5 +107,5 @@ def refuse_collisions(own: Sequence[Callback], default: Sequence[Callback]) -> N
             if same or bars or files:
                 raise UsageError(
                     f"trainer.callbacks holds {type(mine).__name__}, which the default callback {name} does already: "
-                    f"set the options of {name}, or leave it out with --without {name}"
+                    f"set the options of {name}, or leave it out with --disable {name}"
                 )

@@ -54,15 +54,15 @@ class CLI(LightningCLI):
         early.add_argument("--runs", default="runs")
         early.add_argument("--experiment")
         early.add_argument("--resume", action="store_true")
-        early.add_argument("--without", action="append", default=[])
+        early.add_argument("--disable", action="append", default=[])
         early.add_argument("--config", "-c", type=Path, action="append", default=[])
         for name in ("--ckpt", "--trust", "--model", "--data"):
             early.add_argument(name)
         given = argparse.Namespace(config=[])
         try:
             given = early.parse_known_args(args)[0]
-            if len(given.without) > 1:
-                args = [*args, f"--without=[{','.join(each.strip('[]') for each in given.without)}]"]
+            if len(given.disable) > 1:
+                args = [*args, f"--disable=[{','.join(each.strip('[]') for each in given.disable)}]"]
             self.name = given.config[0].stem if given.config else "unnamed"
             self.run_dir = None if given.run is None else directory.find(given.run)
             if given.resume and self.run_dir is None:
@@ -114,7 +114,7 @@ class CLI(LightningCLI):
         add("--ckpt", type=str | None, help="What validate, test and predict score: best (default), last, or a path.")
         add("--trust", type=str | None, help="Modules, A,B, that a checkpoint may name if --ckpt PATH is all there is.")
         add(
-            "--without",
+            "--disable",
             type=list[str] | str,
             default=[],
             help=f"Left out, A,B or [A,B] or one each time: {', '.join(DEFAULTS)}.",
@@ -146,11 +146,11 @@ class CLI(LightningCLI):
             # jsonargparse 4.53 folds whatever a constructor raises into its own error.
             raise root_cause(error) from None
         options = {**self.config_init["trainer"]}
-        without = {name.strip() for given in as_list(self.config.without) for name in given.split(",")}
+        disable = {name.strip() for given in as_list(self.config.disable) for name in given.split(",")}
         if options["enable_progress_bar"] is False:
-            without.add("progress")
+            disable.add("progress")
         if options["enable_checkpointing"] is False:
-            without |= {"best", "last"}
+            disable |= {"best", "last"}
         name = self.config.experiment or self.name
         config = self.config.clone()
         once = {"run": None, "ckpt": None, "experiment": name, "resume": False, "inexact": False, "trust": None}

@@ -10,7 +10,7 @@ __all__ = ["check", "fit", "predict", "run", "test", "validate"]
 def run(args: list[str]) -> None:
     """Fit, then test the best checkpoint."""
     experiment = CLI("run", args).training()
-    if "best" in experiment.without or experiment.options["fast_dev_run"]:
+    if "best" in experiment.disable or experiment.options["fast_dev_run"]:
         raise UsageError("run tests the best checkpoint, and none would be kept: use fit, or keep it")
     results = experiment.fit() or experiment.untested()
     if results is not None:

@@ -27,7 +27,7 @@ def check(experiment: Experiment) -> list[Finding]:
         return "they train something"
 
     def output() -> str:
-        needed, free = check_room(experiment.task, folder, experiment.without)
+        needed, free = check_room(experiment.task, folder, experiment.disable)
         return f"{folder}: checkpoints need about {needed:,} bytes, {free:,} are free"
 
     def data() -> str:

@@ -72,7 +72,7 @@ def refuse_no_validation(trainer: Trainer, callbacks: Sequence[Callback]) -> Non
     else:
         return
     names = ", ".join(type(each).__name__ for each in waiting)
-    raise UsageError(f"nothing is ever validated ({why}), and {names} need it: fit --without early_stopping,best")
+    raise UsageError(f"nothing is ever validated ({why}), and {names} need it: fit --disable early_stopping,best")
 
 
 def refuse_no_batches(trainer: Trainer) -> None:
@@ -193,7 +193,7 @@ def check_sizes(datamodule: LightningDataModule, trainer: Trainer) -> None:
         refuse_fewer_samples(sizes, processes)
 
 
-def check_room(task: Task, folder: Path, without: Collection[str]) -> tuple[int, int]:
+def check_room(task: Task, folder: Path, disable: Collection[str]) -> tuple[int, int]:
     """Return the bytes that the checkpoints of a run still need, and those that are free.
 
     Needed are those that are not there yet, and one that is being written beside its place.
@@ -206,7 +206,7 @@ def check_room(task: Task, folder: Path, without: Collection[str]) -> tuple[int,
     Raises:
         UsageError: When the folder cannot be written, or its disk has no room.
     """
-    kept = [name for name in ("best", "last") if name not in without]
+    kept = [name for name in ("best", "last") if name not in disable]
     new = [name for name in kept if not (folder / "checkpoints" / f"{name}.ckpt").is_file()]
     needed = (len(new) + 1 if kept else 0) * checkpoint_bytes(task, task.build_optimizer)
     return needed, refuse_no_room(folder, needed)

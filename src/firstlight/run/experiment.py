@@ -62,7 +62,7 @@ class Experiment:
     datamodule: LightningDataModule
     options: Mapping[str, Any]
     groups: Mapping[str, Mapping[str, Any]]
-    without: set[str]
+    disable: set[str]
     home: Path
     config: str
     run_dir: Path | None = None
@@ -85,10 +85,10 @@ class Experiment:
         if self.run_dir is None:
             # Lightning hands the first process's folder to the others.
             if first:
-                check_room(self.task, self.home, self.without)
+                check_room(self.task, self.home, self.disable)
             self.run_dir = directory.create(self.home.parent, self.home.name) if first else self.home
         elif first:
-            check_room(self.task, self.run_dir, self.without)
+            check_room(self.task, self.run_dir, self.disable)
         lock = directory.lock(self.run_dir) if first else None
         try:
             if first:
@@ -147,7 +147,7 @@ class Experiment:
 
     def all_callbacks(self, folder: Path) -> list[Callback]:
         """Return the callbacks of a fit, those that were asked for and the default ones."""
-        defaults = callbacks.defaults(self.task, folder / "checkpoints", self.without, **self.groups)
+        defaults = callbacks.defaults(self.task, folder / "checkpoints", self.disable, **self.groups)
         refuse_collisions(own := as_list(self.options["callbacks"]), defaults)
         return [*own, *defaults]
 
@@ -209,7 +209,7 @@ class Experiment:
 
     def _evaluate(self, verb: str, ckpt: Path) -> list[Any]:
         own = [each for each in as_list(self.options["callbacks"]) if not isinstance(each, ModelCheckpoint)]
-        progress = [] if "progress" in self.without else [callbacks.Progress(**self.groups["progress"])]
+        progress = [] if "progress" in self.disable else [callbacks.Progress(**self.groups["progress"])]
         # One process counts no sample twice; the callbacks of the fit are missing on purpose.
         one = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
         trainer = self.trainer(
@@ -290,7 +290,7 @@ class Experiment:
         """Return what there is after Ctrl-C or SIGTERM."""
         kept = sorted(file.name for file in (folder / "checkpoints").glob("*.ckpt"))
         then = f"kept: {', '.join(kept)}" if kept else "nothing was kept yet"
-        if "last" not in self.without and "last.ckpt" in kept:
+        if "last" not in self.disable and "last.ckpt" in kept:
             then = f"go on with: firstlight {self.verb} --run {folder}"
         return f"interrupted at step {trainer.global_step:,}; {then}"
 
@@ -302,6 +302,6 @@ class Experiment:
         if best.is_file():
             results |= {"best": read_checkpoint_metrics(best), "checkpoint": "checkpoints/best.ckpt"}
             print(f"best   {console.listed(results['best'])}")
-        elif "best" not in self.without:
+        elif "best" not in self.disable:
             print("best   none: the run ended before its first validation")
         return results
