@@ -88,10 +88,10 @@ def test_the_same_command_goes_on_when_it_is_told_to_resume(tmp_path):
     assert max(value for step, value in logged(first, "lr") if step >= 40) > 0.01
     for option in ("--data.batch_size=16", "--trainer.accumulate_grad_batches=2", "--model.monitor=val/accuracy"):
         done = called(*command, "--trainer.max_epochs=3", option, cwd=tmp_path, code=2)
-        assert "the run cannot go on exactly; --inexact" in done.stderr
+        assert "the run cannot go on exactly; --allow_inexact" in done.stderr
     done = called(*command, "--trainer.max_epochs=3", "--model.optimizer=torch.optim.Adam", cwd=tmp_path, code=2)
     assert "keeps what torch.optim.AdamW remembers" in done.stderr
-    options = ["--trainer.max_epochs=3", "--trainer.accumulate_grad_batches=2", "--inexact"]
+    options = ["--trainer.max_epochs=3", "--trainer.accumulate_grad_batches=2", "--allow_inexact"]
     done = called(*command, *options, cwd=tmp_path)
     assert "100 optimiser steps" in done.stdout
     assert results(first)["steps"] == 100

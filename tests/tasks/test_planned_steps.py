@@ -39,7 +39,10 @@ CASES = {
         [17, 57],
     ),
     "resumption with other accumulation": (
-        [["--trainer.max_epochs=1"], ["--trainer.max_epochs=3", "--trainer.accumulate_grad_batches=4", "--inexact"]],
+        [
+            ["--trainer.max_epochs=1"],
+            ["--trainer.max_epochs=3", "--trainer.accumulate_grad_batches=4", "--allow_inexact"],
+        ],
         [40, 60],
     ),
 }

@@ -107,7 +107,7 @@ class CLI(LightningCLI):
         add("--run", type=str | None, help="Folder of a run; its configuration comes before what is typed.")
         add("--resume", action="store_true", help="Go on with the newest run of the experiment, if there is one.")
         add(
-            "--inexact",
+            "--allow_inexact",
             action="store_true",
             help="Go on although the batches will be others than they would have been.",
         )
@@ -153,7 +153,7 @@ class CLI(LightningCLI):
             disable |= {"best", "last"}
         name = self.config.experiment or self.name
         config = self.config.clone()
-        once = {"run": None, "ckpt": None, "experiment": name, "resume": False, "inexact": False, "trust": None}
+        once = {"run": None, "ckpt": None, "experiment": name, "resume": False, "allow_inexact": False, "trust": None}
         for key, value in once.items():
             config[key] = value
         self.experiment = Experiment(
@@ -165,7 +165,7 @@ class CLI(LightningCLI):
             Path(self.config.runs) / name,
             self.parser.dump(config, skip_none=False),
             self.run_dir,
-            self.config.inexact,
+            self.config.allow_inexact,
             self.verb,
             self.started,
         )

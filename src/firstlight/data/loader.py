@@ -155,7 +155,9 @@ class Loader(DataLoader[Batch]):
         changed = [name for name in ("samples", "batch_size", "processes") if state_dict[name] != now[name]]
         if changed:
             found = ", ".join(f"{name} was {state_dict[name]} and is {now[name]}" for name in changed)
-            raise UsageError(f"the run cannot go on exactly: {found}; --inexact starts the epoch anew with what is now")
+            raise UsageError(
+                f"the run cannot go on exactly: {found}; --allow_inexact starts the epoch anew with what is now"
+            )
         self.order.seed = state_dict["seed"]
         self.order.start = state_dict["batches_consumed"]
         self.order.start_epoch = state_dict["epoch"]

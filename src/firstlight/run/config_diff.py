@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["changes", "inexact"]
+__all__ = ["allow_inexact", "changes"]
 
 _EXACT = (
     "trainer.accumulate_grad_batches",

@@ -66,7 +66,7 @@ class Experiment:
     home: Path
     config: str
     run_dir: Path | None = None
-    inexact: bool = False
+    allow_inexact: bool = False
     verb: str = "fit"
     started: float = field(default_factory=time.monotonic)
     _trained: bool = field(default=False, init=False)
@@ -270,9 +270,9 @@ class Experiment:
                 f"the run keeps what {optimizer[0]} remembers, which {optimizer[1]} cannot use: start a new one"
             )
         if hindrances := inexact(changed):
-            if not self.inexact:
+            if not self.allow_inexact:
                 raise UsageError(
-                    f"with another {', '.join(hindrances)} the run cannot go on exactly; --inexact goes on all the same"
+                    f"with another {', '.join(hindrances)} the run cannot go on exactly; --allow_inexact goes on all the same"
                 )
             if isinstance(self.datamodule, DataModule):
                 self.datamodule.exact = False
