@@ -1,7 +1,9 @@
 """What is said without a traceback: wrong use, and a run that cannot go on."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+import math
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -40,6 +42,36 @@ def about(source: str) -> Iterator[None]:
         yield
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from error
+
+
+def check_range(owner: str, interval: str, **values: float | Sequence[float]) -> None:
+    """Refuse values outside an interval.
+
+    Args:
+        owner: What was given the values, for the message.
+        interval: Written as in mathematics: `"[0, 1)"` holds 0 and not 1, `"(0, inf)"` holds neither end.
+        **values: By name, a number or several.
+
+    Raises:
+        UsageError: Naming the first value outside the interval; NaN is outside every interval.
+
+    >>> check_range("MLP", "[0, 1)", dropout=0.5)
+    >>> check_range("MLP", "[1, inf)", hidden=[64, 0])
+    Traceback (most recent call last):
+    firstlight.errors.UsageError: MLP was given hidden=[64, 0]: each must be at least 1
+    """
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    is_above = operator.ge if interval[0] == "[" else operator.gt
+    is_below = operator.le if interval[-1] == "]" else operator.lt
+    rule = f"in {interval}"
+    if high == math.inf:
+        rule = f"{'at least' if interval[0] == '[' else 'above'} {low:g}"
+    for name, value in values.items():
+        each = value if isinstance(value, Sequence) else [value]
+        if not all(is_above(number, low) and is_below(number, high) for number in each):
+            raise UsageError(
+                f"{owner} was given {name}={value}: {'each' if isinstance(value, Sequence) else 'it'} must be {rule}"
+            )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from firstlight.callbacks import BestCheckpoint, LastCheckpoint, finite_checkpoint
+from firstlight.callbacks import BestCheckpoint, LastCheckpoint
+from firstlight.callbacks import checkpoints as finite_checkpoint
 from firstlight.checkpoints.io import AtomicCheckpointIO
 from firstlight.errors import UsageError
 

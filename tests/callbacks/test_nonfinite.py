@@ -305,7 +305,7 @@ def test_a_rate_that_explodes_stops_the_run_and_the_layer_is_named(tmp_path):
 
 @pytest.mark.parametrize("disable", [[], ["best", "early_stopping"]])
 @pytest.mark.parametrize("steps", [1, 2])
-def test_neither_best_nor_last_is_written_from_weights_or_losses_that_are_not_finite(steps, without, tmp_path):
+def test_neither_best_nor_last_is_written_from_weights_or_losses_that_are_not_finite(steps, disable, tmp_path):
     # After one step the weights are not finite, and no gradient has been calculated with them.
     module = task(lr=math.inf)
     every = callbacks.defaults(module, tmp_path, disable=["progress", *disable])

@@ -3,7 +3,7 @@ import signal
 import pytest
 import torch
 
-from firstlight.data.loader import Loader
+from firstlight.data.loader import Loader, ResumableDistributedSampler
 from firstlight.data.samples import TensorBatches
 from firstlight.errors import UsageError
 

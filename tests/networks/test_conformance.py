@@ -91,8 +91,8 @@ def test_every_parameter_gets_a_gradient(name, options, shape, out_shape):
     network = build(name, options).train()
     outputs = network(inputs_of(shape, name))
     nn.functional.mse_loss(outputs, torch.arange(outputs.numel()).view_as(outputs).float()).backward()
-    disable = [key for key, value in network.named_parameters() if value.grad is None or not value.grad.any()]
-    assert not without
+    missing_gradient = [key for key, value in network.named_parameters() if value.grad is None or not value.grad.any()]
+    assert not missing_gradient
 
 
 @every_network

@@ -277,7 +277,8 @@ def test_a_demo_of_lightning_is_stopped_by_a_signal_and_its_handlers_are_given_b
 
     trainer = Trainer(
         max_epochs=2, logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
-        plugins=[AtomicCheckpointIO()], callbacks=[LastCheckpoint(tmp_path), GracefulShutdown()], default_root_dir=tmp_path,
+        plugins=[AtomicCheckpointIO()], callbacks=[LastCheckpoint(tmp_path), GracefulShutdown()],
+        default_root_dir=tmp_path,
     )  # fmt: skip
     with pytest.raises(SystemExit) as stopped:
         trainer.fit(Told())

@@ -30,10 +30,10 @@ def test_the_penalty_adds_the_signs_of_the_weights_to_the_gradient_and_nothing_t
     before = {name: value.clone() for name, value in network.named_parameters()}
     before["output.weight"][0, 0] = network.output.weight.data[0, 0] = 0.0
     (plain, plain_loss), (penalised, loss) = one_step(tmp_path, network), one_step(tmp_path, network, l1=0.01)
-    disable = dict(plain.network.named_parameters())
+    unpenalised = dict(plain.network.named_parameters())
     for name, value in penalised.network.named_parameters():
         expected = 0.01 * before[name].sign() if value.ndim >= 2 else torch.zeros_like(value)
-        torch.testing.assert_close(without[name] - value, expected, atol=1e-7, rtol=0)
+        torch.testing.assert_close(unpenalised[name] - value, expected, atol=1e-7, rtol=0)
     assert loss == plain_loss
 
 

@@ -132,11 +132,11 @@ def test_observed_hands_over_nothing_of_what_it_had_no_room_to_keep(monkeypatch)
     monkeypatch.setattr("firstlight.metrics.split_metrics._MOST_ELEMENTS", 20)
     observed = SplitMetrics("train", MetricCollection({"rmse": MeanSquaredError()}))
     for size in (8, 8, 8, 8):
-        split_metrics.update(torch.zeros(()), torch.zeros(size), torch.zeros(size))
+        observed.update(torch.zeros(()), torch.zeros(size), torch.zeros(size))
         assert bool(observed.unread()) == (observed._room[0] >= 0 and not observed._counted)
     assert observed.unread() == {}
     observed.restore({})
-    assert observed.read() == {}
+    assert observed.compute() == {}
 
 
 @pytest.mark.parametrize("names", [("rmse",), ()])
@@ -176,11 +176,11 @@ def test_observed_gives_the_same_whether_it_counts_often_or_once(monkeypatch):
     for most in (0, 2**22):
         monkeypatch.setattr("firstlight.metrics.split_metrics._MOST_ELEMENTS", most)
         observed = SplitMetrics("val", MetricCollection({"accuracy": MulticlassAccuracy(4, average="micro")}))
-        assert observed.read() == {}
+        assert observed.compute() == {}
         for batch in batches:
-            split_metrics.update(*batch)
-        read.append(observed.read())
-        assert observed.read() == {}
+            observed.update(*batch)
+        read.append(observed.compute())
+        assert observed.compute() == {}
     loss = sum(batch[0] * size for batch, size in zip(batches, sizes, strict=True)) / sum(sizes)
     right = torch.cat([outputs.argmax(1) == targets for _, outputs, targets in batches]).float().mean()
     for values in read:

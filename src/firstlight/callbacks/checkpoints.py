@@ -221,7 +221,7 @@ def read_checkpoint_metrics(path: str | Path) -> dict[str, float]:
 
 
 class LastCheckpoint(FiniteCheckpoint):
-    """Keep `last.ckpt`, one file, written after epochs, steps or seconds, and when `GracefulShutdown` or the plan ends the run.
+    """Keep `last.ckpt`, one file, written after epochs, steps or seconds, and at the end of the run.
 
     It is written whether or not a metric improved, and never of weights that are not finite: then it raises. Where
     epochs are so short that writing would take more than `at_most` of the time, some of them are passed over; a run

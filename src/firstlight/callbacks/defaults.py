@@ -53,7 +53,7 @@ def defaults(
     Args:
         task: Its `monitor` and `mode` decide what is best.
         dirpath: Folder of the checkpoints; `None` leaves it to the logger.
-        without: Names in `DEFAULTS` that are left out. HParams are left out with `best`.
+        disable: Names in `DEFAULTS` that are left out. HParams are left out with `best`.
         **options: By name, arguments of a callback: `early_stopping={"patience": 3}`.
 
     Raises:

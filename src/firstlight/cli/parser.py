@@ -161,7 +161,7 @@ class CLI(LightningCLI):
             self.config_init["data"],
             options,
             {name: {**self.config_init[name]} for name in DEFAULTS if name in self.config_init},
-            without,
+            disable,
             Path(self.config.runs) / name,
             self.parser.dump(config, skip_none=False),
             self.run_dir,

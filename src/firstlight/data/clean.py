@@ -114,8 +114,8 @@ def _labels(targets: NDArray[Any], samples: Samples, rows: NDArray[np.int64]) ->
     wrong = np.argwhere((targets < 0) | (targets > most) | (targets % 1 != 0))
     if len(wrong):
         raise UsageError(
-            f"{samples.location(rows[wrong[0][0]])} has the label {targets[tuple(wrong[0])]:g}: labels are 0 to {most}, "
-            f"of the classes {', '.join(names)}"
+            f"{samples.location(rows[wrong[0][0]])} has the label {targets[tuple(wrong[0])]:g}: labels are 0 to {most}, of "
+            f"the classes {', '.join(names)}"
         )
     return targets.astype(np.int64 if targets.ndim == 1 else np.float32)
 

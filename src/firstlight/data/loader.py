@@ -111,13 +111,13 @@ class Loader(DataLoader[Batch]):
         super().__init__(
             dataset,
             batch_size=None,
-            sampler=order,
+            sampler=sampler,
             num_workers=num_workers,
             collate_fn=_as_it_is,
             generator=torch.Generator(),
             worker_init_fn=partial(_stay, os.getpid()),
         )
-        self.order = order
+        self.order = sampler
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader promises a class of its own
         """Yield the batches that are left of the epoch."""

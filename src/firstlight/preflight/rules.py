@@ -201,7 +201,7 @@ def check_room(task: Task, folder: Path, disable: Collection[str]) -> tuple[int,
     Args:
         task: What is trained.
         folder: The run, or where it is going to be.
-        without: Default callbacks that are left out.
+        disable: Default callbacks that are left out.
 
     Raises:
         UsageError: When the folder cannot be written, or its disk has no room.

@@ -35,7 +35,7 @@ from firstlight.preflight.rules import (
     refuse_unknown_monitors,
 )
 from firstlight.run import console, directory
-from firstlight.run.config_diff import changes, inexact
+from firstlight.run.config_diff import config_diff, inexact_options
 from firstlight.tasks import Task
 
 __all__ = ["Experiment"]
@@ -264,15 +264,15 @@ class Experiment:
 
     def _compare(self, folder: Path) -> None:
         """Say what is otherwise than it was, and refuse what cannot be gone on with exactly."""
-        changed = changes(yaml.safe_load(directory.read_config(folder)), yaml.safe_load(self.config))
+        changed = config_diff(yaml.safe_load(directory.read_config(folder)), yaml.safe_load(self.config))
         if optimizer := changed.get("model.init_args.optimizer.class_path"):
             raise UsageError(
                 f"the run keeps what {optimizer[0]} remembers, which {optimizer[1]} cannot use: start a new one"
             )
-        if hindrances := inexact(changed):
+        if hindrances := inexact_options(changed):
             if not self.allow_inexact:
                 raise UsageError(
-                    f"with another {', '.join(hindrances)} the run cannot go on exactly; --allow_inexact goes on all the same"
+                    f"with another {', '.join(hindrances)} a run cannot resume exactly; --allow_inexact resumes anyway"
                 )
             if isinstance(self.datamodule, DataModule):
                 self.datamodule.exact = False

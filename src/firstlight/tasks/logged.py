@@ -15,9 +15,9 @@ __all__ = ["Logged"]
 
 
 class Logged(Scheduled):
-    """Log `train/*` of what was split_metrics since the last time, after every `log_every_n_steps` optimiser steps.
+    """Log `train/*` of what was observed since the last time, after every `log_every_n_steps` optimiser steps.
 
-    Checkpoints from which a fit can go on hold, under `unlogged`, what each process has split_metrics and not logged: the
+    Checkpoints from which a fit can go on hold, under `unlogged`, what each process has observed and not logged: the
     outputs and targets of training batches.
 
     Args:
