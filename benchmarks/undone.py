@@ -19,23 +19,11 @@ def as_it_is() -> None:
     """Undo nothing."""
 
 
-def calls_hooks_as_lightning_does() -> None:
-    """Enter Lightning's profiler for each hook, and take its way through a step too."""
-    from firstlight.lean import known
+def trains_by_lightnings_own_loop() -> None:
+    """Leave Lightning's loop, hooks and profiler in place."""
+    import firstlight.fast_loop
 
-    known.HOOKS.update(dict.fromkeys(known.HOOKS, "another"))
-
-
-def steps_as_lightning_does() -> None:
-    """Go through connectors, strategy, precision, optimiser and closures."""
-    from firstlight.lean import known
-
-    known.STEP.update(dict.fromkeys(known.STEP, "another"))
-
-
-def writes_at_each_epoch() -> None:
-    """Write `last.ckpt` at each epoch and `best.ckpt` at each that is better."""
-    sys.argv += ["--last.at_most=1", "--best.at_most=1"]
+    firstlight.fast_loop.find_unknown = lambda: "undone"
 
 
 def measures_and_logs_each_step() -> None:
@@ -80,20 +68,6 @@ def looks_at_each_number() -> None:
     nonfinite.surely_finite = lambda tensors: False
 
 
-def labels_what_nobody_records() -> None:
-    """Let torch's optimisers label their steps for a profiler that is not there."""
-    from firstlight.lean import hooks
-
-    hooks._labelled = lambda enter: enter
-
-
-def steps_two_groups() -> None:
-    """Hand the optimiser two groups of parameters, also where nothing is decayed."""
-    from firstlight.tasks import scheduled
-
-    scheduled.any = lambda decays: True  # type: ignore[attr-defined]  # It asks whether anything is decayed.
-
-
 def steps_an_optimiser_that_is_not_fused() -> None:
     """Update by a loop over parameters."""
     sys.argv += ["--model.optimizer.fused=false"]
@@ -102,10 +76,8 @@ def steps_an_optimiser_that_is_not_fused() -> None:
 UNDOINGS: dict[str, Callable[[], None]] = {
     each.__name__: each
     for each in (
-        *(as_it_is, calls_hooks_as_lightning_does, steps_as_lightning_does, writes_at_each_epoch),
-        *(measures_and_logs_each_step, takes_samples_one_by_one, looks_at_each_number),
-        *(labels_what_nobody_records, steps_two_groups),
-        steps_an_optimiser_that_is_not_fused,
+        *(as_it_is, trains_by_lightnings_own_loop, measures_and_logs_each_step),
+        *(takes_samples_one_by_one, looks_at_each_number, steps_an_optimiser_that_is_not_fused),
     )
 }
 

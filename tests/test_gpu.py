@@ -79,13 +79,13 @@ def test_nothing_waits_for_the_device_between_two_loggings(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_lean_gives_the_same_bits_as_lightning(tmp_path, monkeypatch, precision):
+def test_fast_loop_gives_the_same_bits_as_lightning(tmp_path, monkeypatch, precision):
     options = [*GPU, "--trainer.max_epochs=2", "--trainer.deterministic=true", f"--trainer.precision={precision}"]
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    called("fit", "--config", CONFIG, *options, "--experiment=lean", cwd=tmp_path)
-    monkeypatch.setattr("firstlight.lean.hooks.are_known", lambda functions: False)
+    called("fit", "--config", CONFIG, *options, "--experiment=fast", cwd=tmp_path)
+    monkeypatch.setattr("firstlight.fast_loop.find_unknown", lambda: "a test")
     called("fit", "--config", CONFIG, *options, "--experiment=plain", cwd=tmp_path)
-    one, other = newest(tmp_path, "lean"), newest(tmp_path, "plain")
+    one, other = newest(tmp_path, "fast"), newest(tmp_path, "plain")
     assert same(weights(one), weights(other))
     for name in ("train/loss", "val/loss", "val/accuracy", "grad_norm/total"):
         assert logged(one, name) == logged(other, name) != []

@@ -1,22 +1,23 @@
-"""Fits with and without `lean`, of modules and callbacks that remember what is done with them."""
+"""Fits with the fast loop and with Lightning's, of modules and callbacks that record what is called."""
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import Logger
 
-from firstlight.lean import lean
+from firstlight.fast_loop import fast_loop
 
 HOOKS = [name for name in dir(Callback) if name.startswith("on_") and "checkpoint" not in name]
 
 
 class Recording(Callback):
-    """Remembers each hook with the name under which the module would log in it, and what it was given."""
+    """Records each hook, the name under which the module would log in it, and its arguments."""
 
     def __init__(self):
         self.seen = []
 
 
-def remembering(name):
+def recording(name):
     def hook(self, trainer, pl_module, *args, **kwargs):
         given = [(type(each).__name__, each if isinstance(each, int) else None) for each in args]
         self.seen.append((name, pl_module._current_fx_name, given, sorted(kwargs)))
@@ -25,7 +26,7 @@ def remembering(name):
 
 
 for each in HOOKS:
-    setattr(Recording, each, remembering(each))
+    setattr(Recording, each, recording(each))
 
 
 class Busy(BoringModel):
@@ -41,7 +42,7 @@ class Busy(BoringModel):
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)["loss"]
-        self.log("loss", loss, on_step=True, on_epoch=True)
+        self.log("loss", loss, on_step=True, on_epoch=True, prog_bar=True)
         return loss
 
     def on_before_zero_grad(self, optimizer):
@@ -51,7 +52,23 @@ class Busy(BoringModel):
         self.log("after", 1.0)
 
 
-def fitted(tmp_path, is_lean, kind=Busy, *more, **options):
+class Rows(Logger):
+    """Keeps every row that is logged, with its step."""
+
+    name, version = "rows", 0
+
+    def __init__(self):
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, dict(metrics)))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+def fitted(tmp_path, is_fast, kind=Busy, *more, reason=None, ckpt_path=None, **options):
+    """Fit a module; return it, what was recorded, and the trainer. `reason` is why the fast loop is not used."""
     torch.manual_seed(0)
     module, recording, silent = kind(), Recording(), Callback()
     trainer = Trainer(
@@ -63,15 +80,39 @@ def fitted(tmp_path, is_lean, kind=Busy, *more, **options):
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[silent, recording, *more],
-        **{"limit_val_batches": 2, "logger": False, "enable_checkpointing": False, **options},
+        **{"limit_val_batches": 2, "logger": [Rows(), Rows()], "enable_checkpointing": False, **options},
     )
-    if is_lean:
-        with lean(trainer) as on:
-            assert on, "Lightning's functions are others than those that `lean` was written for"
-            trainer.fit(module)
+    if is_fast:
+        with fast_loop(trainer) as active:
+            trainer.fit(module, ckpt_path=ckpt_path)
+        assert active.reason == reason, active.reason
     else:
-        trainer.fit(module)
+        trainer.fit(module, ckpt_path=ckpt_path)
     return module, recording, trainer
+
+
+def same(one, other):
+    """Compare nested values, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def assert_same(fast, plain):
+    """Compare two fits: hooks, weights, optimizer, counters, and all that was logged."""
+    (module, recording, trainer), (was, before, by_lightning) = fast, plain
+    assert recording.seen == before.seen and module.seen == was.seen
+    assert same(module.state_dict(), was.state_dict())
+    assert same(trainer.optimizers[0].state_dict(), by_lightning.optimizers[0].state_dict())
+    assert trainer.fit_loop.state_dict() == by_lightning.fit_loop.state_dict()
+    for metrics in ("callback_metrics", "logged_metrics", "progress_bar_metrics"):
+        assert same(getattr(trainer, metrics), getattr(by_lightning, metrics)), metrics
+    rows = [each.rows for each in trainer.loggers if isinstance(each, Rows)]
+    assert same(rows, [each.rows for each in by_lightning.loggers if isinstance(each, Rows)])
 
 
 class Scheduled(Busy):
@@ -85,7 +126,7 @@ class Scheduled(Busy):
     def validation_step(self, batch, batch_idx):
         loss = super().validation_step(batch, batch_idx)["x"]
         if batch_idx:
-            self.log("val", loss, on_step=True, on_epoch=True)
+            self.log("val", loss, on_step=True, on_epoch=True, prog_bar=True)
 
     def on_validation_batch_end(self, outputs, batch, batch_idx):
         self.seen.append(("validated", self._current_fx_name, batch_idx, self.lr_schedulers().get_last_lr()))

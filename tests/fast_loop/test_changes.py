@@ -1,7 +1,6 @@
-"""What changes while a fit lasts is as it is without `lean`."""
+"""What changes during a fit takes effect when it does in Lightning's own loop."""
 
 import threading
-import time
 from itertools import islice, repeat
 
 import pytest
@@ -9,13 +8,11 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from firstlight.lean import hooks, lean
-from firstlight.lean.known import are_known
-from tests.fast_loop.helpers import Recording, Scheduled, fitted
+from firstlight.fast_loop import fast_loop
+from tests.fast_loop.helpers import Recording, Scheduled, assert_same, fitted
 
 
 class Changes(Scheduled):
@@ -100,26 +97,51 @@ class Adds(Callback):
             trainer.callbacks.append(self.late)
 
 
+class GetsHooks(Callback):
+    """Gets hooks of its own, by its attributes, in the middle of an epoch and of a batch."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3:
+            self.on_before_backward = lambda *given: pl_module.seen.append("before backward")
+            self.on_after_backward = self.note
+            self.on_validation_batch_end = lambda *given: pl_module.seen.append("validated")
+
+    def note(self, trainer, pl_module):
+        pl_module.seen.append("after backward")
+        self.on_before_zero_grad = lambda *given: pl_module.seen.append("zero")
+
+
+class GetsHooksOfItsClass(Callback):
+    """Gets a hook by its class, and loses it, in the middle of an epoch."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3:
+            type(self).on_after_backward = lambda self, trainer, pl_module: pl_module.seen.append("after backward")
+        if trainer.global_step == 5:
+            del type(self).on_after_backward
+
+
 @pytest.mark.parametrize(
-    ("kind", "callbacks"),
+    ("kind", "callbacks", "reason"),
     [
-        (Changes, list),
-        (ValidatesWithoutNumber, list),
-        (Scheduled, lambda: [AnotherSchedule()]),
-        (Scheduled, lambda: [SlowerSchedule()]),
-        (Scheduled, lambda: [StopsInTheMiddle()]),
-        (Scheduled, lambda: [LeavesGradientsOff()]),
-        (Scheduled, lambda: [ReplacesItself()]),
-        (Scheduled, lambda: [Adds("on_train_start")]),
-        (Scheduled, lambda: [Adds("on_train_batch_start")]),
+        (Changes, list, "the module has its own optimizer_step"),
+        (ValidatesWithoutNumber, list, None),
+        (Scheduled, lambda: [AnotherSchedule()], None),
+        (Scheduled, lambda: [SlowerSchedule()], None),
+        (Scheduled, lambda: [StopsInTheMiddle()], None),
+        (Scheduled, lambda: [LeavesGradientsOff()], None),
+        (Scheduled, lambda: [ReplacesItself()], None),
+        (Scheduled, lambda: [Adds("on_train_start")], None),
+        (Scheduled, lambda: [Adds("on_train_batch_start")], None),
+        (Scheduled, lambda: [GetsHooks()], None),
+        (Scheduled, lambda: [GetsHooksOfItsClass()], None),
     ],
 )
-def test_what_changes_takes_effect_when_it_does_without_lean(tmp_path, kind, callbacks):
-    was, before, _ = fitted(tmp_path, False, kind, *callbacks(), val_check_interval=2)
-    module, recording, _ = fitted(tmp_path, True, kind, *callbacks(), val_check_interval=2)
-    assert module.seen == was.seen and len(was.seen) > 10
-    assert recording.seen == before.seen
-    assert all(torch.equal(one, other) for one, other in zip(module.parameters(), was.parameters(), strict=True))
+def test_a_change_takes_effect_when_it_does_in_lightning(tmp_path, kind, callbacks, reason):
+    plain = fitted(tmp_path, False, kind, *callbacks(), val_check_interval=2)
+    fast = fitted(tmp_path, True, kind, *callbacks(), val_check_interval=2, reason=reason)
+    assert_same(fast, plain)
+    assert len(plain[0].seen) > 10
 
 
 def test_batches_that_are_accumulated_have_gradients_in_any_case(tmp_path):
@@ -177,10 +199,9 @@ def test_batches_are_those_of_lightning_wherever_they_come_from(tmp_path, loader
             self.seen.append(batch.sum().item())
             return super().training_step(batch, batch_idx)
 
-    was, before, _ = fitted(tmp_path, False, Loads, val_check_interval=every)
-    module, recording, _ = fitted(tmp_path, True, Loads, val_check_interval=every)
-    assert module.seen == was.seen and len(was.seen) > 10
-    assert recording.seen == before.seen
+    plain = fitted(tmp_path, False, Loads, val_check_interval=every)
+    assert_same(fitted(tmp_path, True, Loads, val_check_interval=every), plain)
+    assert len(plain[0].seen) > 10
 
 
 @pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
@@ -198,7 +219,8 @@ def test_a_step_that_takes_batches_itself_takes_them_after_a_validation_too(tmp_
         def on_validation_start(self):
             self.outputs = []
 
-    module, _, _ = fitted(tmp_path, True, Takes, val_check_interval=2)
+    reason = "training_step takes the iterator of batches"
+    module, _, _ = fitted(tmp_path, True, Takes, val_check_interval=2, reason=reason)
     assert module.seen == [0, 1, 2, 3, 4, 5, 6, 7] * 2
 
 
@@ -214,29 +236,18 @@ def test_a_loop_of_ones_own_stays(tmp_path):
         enable_model_summary=False, limit_val_batches=0, default_root_dir=tmp_path,
     )  # fmt: skip
     trainer.fit_loop.epoch_loop = Loop(trainer, max_steps=3)
-    with lean(trainer) as on:
-        assert on
+    with fast_loop(trainer) as active:
         trainer.fit(BoringModel())
-        assert len(seen) == 3
+        assert len(seen) == 3 and active.reason == "the trainer has a loop of its own"
     loop = Trainer(logger=False, accelerator="cpu").fit_loop.epoch_loop
     loop.advance = mine = lambda fetcher: None
-    with lean(loop.trainer):
-        assert loop.advance is mine
+    with fast_loop(loop.trainer) as active:
+        assert loop.trainer.fit_loop.epoch_loop is loop and loop.advance is mine and active.reason
 
 
 def test_a_trainer_that_is_sent_to_other_processes_can_be_sent():
-    with lean(Trainer(logger=False, accelerator="cpu", devices=2, strategy="ddp_spawn")) as on:
-        assert not on
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="labels are left alone there")
-def test_labels_of_optimisers_alone_are_left_out_while_nobody_records():
-    with lean(Trainer(logger=False, accelerator="cpu")):
-        for name, labelled in [("Optimizer.step#Adam.step", False), ("mine", True)]:
-            with torch.autograd.profiler.record_function(name) as label:
-                assert (label.record is not None) == labelled
-        with torch.profiler.profile(), torch.autograd.profiler.record_function("Optimizer.step#Adam.step") as label:
-            assert label.record is not None
+    with fast_loop(Trainer(logger=False, accelerator="cpu", devices=2, strategy="ddp_spawn")) as active:
+        assert active.reason == "the trainer is sent to spawned processes"
 
 
 def test_no_validation_at_all_is_none(tmp_path):
@@ -260,29 +271,30 @@ def test_a_second_module_is_counted_by_its_own_steps(tmp_path):
         max_steps=6, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
         enable_model_summary=False, limit_val_batches=0, default_root_dir=tmp_path,
     )  # fmt: skip
-    with lean(trainer) as on:
+    with fast_loop(trainer) as active:
         trainer.fit(BoringModel())
-        assert on and trainer.global_step == 6
+        assert active.reason is None and trainer.global_step == 6
         trainer.fit_loop.epoch_loop.max_steps = 12
         trainer.fit(Manual())
+        assert active.reason == "manual optimization"
 
 
-def test_fits_in_threads_leave_lightning_as_it_was(monkeypatch):
-    monkeypatch.setattr(hooks, "are_known", lambda functions: time.sleep(0.01) or are_known(functions))
-    original, together, seen = call._call_callback_hooks, threading.Barrier(4), []
+def test_fits_in_threads_and_within_fits_are_those_of_lightning(tmp_path):
+    class Fits(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            inner.append(fitted(tmp_path, trainer.fit_loop.epoch_loop.__class__ is not type(plain_loop), Scheduled))
 
-    def fit():
-        trainer = Trainer(logger=False, accelerator="cpu")
-        for _ in range(20):
-            together.wait()
-            with lean(trainer) as on:
-                seen.append(on)
-                together.wait()
+    plain_loop, inner, outer = Trainer(logger=False, accelerator="cpu").fit_loop.epoch_loop, [], {}
 
-    threads = [threading.Thread(target=fit) for _ in range(4)]
+    def fit(is_fast):
+        outer[is_fast] = fitted(tmp_path, is_fast, Scheduled, val_check_interval=2)
+
+    threads = [threading.Thread(target=fit, args=[is_fast]) for is_fast in (True, False)]
     for each in threads:
         each.start()
     for each in threads:
         each.join()
-    assert call._call_callback_hooks is original
-    assert True in seen
+    assert outer[True][1].seen == outer[False][1].seen
+    fitted(tmp_path, True, Scheduled, Fits())
+    fitted(tmp_path, False, Scheduled, Fits())
+    assert_same(inner[0], inner[2])

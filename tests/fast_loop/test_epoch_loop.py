@@ -1,27 +1,27 @@
 import csv
 import gc
 import os
+import re
 import sys
 import weakref
 from collections import Counter
+from contextlib import nullcontext
 from functools import wraps
 
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
-from lightning.pytorch.trainer import call
 from torchmetrics import MetricCollection
 
 from firstlight.__main__ import main
-from firstlight.lean import known, lean
-from firstlight.lean.known import STEP, source_of
-from firstlight.lean.plain import is_plain
-from firstlight.lean.step import Step
+from firstlight.fast_loop import fast_loop, known
+from firstlight.fast_loop.epoch_loop import FastEpochLoop
 from firstlight.loggers import MetricsCSV, TensorBoard
-from tests.fast_loop.helpers import Busy, Scheduled, fitted
+from tests.fast_loop.helpers import Busy, Scheduled, assert_same, fitted
 from tests.helpers import CONFIG, newest
 
 
@@ -52,34 +52,40 @@ class GivesNoLossAtTimes(Busy):
         return None if batch_idx == 2 else super().training_step(batch, batch_idx)
 
 
-def test_the_step_of_lightning_is_the_one_that_is_inlined():
-    assert {key: source_of(getattr(*key)) for key in STEP} == STEP
+def test_this_lightning_is_the_one_that_the_loop_was_written_for():
+    assert known.find_unknown() is None
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "plain"),
+    ("kind", "options", "reason"),
     [
-        (GivesNoLossAtTimes, {}, True),
-        (Scheduled, {}, True),
-        (Scheduled, {"accumulate_grad_batches": 2, "val_check_interval": 3}, True),
-        (Swaps, {"val_check_interval": 2}, True),
-        (StepsItself, {}, False),
-        (Busy, {"precision": "bf16-mixed"}, True),
-        (Scheduled, {"precision": "bf16-mixed", "gradient_clip_val": 0.1}, True),
-        (Busy, {"precision": "bf16-true"}, False),
+        (Busy, {}, None),
+        (Busy, {"accumulate_grad_batches": 3, "gradient_clip_val": 0.1}, None),
+        (GivesNoLossAtTimes, {}, None),
+        (Scheduled, {}, None),
+        (Scheduled, {"val_check_interval": 2}, None),
+        (Scheduled, {"accumulate_grad_batches": 2, "val_check_interval": 3}, None),
+        (Swaps, {"val_check_interval": 2}, None),
+        (StepsItself, {}, "the module has its own optimizer_step"),
+        (Busy, {"precision": "bf16-mixed"}, None),
+        (Scheduled, {"precision": "bf16-mixed", "gradient_clip_val": 0.1}, None),
+        (Busy, {"precision": "bf16-true"}, "precision bf16-true"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
-def test_a_step_is_lean_where_nobody_else_has_a_say_in_it(tmp_path, monkeypatch, kind, options, plain):
-    was, before, _ = fitted(tmp_path, False, kind, **options)
-    judged = []
-    monkeypatch.setattr(
-        "firstlight.lean.batches.is_plain", lambda *given: judged.append(is_plain(*given)) or judged[-1]
-    )
-    module, recording, _ = fitted(tmp_path, True, kind, **options)
-    assert len(judged) >= 2 and set(judged) == {plain}  # in each epoch
-    assert recording.seen == before.seen and module.seen == was.seen and len(before.seen) > 50
-    assert all(torch.equal(one, other) for one, other in zip(module.parameters(), was.parameters(), strict=True))
+def test_hooks_weights_counters_and_all_that_is_logged_equal_lightnings(tmp_path, kind, options, reason):
+    plain = fitted(tmp_path, False, kind, **options)
+    assert_same(fitted(tmp_path, True, kind, reason=reason, **options), plain)
+    assert len(plain[1].seen) > 50 and plain[2].loggers[0].rows
+
+
+def test_logs_of_validation_steps_reach_every_logger(tmp_path):
+    _, _, trainer = fitted(tmp_path, True, Scheduled, val_check_interval=2)
+    for logger in trainer.loggers:
+        names = [name for _, row in logger.rows for name in row]
+        # Of six validations the second batch logs.
+        assert names.count("val_step") == names.count("val_epoch") == 6
+        assert names.count("loss_step") == 12 and names.count("loss_epoch") == 2
 
 
 def test_an_optimiser_that_does_not_train_is_told(tmp_path):
@@ -91,50 +97,71 @@ def test_an_optimiser_that_does_not_train_is_told(tmp_path):
         def step(self, closure=None):
             return None
 
-    for is_lean in (True, False):
+    for is_fast in (True, False):
         with pytest.raises(MisconfigurationException, match="closure"):
-            fitted(tmp_path, is_lean, Idle)
+            fitted(tmp_path, is_fast, Idle)
 
 
-def test_a_step_that_was_changed_is_left_as_it_is(tmp_path, monkeypatch):
+def test_a_changed_lightning_keeps_its_loop_and_the_reason_says_so(tmp_path, monkeypatch):
     plain, trainer = _AutomaticOptimization.run, Trainer(logger=False, accelerator="cpu")
-    with lean(trainer):
-        assert "advance" in vars(trainer.fit_loop.epoch_loop)
 
     @wraps(plain)
     def changed(self, *given):
         return plain(self, *given)
 
     monkeypatch.setattr(_AutomaticOptimization, "run", changed)
-    with lean(trainer):
-        assert "advance" not in vars(trainer.fit_loop.epoch_loop)
+    loop = trainer.fit_loop.epoch_loop
+    with fast_loop(trainer) as active:
+        assert trainer.fit_loop.epoch_loop is loop
+    assert re.fullmatch(r"Lightning [\d.]+ has another _AutomaticOptimization.run than the one this .*", active.reason)
 
 
-@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3, "gradient_clip_val": 0.1}])
-def test_the_same_hooks_are_called_in_the_same_order_and_the_weights_are_the_same(tmp_path, options):
-    plain, before, was = fitted(tmp_path, False, **options)
-    module, recording, trainer = fitted(tmp_path, True, **options)
-    assert recording.seen == before.seen and len(before.seen) > 50
-    assert module.seen == plain.seen
-    assert all(torch.equal(one, other) for one, other in zip(module.parameters(), plain.parameters(), strict=True))
-    assert trainer.callback_metrics.keys() == was.callback_metrics.keys() >= {"loss_epoch", "after"}
-    assert all(torch.equal(value, was.callback_metrics[name]) for name, value in trainer.callback_metrics.items())
+def test_a_profiler_keeps_lightnings_loop(tmp_path):
+    profiler = SimpleProfiler()
+    _, _, trainer = fitted(tmp_path, True, reason="a profiler is on", profiler=profiler)
+    assert trainer.profiler is profiler and any(
+        "on_train_batch_end" in action for action in profiler.recorded_durations
+    )
 
 
-def test_another_lightning_and_a_profiler_have_it_their_way(tmp_path, monkeypatch):
-    original = call._call_callback_hooks
-    trainer = Trainer(logger=False, profiler=SimpleProfiler(), accelerator="cpu")
-    with lean(trainer) as on:
-        assert not on and call._call_callback_hooks is original
-    trainer = Trainer(logger=False, accelerator="cpu")
-    with lean(trainer) as on:
-        assert on and call._call_callback_hooks is not original
-        with lean(Trainer(logger=False, accelerator="cpu")) as again:
-            assert not again
-    assert call._call_callback_hooks is original
-    monkeypatch.setitem(known.HOOKS, (call, "_call_callback_hooks"), "another")
-    with lean(trainer) as on:
-        assert not on and call._call_callback_hooks is original
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_replaced_is_put_back_also_after_an_exception(tmp_path, fails):
+    class Fails(Callback):
+        def on_train_batch_end(self, trainer, *given):
+            assert type(trainer.fit_loop.epoch_loop) is FastEpochLoop
+            if fails:
+                raise ZeroDivisionError
+
+    trainer = Trainer(
+        max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[Fails()],
+    )  # fmt: skip
+    loop, profiler, environment = trainer.fit_loop.epoch_loop, trainer.profiler, dict(os.environ)
+    before = {**vars(loop)}
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext(), fast_loop(trainer):
+        trainer.fit(BoringModel())
+    assert trainer.fit_loop.epoch_loop is loop and trainer.profiler is profiler and os.environ == environment
+    assert vars(loop).keys() == before.keys() and loop.val_loop is before["val_loop"]
+    assert "log" not in vars(loop._results)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
+@pytest.mark.parametrize("saves_fast", [True, False])
+def test_a_checkpoint_in_mid_epoch_is_that_of_lightning_and_resumes_in_either_loop(tmp_path, saves_fast):
+    class Saves(Callback):
+        def on_train_batch_end(self, trainer, *given):
+            if trainer.global_step == 4 and not path.exists():
+                trainer.save_checkpoint(path)
+
+    path = tmp_path / "middle.ckpt"
+    fitted(tmp_path, saves_fast, Scheduled, Saves())
+    loops = torch.load(path, weights_only=True)["loops"]["fit_loop"]
+    path.unlink()
+    fitted(tmp_path, not saves_fast, Scheduled, Saves())
+    assert torch.load(path, weights_only=True)["loops"]["fit_loop"] == loops
+    plain = fitted(tmp_path, False, Scheduled, ckpt_path=path)
+    assert_same(fitted(tmp_path, True, Scheduled, ckpt_path=path), plain)
+    assert plain[2].fit_loop.epoch_loop.batch_progress.total.ready == 14
 
 
 @pytest.mark.parametrize("most", [4])
@@ -143,8 +170,8 @@ def test_a_run_enters_few_contexts_a_step_and_gives_the_numbers_of_the_plain_pat
     profile = PassThroughProfiler.profile
     monkeypatch.setattr(PassThroughProfiler, "profile", lambda self, name: entered.append(name) or profile(self, name))
     found, contexts = [], []
-    for name, digest in [("lean", known.HOOKS[call, "_call_strategy_hook"]), ("plain", "another")]:
-        monkeypatch.setitem(known.HOOKS, (call, "_call_strategy_hook"), digest)
+    for name, reason in [("fast", None), ("plain", "a test")]:
+        monkeypatch.setattr("firstlight.fast_loop.find_unknown", lambda reason=reason: reason)
         folder = tmp_path / name
         entered.clear()
         command = ["fit", "--config", CONFIG, "--runs", str(folder / "runs"), "--trainer.max_epochs=3"]
@@ -160,7 +187,7 @@ def test_a_run_enters_few_contexts_a_step_and_gives_the_numbers_of_the_plain_pat
     assert contexts[0] <= most < contexts[1] / 10
 
 
-@pytest.mark.parametrize("most", [310])
+@pytest.mark.parametrize("most", [480])
 def test_between_loggings_a_step_logs_nothing_reads_nothing_and_calls_little(tmp_path, monkeypatch, most):
     # As on a device that is not to be waited for.
     monkeypatch.setattr("firstlight.callbacks.nonfinite._waits", lambda tensor: True)
@@ -176,7 +203,7 @@ def test_between_loggings_a_step_logs_nothing_reads_nothing_and_calls_little(tmp
         (TensorBoard, "keep"), (MetricsCSV, "log_metrics"), (torch, "save"), (os, "fsync"),
     ]:  # fmt: skip
         counted(owner, name)
-    advance = Step.advance
+    advance = FastEpochLoop.advance
 
     def watched(step, fetcher):
         done.clear()
@@ -185,9 +212,9 @@ def test_between_loggings_a_step_logs_nothing_reads_nothing_and_calls_little(tmp
             advance(step, fetcher)
         finally:
             sys.setprofile(None)
-        steps[step._trainer.global_step] = Counter(done)
+        steps[step.global_step] = Counter(done)
 
-    monkeypatch.setattr(Step, "advance", watched)
+    monkeypatch.setattr(FastEpochLoop, "advance", watched)
     command = ["fit", "--config", CONFIG, "--runs", str(tmp_path / "runs"), "--trainer.max_epochs=3"]
     assert main([*command, "--trainer.log_every_n_steps=50", "--model.optimizer.fused=true"]) == 0
     assert len(steps) == 120
@@ -211,13 +238,12 @@ def test_what_a_profiler_of_torch_records_has_its_labels(tmp_path):
             if trainer.global_step == 4:
                 profiler.stop()
 
-    label, found = torch.autograd.profiler.record_function, []
-    for is_lean in (True, False):
+    found = []
+    for is_fast in (True, False):
         profiler = torch.profiler.profile(acc_events=True)
-        fitted(tmp_path, is_lean, Scheduled, Profiles())
+        fitted(tmp_path, is_fast, Scheduled, Profiles())
         found.append({each.key: each.count for each in profiler.key_averages() if each.key.startswith("Optimizer.")})
     assert found[0] == found[1] == {"Optimizer.step#Adam.step": 2, "Optimizer.zero_grad#Adam.zero_grad": 2}
-    assert torch.autograd.profiler.record_function is label
 
 
 def test_what_a_step_has_used_is_let_go_when_it_is_done(tmp_path):
@@ -241,13 +267,3 @@ def test_what_a_step_has_used_is_let_go_when_it_is_done(tmp_path):
     finally:
         gc.enable()
     assert [len(each) for each in left].count(3) >= 10 and not any(map(any, left))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device to look for")
-def test_a_device_that_is_not_there_is_not_looked_for_at_each_step(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(asked.append(1)))
-    with lean(Trainer(logger=False, accelerator="cpu")):
-        before = len(asked)
-        assert not torch.cuda.is_available() and len(asked) == before
-    assert not torch.cuda.is_available() and len(asked) > before

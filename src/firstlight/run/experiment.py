@@ -23,7 +23,7 @@ from firstlight.checkpoints.io import AtomicCheckpointIO, newest_resumable, remo
 from firstlight.compat import let_fused_optimisers_clip
 from firstlight.data import DataModule
 from firstlight.errors import TrainingError, UsageError, did_you_mean
-from firstlight.lean import lean
+from firstlight.fast_loop import fast_loop
 from firstlight.loggers import all_loggers, as_list
 from firstlight.preflight.rules import (
     check_data,
@@ -127,7 +127,9 @@ class Experiment:
                     # The folder is meant to have checkpoints, and callbacks are left out on purpose.
                     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
                     warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
-                with lean(trainer, heeds_signals=any(isinstance(each, callbacks.GracefulShutdown) for each in every)):
+                with fast_loop(
+                    trainer, handles_signals=any(isinstance(each, callbacks.GracefulShutdown) for each in every)
+                ):
                     trainer.fit(self.task, datamodule=self.datamodule, ckpt_path=resumed, weights_only=True)
         except MisconfigurationException as error:
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error

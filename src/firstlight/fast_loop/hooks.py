@@ -1,0 +1,139 @@
+"""What a batch of training or validation goes through.
+
+Around each hook of each callback, Lightning 2.6.6 enters a context of its profiler, 84 in a step, though nothing
+is profiled and most hooks are empty. It sets `_current_fx_name`, which `log` reads, through `Module.__setattr__`.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.core.hooks import DataHooks
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+_EMPTY = {name: function for name, function in vars(Callback).items() if name.startswith("on_")}
+"""Hooks that do nothing, as they are when this module is imported: whatever takes their place is called."""
+
+_TRANSFERS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+class NullProfiler(PassThroughProfiler):
+    """Lightning's default profiler, which records nothing, with one context for all actions."""
+
+    def profile(self, action_name: str, context: Any = nullcontext()) -> Any:  # noqa: B008, D102
+        return context
+
+
+class Fit:
+    """Tells whether the fast loop trains, and takes batches through their hooks and steps."""
+
+    def __init__(self, trainer: Any, reason: str | None) -> None:
+        self.trainer, self.is_open, self._reason = trainer, reason is None, reason
+        self._hooks: dict[str, Any] = {name: (attrgetter(name), [], []) for name in _EMPTY}
+        self._takes_index = lru_cache(lambda step: is_param_in_hook_signature(step, "batch_idx", min_args=2))
+
+    @property
+    def reason(self) -> str | None:
+        """Why batches go, or last went, Lightning's own way, in one clause; known from `on_train_start` on."""
+        if self.is_open:
+            self.look()
+        return self._reason
+
+    def look(self, takes_batches: bool = True) -> bool:
+        """Tell whether nothing but module and callbacks has a say in a step; each batch asks anew."""
+        self.strategy = self.trainer._accelerator_connector.strategy
+        self.module = self.strategy._lightning_module
+        reason = self._find_obstacle() if takes_batches else "training_step takes the iterator of batches"
+        self._reason = reason or self._reason
+        return reason is None
+
+    def _find_obstacle(self) -> str | None:
+        strategy, module, precision = self.strategy, self.module, self.strategy._precision_plugin
+        kind, model, optimizers = type(strategy), strategy._model, strategy._optimizers
+        if kind is not SingleDeviceStrategy and (kind is not DDPStrategy or strategy._model_averager is not None):
+            return f"strategy {kind.__name__}"
+        if type(precision) is not Precision and (type(precision) is not MixedPrecision or precision.scaler is not None):
+            return f"precision {precision.precision}"
+        if self.trainer.fit_loop.epoch_loop.automatic_optimization._skip_backward:
+            return "a callback skips backward"
+        if module is None:
+            return None  # No fit has begun.
+        if not module.automatic_optimization:
+            return "manual optimization"
+        if not is_own(module, "optimizer_step"):
+            return "the module has its own optimizer_step"
+        if model is not module and (type(model) is not DistributedDataParallel or model.module is not module):
+            return f"the module is wrapped by {type(model).__name__}"
+        if any(isinstance(each, LightningOptimizer) for each in optimizers):
+            return "configure_optimizers returns a LightningOptimizer"
+        return None
+
+    def hook(self, name: str, *args: Any) -> Any:
+        """Call a hook of the callbacks and then of the module; return what the module's returns.
+
+        Which callbacks override it is remembered, but compared at each call: one may get the hook, or come to the list,
+        at any time. `is_overridden` would cost five Python calls for each callback, and is wrong for wrapped hooks.
+        """
+        trainer, module, callbacks = self.trainer, self.module, self.trainer.callbacks
+        get, known, acting = self._hooks[name]
+        hooks = list(map(get, callbacks))
+        if hooks != known:
+            acting = [each for each in hooks if getattr(each, "__func__", None) is not _EMPTY[name] and callable(each)]
+            self._hooks[name] = get, hooks, acting
+        state = vars(module)
+        before, state["_current_fx_name"] = state["_current_fx_name"], name
+        for each in acting:
+            each(trainer, module, *args)
+        for callback in callbacks[len(hooks) :]:  # A hook may bring a callback along, whose turn is now.
+            get(callback)(trainer, module, *args)
+        own = get(module)
+        result = own(*args) if callable(own) else None
+        state["_current_fx_name"] = before
+        return result
+
+    def named(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function as the hook `name` of the module."""
+        state = vars(self.module)
+        before, state["_current_fx_name"] = state["_current_fx_name"], name
+        result = function(*args, **kwargs)
+        state["_current_fx_name"] = before
+        return result
+
+    def begin(self, loop: Any, batch: Any) -> Any:
+        """Return a batch as its step takes it, and count it."""
+        data, device = self.trainer.datamodule, self.strategy.root_device
+        for name in _TRANSFERS:
+            usual, hook = getattr(DataHooks, name), getattr(data, name, None)
+            if hook is None or getattr(hook, "__func__", None) is usual:  # The data module's own goes first.
+                hook = getattr(self.module, name)
+            moves = name == "transfer_batch_to_device"
+            is_there = type(batch) is tuple and all(type(each) is Tensor and each.device == device for each in batch)
+            if getattr(hook, "__func__", None) is not usual or (moves and not is_there):
+                batch = self.named(name, hook, batch, *([device] if moves else []), 0)
+        loop.batch_progress.increment_ready()
+        connector, results = self.trainer._logger_connector, loop._results
+        connector._first_loop_iter = connector._first_loop_iter is None
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+        return batch
+
+    def step(self, name: str, batch: Any, batch_idx: int) -> Any:
+        """Return what `training_step` or `validation_step` of the module returns."""
+        step, strategy = getattr(self.module, name), self.strategy
+        args = (batch, batch_idx) if self._takes_index(getattr(step, "__func__", step)) else (batch,)
+        if strategy._model is not self.module or type(strategy._precision_plugin) is not Precision:
+            step = getattr(strategy, name)  # It goes through what wraps the module, and through `torch.autocast`.
+        return self.named(name, step, *args)
+
+
+def is_own(module: LightningModule, name: str) -> bool:
+    """Tell whether a method of a module is LightningModule's own."""
+    return getattr(getattr(module, name), "__func__", None) is getattr(LightningModule, name)
