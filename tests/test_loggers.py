@@ -1,4 +1,5 @@
 import csv
+import threading
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from firstlight.errors import UsageError
-from firstlight.loggers import History, MetricsCSV, TensorBoard
+from firstlight.loggers import History, MetricsCSV, TensorBoard, current_step, should_log
 
 
 def read(path):
@@ -16,7 +17,7 @@ def read(path):
         return list(csv.reader(file))
 
 
-def test_each_number_becomes_a_line(tmp_path):
+def test_metrics_csv_has_one_line_for_each_number(tmp_path):
     logger = MetricsCSV(tmp_path / "metrics.csv")
     logger.log_metrics({"train/loss": 0.5, "epoch": 0}, step=9)
     logger.log_metrics({"val/loss": 0.1 + 0.2}, step=10)
@@ -30,7 +31,7 @@ def test_each_number_becomes_a_line(tmp_path):
     logger.finalize("success")
 
 
-def test_the_epoch_that_a_step_has_already_is_not_written_again(tmp_path):
+def test_metrics_csv_does_not_repeat_the_epoch_of_a_step(tmp_path):
     logger = MetricsCSV(tmp_path / "metrics.csv")
     logger.log_metrics({"loss": 1.0, "epoch": 0}, step=4)
     logger.log_metrics({"val": 2.0, "epoch": 0, "loss": 1.0}, step=4)
@@ -53,7 +54,7 @@ def test_the_epoch_that_a_step_has_already_is_not_written_again(tmp_path):
     assert lines == expected
 
 
-def test_the_file_only_grows_when_new_names_come_up(tmp_path):
+def test_metrics_csv_only_grows_when_new_names_appear(tmp_path):
     logger = MetricsCSV(tmp_path / "metrics.csv")
     before = b""
     for step in range(5):
@@ -105,7 +106,7 @@ def test_a_closed_logger_opens_the_file_again_for_another_number(tmp_path):
     assert read(logger.path) == [["step", "name", "value"], *[[str(step), "loss", f"{step}.0"] for step in range(3)]]
 
 
-def test_nothing_is_made_before_the_first_number(tmp_path):
+def test_metrics_csv_creates_nothing_before_the_first_number(tmp_path):
     logger = MetricsCSV(tmp_path / "new" / "metrics.csv")
     logger.log_hyperparams({"lr": 0.1})
     logger.save()
@@ -141,16 +142,16 @@ def test_tensorboard_holds_each_number_at_its_step(tmp_path):
     assert [each.name for each in tmp_path.iterdir() if each.is_dir()] == ["both_train", "both_val"]
 
 
-def test_tensorboard_keeps_numbers_for_the_event_of_their_step(tmp_path):
+def test_tensorboard_writes_buffered_numbers_in_one_event_of_their_step(tmp_path):
     logger = TensorBoard(tmp_path)
-    logger.keep({"lr": 0.5}, 1)
-    logger.keep({"grad_norm/total": 2.0}, 1)
+    logger.buffer_metrics({"lr": 0.5}, 1)
+    logger.buffer_metrics({"grad_norm/total": 2.0}, 1)
     logger.log_metrics({"train/loss": 1.0}, 1)
-    logger.keep({"lr": 0.25}, 2)
+    logger.buffer_metrics({"lr": 0.25}, 2)
     logger.log_metrics({"val/loss": 1.0}, 3)
-    logger.keep({"lr": 0.125}, 4)
+    logger.buffer_metrics({"lr": 0.125}, 4)
     logger.save()
-    logger.keep({"lr": 0.0625}, 4)
+    logger.buffer_metrics({"lr": 0.0625}, 4)
     logger.finalize("success")
     found = curves(tmp_path)
     assert {name: [(each.step, each.value) for each in events] for name, events in found.items()} == {
@@ -186,8 +187,50 @@ def test_history_holds_what_a_run_logged_and_writes_nothing(tmp_path):
 
 def test_history_refuses_a_name_that_was_not_logged():
     history = History()
-    with pytest.raises(UsageError, match="no val/loss was logged, but nothing"):
+    with pytest.raises(UsageError, match=r"^val/loss was not logged; available: nothing$"):
         history["val/loss"]
     history.log_metrics({"val/loss": 1.0}, step=0)
-    with pytest.raises(UsageError, match="no val/los was logged, but val/loss; did you mean val/loss"):
+    with pytest.raises(UsageError, match=r"^val/los was not logged; available: val/loss; did you mean val/loss\?$"):
         history["val/los"]
+
+
+def test_the_excepthook_of_threads_is_restored_when_the_last_logger_is_finalized(tmp_path):
+    original = threading.excepthook
+    first, second = TensorBoard(tmp_path / "a"), TensorBoard(tmp_path / "b")
+    assert threading.excepthook is original
+    for logger in (first, second):
+        logger.log_metrics({"loss": 1.0}, 0)
+    assert threading.excepthook is not original
+    first.finalize("success")
+    assert threading.excepthook is not original
+    second.finalize("failed")
+    assert threading.excepthook is original
+    first.log_metrics({"loss": 1.0}, 1)
+    first.finalize("success")
+    assert threading.excepthook is original
+
+
+def test_errors_of_other_threads_are_still_printed_while_tensorboard_is_open(tmp_path, monkeypatch):
+    printed = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: printed.append(args.exc_type))
+    logger = TensorBoard(tmp_path)
+    logger.log_metrics({"loss": 1.0}, 0)
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    logger.finalize("success")
+    assert printed == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize("every", [0, 1, 3])
+def test_a_step_is_logged_when_its_number_is_a_multiple_of_log_every_n_steps(every):
+    optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1) for _ in range(2)]
+    trainer = Trainer(logger=False, accelerator="cpu", log_every_n_steps=every)
+    done = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+    for trainer.strategy.optimizers in (optimizers[:1], optimizers):
+        logged = []
+        for done.completed in range(20):
+            if should_log(trainer) and current_step(trainer) not in logged:
+                logged.append(current_step(trainer))
+        steps = 20 // len(trainer.strategy.optimizers)
+        assert logged == {0: [], 1: list(range(steps)), 3: list(range(2, steps, 3))}[every]

@@ -1,4 +1,4 @@
-"""A disk for logs that is full or fails: a warning, and the training goes on."""
+"""When the disk for logs is full or fails, the logger warns and training continues."""
 
 import re
 
@@ -13,7 +13,7 @@ from tests.helpers import CONFIG, called, firstlight, newest, results
 from tests.test_loggers import read
 
 
-def test_a_run_whose_logs_may_not_grow_ends_as_one_whose_logs_may(tmp_path):
+def test_run_whose_log_files_cannot_grow_ends_with_the_same_weights(tmp_path):
     options = ["--model.network.hidden=[4]", "--trainer.log_every_n_steps=1", "--trainer.max_epochs=12"]
     runs = []
     for limit, start in ((10_000_000, called), (60_000, firstlight)):
@@ -26,7 +26,7 @@ def test_a_run_whose_logs_may_not_grow_ends_as_one_whose_logs_may(tmp_path):
     said = done.stderr.splitlines()
     assert len(said) == 2, done.stderr
     for path in (short.relative_to(folder), (short / "metrics.csv").relative_to(folder)):
-        assert f"{path}: File too large; nothing more is logged there, training goes on" in said
+        assert f"{path}: File too large; logging there stops, training continues" in said
     checkpoints = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in runs]
     for name, value in checkpoints[0]["state_dict"].items():
         assert torch.equal(value, checkpoints[1]["state_dict"][name])
@@ -38,7 +38,7 @@ def test_a_run_whose_logs_may_not_grow_ends_as_one_whose_logs_may(tmp_path):
 
 
 @pytest.mark.parametrize("logger", [TensorBoard, lambda folder: MetricsCSV(folder / "metrics.csv")])
-def test_logs_that_cannot_be_made_are_said_once_and_the_fit_is_whole(logger, tmp_path, caplog):
+def test_logger_that_cannot_create_its_file_warns_once_and_the_fit_completes(logger, tmp_path, caplog):
     class Logging(BoringModel):
         def training_step(self, batch, batch_idx):
             self.log("count", float(self.global_step))
@@ -59,10 +59,10 @@ def test_logs_that_cannot_be_made_are_said_once_and_the_fit_is_whole(logger, tmp
     trainer.fit(Logging())
     assert trainer.global_step == 6
     (said,) = [record.message for record in caplog.records if record.name.startswith("firstlight")]
-    assert re.search(r"file/logs\S*: Not a directory; nothing more is logged there, training goes on$", said)
+    assert re.search(r"file/logs\S*: Not a directory; logging there stops, training continues$", said)
 
 
-def test_a_number_that_may_have_lost_digits_is_not_kept(tmp_path):
+def test_an_incomplete_last_line_is_removed(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_bytes(b"step,name,value\r\n0,loss,0.25\r\n1,loss,0.1")
     logger = MetricsCSV(path)

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: TensorBoard, `metrics.csv`, which is only ever appended to, or memory."""
+"""When the numbers of a run are logged, and where: TensorBoard, `metrics.csv` or memory."""
 
 import csv
 import logging
@@ -10,7 +10,9 @@ from contextlib import contextmanager, suppress
 from numbers import Number
 from pathlib import Path
 from typing import Any, TextIO
+from weakref import WeakSet
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -18,116 +20,162 @@ from torch import Tensor
 
 from firstlight.errors import UsageError, did_you_mean
 
-__all__ = ["History", "MetricsCSV", "TensorBoard", "all_loggers", "as_list"]
+__all__ = [
+    "History",
+    "MetricsCSV",
+    "TensorBoard",
+    "all_loggers",
+    "as_list",
+    "current_step",
+    "is_logged_step",
+    "log",
+    "should_log",
+]
 
 
 _log = logging.getLogger(__name__)
 
 
-class _GivesUp:
-    """A logger that stops writing, and says so once, when its disk is full or fails: training goes on."""
+def is_logged_step(step: int, every: int) -> bool:
+    """Return whether a step is logged when every `every`-th step is; 0 logs none.
 
-    _gave_up = False
+    Args:
+        step: Index of the optimiser step, from 0.
+        every: The trainer's `log_every_n_steps`.
+
+    >>> [step for step in range(10) if is_logged_step(step, 5)]
+    [4, 9]
+    """
+    return every > 0 and (step + 1) % every == 0
+
+
+def current_step(trainer: Trainer) -> int:
+    """Return the index of the current optimiser step, which is where Lightning draws `train/*`.
+
+    `trainer.global_step` counts the steps of all optimisers; this counts those of one.
+    """
+    return trainer.global_step // max(len(trainer.strategy.optimizers), 1)
+
+
+def should_log(trainer: Trainer) -> bool:
+    """Return whether the current optimiser step is logged."""
+    return is_logged_step(current_step(trainer), trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set outside
+
+
+def log(trainer: Trainer, values: Mapping[str, float]) -> None:
+    """Log `values` at the current step. A logger that can buffer them writes all values of a step at once."""
+    step = current_step(trainer)
+    for logger in trainer.loggers:
+        getattr(logger, "buffer_metrics", logger.log_metrics)(dict(values), step=step)
+
+
+class _SurvivesDiskErrors:
+    """A logger that warns once and stops writing when its disk is full or fails, so that training continues."""
+
+    _failed = False
 
     @contextmanager
-    def _writing(self, path: str | Path) -> Iterator[None]:
+    def _guard(self, path: str | Path) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:
-            cause = error if isinstance(error, OSError) else error.__cause__  # Lightning hides it in a ValueError.
+            cause = error if isinstance(error, OSError) else error.__cause__  # Lightning wraps it in a ValueError.
             if not isinstance(cause, OSError):
                 raise
-            if not self._gave_up:
-                _log.warning(f"{path}: {cause.strerror}; nothing more is logged there, training goes on")
-            self._gave_up = True
+            if not self._failed:
+                _log.warning(f"{path}: {cause.strerror}; logging there stops, training continues")
+            self._failed = True
 
 
-class TensorBoard(_GivesUp, TensorBoardLogger):
-    """Lightning's TensorBoard logger, right in the folder, that writes every five seconds.
+class TensorBoard(_SurvivesDiskErrors, TensorBoardLogger):
+    """Lightning's TensorBoard logger, directly in `folder`, with one event a step, written every five seconds.
 
-    Lightning 2.6.6 waits for the disk at each logging, writes an empty `hparams.yaml` beside the events, and ends the
-    training when the disk is full or fails; here that is said once, and nothing more is written. It also makes an event
-    of each number, which takes more than thrice as long for four of them as one event for all.
+    Lightning 2.6.6 waits for the disk at each logging, writes an empty `hparams.yaml`, and stops the training when the
+    disk is full or fails. It also writes one event for each number: four numbers take more than three times as long as
+    one event with all of them.
 
     Args:
-        folder: Where the events go.
-        from_step: Step that a run goes on from: what earlier events hold from there on is done again, and not shown.
+        folder: Folder of the event files.
+        from_step: First step of a resumed run: TensorBoard hides earlier events from this step on.
     """
 
     def __init__(self, folder: Path, from_step: int | None = None) -> None:
         super().__init__(folder, name="", version="", default_hp_metric=False, flush_secs=5, purge_step=from_step)
-        _leave_faults_to_callers()
-        self._kept: list[tuple[str, float]] = []
+        self._buffer: list[tuple[str, float]] = []
         self._step: int | None = None
 
     @property
     def experiment(self) -> Any:
-        """TensorBoard's writer; on other processes than the first, and on a disk that failed, one of nothing."""
-        with self._writing(str(self.save_dir)):
-            if not self._gave_up:
+        """TensorBoard's writer, or one that does nothing: on other ranks than 0, and after a disk error."""
+        with self._guard(str(self.save_dir)):
+            if not self._failed:
+                _hide_disk_errors(self)
                 return super().experiment
         return DummyLogger().experiment
 
     @rank_zero_only
-    def keep(self, numbers: Mapping[str, float], step: int | None) -> None:
-        """Keep `numbers` for the event of what is logged next at this step; another step, or the end, has its own."""
+    def buffer_metrics(self, metrics: Mapping[str, float], step: int | None) -> None:
+        """Keep `metrics` until something is logged at this step, then write one event with all of them.
+
+        A call with another step, `save` and `finalize` write what is buffered.
+        """
         if step != self._step:
             self.save()
         self._step = step
-        self._kept += numbers.items()
+        self._buffer += metrics.items()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Hand `metrics`, and what was kept, to TensorBoard's own thread."""
+        """Pass `metrics`, and those buffered for this step, to TensorBoard's writer thread."""
         numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, Number | Tensor)}
-        self.keep(numbers, step)
+        self.buffer_metrics(numbers, step)
         self.save()
         others = {name: value for name, value in metrics.items() if name not in numbers}
-        if others and not self._gave_up:
-            with self._writing(str(self.save_dir)):
+        if others and not self._failed:
+            with self._guard(str(self.save_dir)):
                 super().log_metrics(others, step)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Hand `params` to TensorBoard's own thread."""
-        if not self._gave_up:
-            with self._writing(str(self.save_dir)):
+        """Pass `params` to TensorBoard's writer thread."""
+        if not self._failed:
+            with self._guard(str(self.save_dir)):
                 super().log_hyperparams(params, *args, **kwargs)
 
     @rank_zero_only
     def save(self) -> None:
-        """Hand what was kept to TensorBoard's own thread, which writes within five seconds."""
-        numbers, self._kept = self._kept, []
-        if not numbers or self._gave_up:
+        """Pass the buffered metrics to TensorBoard's writer thread, which writes within five seconds."""
+        numbers, self._buffer = self._buffer, []
+        if not numbers or self._failed:
             return
-        with self._writing(str(self.save_dir)):
+        with self._guard(str(self.save_dir)):
             writer = self.experiment
-            if not self._gave_up:
-                # The writer has imported it by now; other commands need not.
+            if not self._failed:
+                # Imported here because commands that log nothing do not need it.
                 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
                 values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers]
                 writer._get_file_writer().add_summary(Summary(value=values), self._step)
 
-    @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Wait until all is written."""
+        """Write everything and close the file."""
         self.save()
-        with self._writing(str(self.save_dir)):
+        with self._guard(str(self.save_dir)):
             super().finalize(status)
+        _show_disk_errors(self)
 
 
-class MetricsCSV(_GivesUp, Logger):
+class MetricsCSV(_SurvivesDiskErrors, Logger):
     """Append one line `step,name,value` for each logged number.
 
     Lightning 2.6.6's `CSVLogger` deletes the file of an earlier logger in the same folder, so that a resumed run loses
-    its history, and rewrites all of it whenever a new name comes up. This class can go when it does neither.
+    its history. It also rewrites the whole file for each new name. This class can go when it does neither.
 
-    When the disk is full or fails, that is said once, and nothing more is written; of a line only a part of which is
-    there, nothing is kept, since the number at its end may have lost digits.
+    When the disk is full or fails, the logger warns once and stops. An incomplete last line is removed, because the
+    number at its end may have lost digits.
 
     Args:
-        path: The file; it is made with its folder when the first number comes.
+        path: The file. The first logged number creates it and its folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -138,12 +186,12 @@ class MetricsCSV(_GivesUp, Logger):
 
     @property
     def name(self) -> str:
-        """Nothing: the file lies where its path says."""
+        """Empty: `path` alone decides where the file is."""
         return ""
 
     @property
     def version(self) -> str:
-        """Nothing: the file lies where its path says."""
+        """Empty: `path` alone decides where the file is."""
         return ""
 
     @property
@@ -153,45 +201,45 @@ class MetricsCSV(_GivesUp, Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append a line for each of `metrics`, but for the `epoch` that this step has already."""
-        with self._writing(self.path):
-            if self._gave_up:
+        """Append one line for each of `metrics`; an `epoch` that this step already has is not repeated."""
+        with self._guard(self.path):
+            if self._failed:
                 return
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("a", newline="", encoding="utf-8")
-                if not _drop_half_a_line(self.path):
+                if not _drop_incomplete_line(self.path):
                     csv.writer(self._file).writerow(["step", "name", "value"])
-            there, self._epoch = self._epoch, (step, metrics.get("epoch"))
-            rows = [(step, *each) for each in metrics.items() if each != ("epoch", there[1]) or step != there[0]]
+            previous, self._epoch = self._epoch, (step, metrics.get("epoch"))
+            rows = [(step, *each) for each in metrics.items() if each != ("epoch", previous[1]) or step != previous[0]]
             csv.writer(self._file).writerows(rows)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Write nothing: `config.yaml` holds them."""
+        """Write nothing: `config.yaml` holds the hyper-parameters."""
 
     @rank_zero_only
     def save(self) -> None:
-        """Hand what was appended to the operating system."""
-        if self._file is not None and not self._gave_up:
-            with self._writing(self.path):
+        """Pass the appended lines to the operating system."""
+        if self._file is not None and not self._failed:
+            with self._guard(self.path):
                 self._file.flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Close the file; another number opens it again."""
+        """Close the file; the next logged number opens it again."""
         if self._file is None:
             return
         self.save()
-        with suppress(OSError):  # It closes, and cannot write what `save` could not either.
+        with suppress(OSError):  # `close` fails where `save` failed, and closes the file nevertheless.
             self._file.close()
         self._file, self._epoch = None, (None, None)
-        if self._gave_up:
+        if self._failed:
             with suppress(OSError):
-                _drop_half_a_line(self.path)
+                _drop_incomplete_line(self.path)
 
 
 class History(Logger):
-    """Keep every logged number in memory, for a notebook that draws it; nothing is written.
+    """Keep every logged number in memory, for example to draw it in a notebook; no file is written.
 
     >>> history = History()
     >>> history.log_metrics({"val/loss": 0.5}, step=9)
@@ -206,12 +254,12 @@ class History(Logger):
 
     @property
     def name(self) -> str:
-        """Nothing: there is no file."""
+        """Empty: there is no file."""
         return ""
 
     @property
     def version(self) -> str:
-        """Nothing: there is no file."""
+        """Empty: there is no file."""
         return ""
 
     def __getitem__(self, name: str) -> tuple[list[int], list[float]]:
@@ -221,8 +269,8 @@ class History(Logger):
             UsageError: When nothing was logged under that name.
         """
         if name not in self._logged:
-            known = ", ".join(self._logged) or "nothing"
-            raise UsageError(f"no {name} was logged, but {known}" + did_you_mean(name, self._logged))
+            available = ", ".join(self._logged) or "nothing"
+            raise UsageError(f"{name} was not logged; available: {available}" + did_you_mean(name, self._logged))
         return self._logged[name]
 
     @rank_zero_only
@@ -234,43 +282,57 @@ class History(Logger):
             values.append(float(value))
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Keep nothing: whoever made the parts has them."""
+        """Keep nothing: the caller has the hyper-parameters."""
 
 
-def _drop_half_a_line(path: Path) -> int:
-    """Drop what follows the last whole line of a file; return the bytes that are left."""
-    whole = path.read_bytes().rfind(b"\n") + 1
-    if whole < path.stat().st_size:
-        os.truncate(path, whole)
-    return whole
+def all_loggers(folder: Path, requested: Any, from_step: int | None = None) -> list[Logger]:
+    """Return the loggers of a run: TensorBoard and `metrics.csv` in its folder, then the requested ones.
 
-
-def _leave_faults_to_callers() -> None:
-    """Keep TensorBoard's thread from printing a traceback of the `OSError` that it hands to whoever logs next."""
-    before = threading.excepthook
-    if before.__module__ == __name__:
-        return
-
-    def quiet(args: threading.ExceptHookArgs) -> None:
-        if not (type(args.thread).__name__ == "_AsyncWriterThread" and isinstance(args.exc_value, OSError)):
-            before(args)
-
-    threading.excepthook = quiet
-
-
-def all_loggers(folder: Path, given: Any, from_step: int | None = None) -> list[Logger]:
-    """Return the loggers of a run: TensorBoard and `metrics.csv` in its folder, and those that `Trainer` was given.
-
-    `from_step` is the step that a run goes on from.
-
-    `False` leaves only `metrics.csv`, from which reports are made.
+    Args:
+        folder: The run directory.
+        requested: The trainer's `logger`. `False` leaves only `metrics.csv`, from which reports are made.
+        from_step: First step of a resumed run.
     """
-    if given is False:
+    if requested is False:
         return [MetricsCSV(folder / "metrics.csv")]
-    own = [logger for logger in as_list(given) if logger is not True]
-    return [TensorBoard(folder, from_step), MetricsCSV(folder / "metrics.csv"), *own]
+    others = [logger for logger in as_list(requested) if logger is not True]
+    return [TensorBoard(folder, from_step), MetricsCSV(folder / "metrics.csv"), *others]
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return what `Trainer` takes as nothing, as one thing or as a list, always as a list."""
+    """Return an option of `Trainer` that takes `None`, one object or a list, always as a list."""
     return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _drop_incomplete_line(path: Path) -> int:
+    """Remove what follows the last complete line of a file; return the number of bytes that remain."""
+    complete = path.read_bytes().rfind(b"\n") + 1
+    if complete < path.stat().st_size:
+        os.truncate(path, complete)
+    return complete
+
+
+_open: WeakSet[TensorBoard] = WeakSet()
+_previous_excepthook = threading.excepthook
+
+
+def _hide_disk_errors(logger: TensorBoard) -> None:
+    """Print no traceback of a disk error in TensorBoard's writer thread until `logger` is finalized.
+
+    The thread (tensorboard 2.21) passes the `OSError` to the next call that logs, and raises it as well.
+    """
+    global _previous_excepthook
+    if not _open:
+        _previous_excepthook, threading.excepthook = threading.excepthook, _excepthook
+    _open.add(logger)
+
+
+def _show_disk_errors(logger: TensorBoard) -> None:
+    _open.discard(logger)
+    if not _open and threading.excepthook is _excepthook:
+        threading.excepthook = _previous_excepthook
+
+
+def _excepthook(args: threading.ExceptHookArgs) -> None:
+    if not (type(args.thread).__name__ == "_AsyncWriterThread" and isinstance(args.exc_value, OSError)):
+        _previous_excepthook(args)
