@@ -14,7 +14,7 @@ from tests.tasks.helpers import loader, parts, trainer
 
 
 class Looks(Callback):
-    """Sees what the network gives, copies the module, and spoils a weight before a step."""
+    """Records outputs, copies the network, and makes a weight NaN before a step."""
 
     def __init__(self, spoilt_at=None):
         self.given, self.copies, self.spoilt_at = [], [], spoilt_at
@@ -44,8 +44,8 @@ def fitted(tmp_path, *callbacks, batch_size=8, **options):
     return task
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit")  # torch 2.13's own
-def test_a_compiled_network_learns_the_same_and_is_itself_again_after_the_fit(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # a warning of torch 2.13
+def test_a_compiled_network_learns_the_same_and_is_not_compiled_after_the_fit(tmp_path, monkeypatch):
     mode = "reduce-overhead"
     calls, compiled = [], torch.compile
 
@@ -61,7 +61,7 @@ def test_a_compiled_network_learns_the_same_and_is_itself_again_after_the_fit(tm
         assert torch.allclose(one, other, atol=1e-5)
     assert task.state_dict().keys() == plain.state_dict().keys()
     inputs = torch.randn(2, 4)
-    assert not torch.equal(looks.copies[0](inputs), looks.copies[5](inputs))  # Each copy has weights of its own.
+    assert not torch.equal(looks.copies[0](inputs), looks.copies[5](inputs))  # Copies do not share weights.
     task.network(inputs)
     assert len(calls) == 6
 
@@ -79,13 +79,13 @@ def test_all_layers_are_compiled_as_one_graph_for_each_size_of_a_batch(tmp_path)
     assert len(graphs) == 3  # 10 and 4
 
 
-def test_the_layer_of_a_fault_in_a_compiled_network_is_named(tmp_path):
+def test_nonfinite_names_the_layer_of_a_compiled_network(tmp_path):
     with pytest.raises(TrainingError, match=r"step 4 .*\nthe first layer whose output is not finite: network\.\S+ \(L"):
         fitted(tmp_path, Looks(spoilt_at=4), Compile(backend="aot_eager"), NonFinite())
 
 
 class Parts(BoringModel):
-    """Calls the children of a list, and has a weight of its own."""
+    """Calls the children of a list, and has a parameter beside them."""
 
     def __init__(self):
         super().__init__()
@@ -104,8 +104,8 @@ class CallsNothing(BoringModel):
         return self.layer.weight.sum()
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch hides where warnings are no errors
-def test_each_child_that_is_called_is_compiled_whatever_holds_it(tmp_path):
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch hides it unless warnings are errors
+def test_children_in_a_module_list_are_compiled(tmp_path):
     graphs = []
 
     def backend(graph, inputs):
@@ -121,8 +121,8 @@ def test_each_child_that_is_called_is_compiled_whatever_holds_it(tmp_path):
     assert len(graphs) == 3 and all(part._compiled_call_impl is None for part in module.parts)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch hides where warnings are no errors
-def test_the_compilations_of_one_child_are_not_counted_for_another(tmp_path):
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch hides it unless warnings are errors
+def test_each_child_has_its_own_limit_of_compilations(tmp_path):
     graphs, module = [], Parts()
 
     def backend(graph, inputs):
@@ -138,16 +138,16 @@ def test_the_compilations_of_one_child_are_not_counted_for_another(tmp_path):
     assert len(graphs) == 18  # torch's limit is 8 of one code
 
 
-def test_a_step_that_calls_nothing_of_what_is_compiled_is_told_of(tmp_path):
+def test_a_step_that_calls_no_compiled_part_warns(tmp_path):
     options = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 0}
     fit = trainer(tmp_path, **options, callbacks=[Compile(backend="eager")])
     with pytest.warns(
-        UserWarning, match="Compile speeds up nothing: a training step of CallsNothing calls none of layer"
+        UserWarning, match="^Compile has no effect: a training step of CallsNothing calls none of layer$"
     ):
         fit.fit(CallsNothing())
 
 
-def test_what_its_user_compiled_stays_compiled(tmp_path):
+def test_a_part_that_the_user_compiled_stays_compiled(tmp_path):
     module = BoringModel()
     module.layer.compile(backend="eager")
     own = module.layer._compiled_call_impl
@@ -157,7 +157,9 @@ def test_what_its_user_compiled_stays_compiled(tmp_path):
     assert module.layer._compiled_call_impl is own
 
 
-def test_gradients_are_not_accumulated_where_a_graph_overwrites_them(tmp_path):
-    with pytest.raises(UsageError, match="accumulate_grad_batches=2"):
+def test_accumulation_with_cuda_graphs_is_refused(tmp_path):
+    with pytest.raises(
+        UsageError, match=r"mode=max-autotune, whose CUDA graphs .* accumulate_grad_batches=2 keeps: use default or"
+    ):
         fitted(tmp_path, Compile(mode="max-autotune"), accumulate_grad_batches=2)
     fitted(tmp_path, Compile(backend="aot_eager"), accumulate_grad_batches=2)

@@ -1,4 +1,4 @@
-"""Several processes count, step and decide as one does."""
+"""Several processes count, step and decide as one process does."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def task(features, lr=0.003):
 
 
 def found_by(function, ranks, cwd):
-    """Return what a function found on each rank."""
+    """Return the results of a function on each rank."""
     folder = cwd / f"{function.__name__}-{ranks}"
     folder.mkdir()
     Ranks(function, ranks, cwd=folder, ranks=ranks).succeed()
@@ -58,7 +58,7 @@ def keep(run, found):
 
 
 class Seen(Callback):
-    """Keep a sum of each sample that is validated or tested."""
+    """Keep a checksum of each sample that is validated or tested."""
 
     def __init__(self):
         self.samples = []
@@ -70,7 +70,7 @@ class Seen(Callback):
 
 
 def awkward(size):
-    """Return data of which so many samples validate and test."""
+    """Return data with `size` samples for validation and for test."""
     generator = np.random.default_rng(size)
     marks = ["train"] * 20 + ["val"] * size + ["test"] * size
     inputs = generator.normal(3, 5, (len(marks), 6))
@@ -116,7 +116,7 @@ def test_validation_and_test_count_each_sample_once(ranks, figure, tmp_path):
 
 
 class Everywhere(Logger):
-    """Keep what every rank logs, not only the first."""
+    """Keep what every rank logs, not only rank 0."""
 
     name, version = "", ""
 
@@ -153,7 +153,7 @@ def descend(ranks):
 
 
 @pytest.mark.faults
-def test_two_processes_descend_as_one_does_with_the_same_global_batch(figure, tmp_path):
+def test_two_processes_train_as_one_with_the_same_global_batch(figure, tmp_path):
     (one,), two = (found_by(descend, ranks, tmp_path) for ranks in (1, 2))
     with (
         figure("losses of 50 steps with one global batch, 1 and 2 processes: within 1e-5", len(STEPS)) as losses,
@@ -174,7 +174,7 @@ def test_two_processes_descend_as_one_does_with_the_same_global_batch(figure, tm
 
 
 class Apart(BoringModel):
-    """A foreign module that logs another value on each rank, and never gathers them: one finds each epoch better."""
+    """A foreign module that logs another value on each rank without a reduction: on one, each epoch is better."""
 
     def validation_step(self, batch, batch_idx):
         epoch = self.current_epoch
@@ -195,7 +195,7 @@ def shard(ranks):
     Path(str(distributed.get_rank())).write_text(json.dumps(found))
 
 
-def test_the_norms_of_sharded_gradients_are_those_of_whole_ones(tmp_path):
+def test_norms_of_sharded_gradients_equal_those_of_whole_ones(tmp_path):
     for whole, sharded in found_by(shard, 2, tmp_path):
         assert sharded == pytest.approx(whole, rel=1e-5)
 
@@ -224,7 +224,7 @@ def test_early_stopping_and_the_best_checkpoint_decide_alike_on_every_rank(figur
             count.trial("" if one == other else f"{one} and {other}")
 
 
-def test_a_global_batch_that_the_processes_cannot_divide_is_refused(tmp_path):
+def test_a_global_batch_that_is_no_multiple_of_the_processes_is_refused(tmp_path):
     options = ["--config", DDP, "--data.batch_size=33", "--data.batch_size_is=global"]
     done = firstlight("fit", "--config", CONFIG, *options, cwd=tmp_path, code=2)
     assert done.stderr == (

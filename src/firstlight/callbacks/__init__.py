@@ -1,4 +1,4 @@
-"""Callbacks that work on any LightningModule, and `defaults`, the set that every run has."""
+"""Callbacks that work on any LightningModule, and `defaults`, the ones that every run has."""
 
 from firstlight.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from firstlight.callbacks.compile import Compile

@@ -1,4 +1,4 @@
-"""Networks that `torch.compile` makes faster while a fit lasts."""
+"""Compile the network with `torch.compile` during a fit."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -17,22 +17,21 @@ Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cu
 
 
 class Compile(Callback):
-    """Compile what a module is made of with `torch.compile`, each child that has parameters by itself.
+    """Compile each child of the module that has parameters with `torch.compile`, for the time of a fit.
 
-    A child is compiled for when it is called; a training step that calls none of them is told of. Weights, checkpoints
-    and names stay what they are, and after the fit nothing is compiled. The first batch of each size takes seconds to
-    minutes: it pays on a GPU and in long runs, where the network and not the loop takes the time.
+    Weights, checkpoints and names do not change, and after the fit nothing is compiled. A warning says so if a training
+    step calls no compiled child. The first batch of each size takes seconds to minutes. Compiling pays on a GPU and in
+    long runs, if the network takes most of the time.
 
     Args:
-        mode: As in `torch.compile`. `"reduce-overhead"` and `"max-autotune"` record CUDA graphs, which take the place
-            of many launches in a small network; what a network gives is then copied, because the next step overwrites
-            it.
-        dynamic: Whether one compilation serves batches of all sizes (None: torch decides when it meets a second one).
-            False is one for each size, the fastest; after eight of a child torch warns and compiles no more.
+        mode: As in `torch.compile`. `"reduce-overhead"` and `"max-autotune"` record CUDA graphs, which replace the many
+            launches of a small network; the outputs are copied, because the next step overwrites them.
+        dynamic: Whether one compilation serves batches of all sizes. `None`: torch decides at the second size. `False`
+            compiles for each size and is fastest; after eight sizes of a child torch warns and compiles no more.
         backend: As in `torch.compile`.
 
     Raises:
-        UsageError: When `accumulate_grad_batches` keeps gradients where the next step of a CUDA graph overwrites them.
+        UsageError: When `accumulate_grad_batches` keeps gradients that the next step of a CUDA graph overwrites.
     """
 
     def __init__(
@@ -45,14 +44,14 @@ class Compile(Callback):
         self._is_called = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compile; nothing is traced before the first batch."""
+        """Compile; tracing starts with the first batch."""
         if self._records and trainer.accumulate_grad_batches > 1:
             raise UsageError(
                 f"Compile was given mode={self.mode}, whose CUDA graphs overwrite gradients that "
-                f"accumulate_grad_batches={trainer.accumulate_grad_batches} keeps: take default or "
+                f"accumulate_grad_batches={trainer.accumulate_grad_batches} keeps: use default or "
                 "max-autotune-no-cudagraphs"
             )
-        # What its user has compiled stays so.
+        # A part that the user compiled stays as it is.
         self._compiled = [part for part in _parts(pl_module) if part._compiled_call_impl is None]
         for part in self._compiled:
             part._compiled_call_impl = self._compile(part._call_impl)
@@ -61,33 +60,33 @@ class Compile(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Tell of a step that calls nothing of what is compiled."""
+        """Warn if the first step calls no compiled part."""
         if not self._is_called:
             self._is_called = True
             names = ", ".join(name for name, part in pl_module.named_modules() if part in self._compiled)
             rank_zero_warn(
-                f"Compile speeds up nothing: a training step of {type(pl_module).__name__} calls none of {names}"
+                f"Compile has no effect: a training step of {type(pl_module).__name__} calls none of {names}"
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let everything be as it was."""
+        """Remove the compiled calls."""
         self._undo()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let everything be as it was."""
+        """Remove the compiled calls."""
         self._undo()
 
     @property
     def _records(self) -> bool:
-        """Whether CUDA graphs are recorded."""
+        """Whether `mode` records CUDA graphs."""
         return self.mode in ("reduce-overhead", "max-autotune")
 
     def _compile(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def whole(*args: Any, **kwargs: Any) -> Any:
             return call(*args, **kwargs)
 
-        # torch 2.13 leaves out what begins in `torch.nn` itself: with `nn.Module.compile` a `Sequential` would not be
-        # compiled at all, without a word. And it counts the compilations of a code, so each child has its own.
+        # torch 2.13 silently does not compile a call that starts in `torch.nn`, such as a `Sequential`'s with
+        # `nn.Module.compile`. It counts compilations by code object, so each child gets one.
         whole.__code__ = whole.__code__.replace()
         compiled = torch.compile(whole, mode=self.mode, dynamic=self.dynamic, backend=self.backend)
 
@@ -105,7 +104,7 @@ class Compile(Callback):
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:
-    """Return the children that have parameters; of lists and dictionaries of modules, which nobody calls, theirs."""
+    """Return the children that have parameters, and those inside a `ModuleList` or `ModuleDict`, which has no call."""
     found = []
     for child in module.children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):

@@ -8,32 +8,32 @@ __all__ = ["EarlyStopping"]
 
 
 class EarlyStopping(callbacks.EarlyStopping):
-    """Lightning's early stopping, more patient, whose state holds what it saw and not how it was configured.
+    """Lightning's early stopping, with more patience. Its state restores what was seen, not how it was configured.
 
-    Lightning 2.6.6 restores `patience` from the checkpoint, so that a resumed run ignores a new one. `load_state_dict`
-    can go when `EarlyStopping.state_dict` no longer holds `patience`.
+    Lightning 2.6.6 restores `patience` from the checkpoint, so that a resumed run ignores a new value.
+    `load_state_dict` can go when `EarlyStopping.state_dict` no longer holds `patience`.
 
     Args:
         monitor: Name of the metric.
-        patience: Validations without an improvement after which the run stops. Three, as Lightning has it, is within
+        patience: Validations without an improvement after which the run stops. Lightning's default, three, is within
             the noise of a small validation split.
-        **options: What Lightning's class takes, for example `mode` or `min_delta`.
+        **options: Arguments of Lightning's class, for example `mode` or `min_delta`.
     """
 
     def __init__(self, monitor: str, patience: int = 10, **options: Any) -> None:
         super().__init__(monitor, patience=patience, **options)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop at once where the run that goes on had lost its patience, which Lightning 2.6.6 forgets."""
+        """Stop a resumed run at once if its patience was used up before, which Lightning 2.6.6 forgets."""
         if self.wait_count and self.wait_count >= self.patience:
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decide, unless the run ends within an epoch before anything was validated, which Lightning 2.6.6 refuses."""
+        """Decide, unless the run ends before its first validation, where Lightning 2.6.6 raises."""
         validated = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.completed > 0
         if validated or self.monitor in trainer.callback_metrics:
             super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what was seen."""
+        """Restore the best score and the number of validations since, and keep the present `patience`."""
         super().load_state_dict({**state_dict, "patience": self.patience})

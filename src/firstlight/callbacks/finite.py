@@ -1,4 +1,4 @@
-"""Whether numbers are finite."""
+"""Checks that tensors are finite."""
 
 import cmath
 from collections.abc import Iterable, Iterator
@@ -13,9 +13,10 @@ __all__ = ["all_finite", "not_finite", "surely_finite"]
 
 
 def surely_finite(tensors: Iterable[Tensor]) -> bool:
-    """Tell by sums, which one number that is not finite spoils, whether all are finite; waits for the device.
+    """Return whether the sums of all tensors are finite; if so, every number in them is. Waits for the device.
 
-    Twenty times as fast as to look at each number on the CPU. Where finite numbers are too large for a sum, it says no.
+    On the CPU this takes a twentieth of the time of a look at each number. The sum of finite numbers can overflow; then
+    the answer is `False`.
 
     >>> surely_finite([torch.ones(2), torch.zeros(1)]), surely_finite([torch.tensor([1.0, float("nan")])])
     (True, False)
@@ -24,7 +25,7 @@ def surely_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def all_finite(value: Any) -> bool:
-    """Tell whether all numbers in a tensor, or in a nest of tuples, lists and dictionaries, are finite.
+    """Return whether all numbers in a tensor, or in nested tuples, lists and dictionaries, are finite.
 
     >>> all_finite({"a": [torch.ones(2), "text"]}), all_finite((torch.tensor(float("nan")),))
     (True, False)
@@ -33,9 +34,9 @@ def all_finite(value: Any) -> bool:
 
 
 def not_finite(module: nn.Module) -> str | None:
-    """Return the name of the first parameter, or running statistic of a normalisation, that is not finite, or `None`.
+    """Return the name of the first parameter or running statistic of a normalisation that is not finite, or `None`.
 
-    Other buffers are left alone: a mask holds infinity. Waits for the device once.
+    Other buffers may hold infinity, for example a mask. Waits for the device once.
     """
     named = {name: parameter.detach() for name, parameter in module.named_parameters()}
     for path, part in module.named_modules():

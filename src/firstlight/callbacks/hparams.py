@@ -1,4 +1,4 @@
-"""What a run was made of beside the best it reached, for TensorBoard's HParams page."""
+"""Hyper-parameters and best metrics for TensorBoard's HParams page."""
 
 from collections.abc import Mapping
 from pickle import UnpicklingError
@@ -15,12 +15,12 @@ __all__ = ["HParams", "flatten"]
 
 
 class HParams(Callback):
-    """Write the hyper-parameters of module and data and the `val/*` of the best checkpoint, when training ends.
+    """Write hyper-parameters of module and data with the `val/*` of the best checkpoint when training ends.
 
-    The values are named `best/val/*`: TensorBoard would draw another point into the curve of a plain `val/*`.
+    The metrics are named `best/val/*`: TensorBoard would add a point to the curve of a plain `val/*`.
 
     Args:
-        best: The callback that keeps the best checkpoint.
+        best: The callback that writes the best checkpoint.
     """
 
     def __init__(self, best: ModelCheckpoint) -> None:
@@ -28,26 +28,26 @@ class HParams(Callback):
 
     @rank_zero_only
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write, where there is a TensorBoard logger and a best checkpoint."""
+        """Write to each TensorBoard logger if there is a best checkpoint."""
         if not self.best.best_model_path:
             return
         try:
             metrics = read_checkpoint_metrics(self.best.best_model_path)
         except UnpicklingError:
-            metrics = {}  # A module of others may keep objects in its checkpoints; they are not run to be read.
+            metrics = {}  # A foreign module's checkpoint may hold objects, and loading these could run code.
         score = (
             {} if self.best.best_model_score is None else {str(self.best.monitor): float(self.best.best_model_score)}
         )
         values = {f"best/{name}": value for name, value in {**score, **metrics}.items()}
         data = getattr(trainer, "datamodule", None)
-        made_of = flatten({**pl_module.hparams, **({} if data is None else {"data": data.hparams})})
+        parameters = flatten({**pl_module.hparams, **({} if data is None else {"data": data.hparams})})
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(made_of, metrics=values, step=trainer.global_step)
+                logger.log_hyperparams(parameters, metrics=values, step=trainer.global_step)
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Return the leaves of a configuration by path, as TensorBoard shows them; what is none is left out.
+    """Return the leaves of a configuration by path, as TensorBoard shows them, without those that are `None`.
 
     >>> flatten({"network": {"class_path": "MLP", "init_args": {"hidden": [64], "norm": None}}, "_instantiator": "x"})
     {'network': 'MLP', 'network/hidden': '[64]'}

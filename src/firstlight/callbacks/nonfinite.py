@@ -1,4 +1,4 @@
-"""No update from a loss or a gradient that is not finite."""
+"""Prevent updates from a loss or a gradient that is not finite."""
 
 import math
 from collections import deque
@@ -11,25 +11,25 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from firstlight.callbacks.cadence import current_step, log, should_log
 from firstlight.callbacks.finite import all_finite, not_finite, surely_finite
 from firstlight.callbacks.replay import describe, first_fault
-from firstlight.distributed.gather import all_gather_objects
+from firstlight.distributed import all_gather_objects
 from firstlight.errors import TrainingError, UsageError
+from firstlight.loggers import current_step, log, should_log
 
 __all__ = ["NonFinite", "verdict"]
 
 
 @dataclass
 class _Window:
-    """The batches whose gradients are one update's, with their indices, and losses that may not be finite."""
+    """The batches of one optimiser step with their indices, and losses that may not be finite."""
 
     batches: list[tuple[Any, int]] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
 
 
 class _Step:
-    """An optimiser step, and the flag that says whether its gradient was not finite, on its way from the device."""
+    """An optimiser step, and a copy of its flag, 1 if the gradient was not finite, on its way from the device."""
 
     def __init__(self, trainer: Trainer, window: _Window, flag: Tensor) -> None:
         self.step, self.epoch, self.window = current_step(trainer), trainer.current_epoch, window
@@ -48,119 +48,120 @@ class _Step:
 
 
 class NonFinite(Callback):
-    """Make no update from a loss or a gradient that is not finite, and stop, or skip the step.
+    """Make no update from a loss or a gradient that is not finite: stop the run, or skip the step.
 
-    The gradient is judged as the optimiser would take it: accumulated and averaged over the processes, so that all of
-    them decide the same. A loss that is not finite is judged with it, or, of several processes and with a scaler, made
-    to give such a gradient. On the CPU the step is not made.
-    On another device nothing is waited for: an optimiser that takes `found_inf` (Adam, AdamW, SGD and Adagrad with
-    `fused=True`) leaves weights and state as they are on the device, and so does every later step of a run that is
-    to stop. The flag is read when it has arrived, at the latest when something is logged, validated or saved. The
-    exceptions: the first step waits; with other optimisers, `skip` waits at each step, and `stop` hands over zeros
-    until the flag is read.
+    What is checked is the gradient that the optimiser would use: accumulated, and averaged over the processes, so that
+    all of them decide alike. A loss that is not finite counts as well. With several processes or a gradient scaler, it
+    makes the gradient not finite instead.
 
-    A gradient scaler skips steps of its own to find its scale, which goes on, and its skipped steps are counted. It
-    is stopped when the loss is not finite, or the gradient is not though the scale is below 1.
+    On the CPU the step is not made. On another device nothing waits for the flag: an optimiser that takes `found_inf`
+    (Adam, AdamW, SGD and Adagrad with `fused=True`) leaves weights and state unchanged on the device, and so do all
+    later steps of a run that stops. The flag is read when it has arrived, at the latest when something is logged,
+    validated or saved. Exceptions: the first step waits. With other optimisers, `skip` waits at each step, and `stop`
+    passes zero gradients until the flag is read.
 
-    A skipped step counts for the schedule and in `global_step`; buffers such as running means are put back. The
-    number of skipped steps is logged as `nonfinite/skipped` from the first on. Weights and monitored metrics that
-    are not finite end the run in any case, before a checkpoint holds them.
+    A gradient scaler skips steps to find its scale; these are counted and do not stop the run. The run stops if the
+    loss is not finite, or if the gradient is not finite at a scale below 1.
+
+    A skipped step counts for the schedule and in `global_step`. Buffers, for example running means, are restored. The
+    number of skipped steps is logged as `nonfinite/skipped` from the first one on. Weights or monitored metrics that
+    are not finite always stop the run, before a checkpoint holds them.
 
     Args:
-        action: `stop` ends the run and names batch and layer; `skip` goes on with the next step.
+        action: `stop` stops the run and names batch and layer; `skip` continues with the next step.
 
     Raises:
         TrainingError: When the run stops.
-        UsageError: When `action` is neither.
+        UsageError: When `action` is unknown.
     """
 
     def __init__(self, action: Literal["stop", "skip"] = "stop") -> None:
         if action not in ("stop", "skip"):
-            raise UsageError(f"NonFinite was given action={action}: it is stop or skip")
+            raise UsageError(f"NonFinite was given action={action}: it must be stop or skip")
         self.action = action
         self.skipped = 0
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._window = _Window()
         self._pending: deque[_Step] = deque()
         self._flags: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._begun: set[int] = set()
         self._stepped = True
-        self._settled = -1
+        self._checked_step = -1
         self._replaying = False
         self._scaler: Any = None
-        self._judges_losses = False
+        self._checks_losses = False
         self._buffers: list[Tensor] = []
-        self._kept: list[Tensor] = []
+        self._buffer_copies: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of skipped steps."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Continue the count."""
         self.skipped = state_dict["skipped"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
-        self._forget()
+        """Forget an earlier fit, and copy the buffers if a step may be skipped."""
+        self._reset()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        # A loss may be infinite where it is constant; but each process has its own, and all of them decide the same.
-        self._judges_losses = trainer.world_size == 1 and self._scaler is None
-        # A run that goes on after such a step needs the buffers as they were.
+        # An infinite loss may have a finite gradient. Several processes need the gradient to decide alike.
+        self._checks_losses = trainer.world_size == 1 and self._scaler is None
+        # After a skipped step the run continues with the buffers as they were.
         self._buffers = list(pl_module.buffers()) if self.action == "skip" or self._scaler else []
-        self._kept = [buffer.clone() for buffer in self._buffers]
+        self._buffer_copies = [buffer.clone() for buffer in self._buffers]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep the batch until the step that it belongs to is known to be sound."""
+        """Keep the batch until its step is known to be finite."""
         if self._stepped:
             self._stepped = False
             self._window = _Window()
-            if self._kept:
+            if self._buffer_copies:
                 self._buffers = list(pl_module.buffers())
-                torch._foreach_copy_(self._kept, self._buffers)
+                torch._foreach_copy_(self._buffer_copies, self._buffers)
         self._window.batches.append((batch, batch_idx))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Keep a loss that may not be finite, or let it spoil the gradient on every process that this one reaches."""
+        """Keep a loss that may not be finite, or make the gradient on all processes not finite with it."""
         if self._replaying:
             return
         if loss.ndim == 0 and not _waits(loss) and math.isfinite(loss.item()):
             return
-        value = loss.detach().sum()  # A copy.
+        value = loss.detach().sum()  # `sum` copies.
         self._window.losses.append(value)
-        if loss.requires_grad and not (self._judges_losses and pl_module.automatic_optimization):
+        if loss.requires_grad and not (self._checks_losses and pl_module.automatic_optimization):
             loss.register_hook(lambda gradient: gradient + 0 * value)  # type: ignore[no-untyped-call]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Judge the gradient."""
+        """Check the gradient."""
         if self._replaying:
             return
         self._stepped = True
         gradients = [grad for group in optimizer.param_groups for p in group["params"] if (grad := p.grad) is not None]
         if not gradients:
             return
-        if self._judges_losses and not _waits(gradients[0]) and surely_finite(gradients + self._window.losses):
+        if self._checks_losses and not _waits(gradients[0]) and surely_finite(gradients + self._window.losses):
             self._begun.add(id(optimizer))
             if pl_module.automatic_optimization:
-                self._window.batches = []  # The next batch then takes the place of this one in memory.
+                self._window.batches = []  # Releases its memory for the next batch.
         else:
-            self._look(trainer, pl_module, optimizer, [_values(gradient) for gradient in gradients])
+            self._check(trainer, pl_module, optimizer, [_values(gradient) for gradient in gradients])
         if self.skipped and should_log(trainer):
             log(trainer, {"nonfinite/skipped": self.skipped})
 
-    def _look(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer, gradients: list[Tensor]) -> None:
-        """Judge gradients of which sums do not tell, or on a device that is not to be waited for."""
-        found = self._flag(gradients + self._window.losses if self._judges_losses else gradients)
+    def _check(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer, gradients: list[Tensor]) -> None:
+        """Check each number, because a sum was not finite or because the device should not be waited for."""
+        found = self._flag(gradients + self._window.losses if self._checks_losses else gradients)
         if self._reads_at_once(optimizer, found):
             if found.item():
-                self._judge(trainer, module, _Step(trainer, self._window, found))
+                self._decide(trainer, module, _Step(trainer, self._window, found))
                 if self._buffers:
-                    torch._foreach_copy_(self._buffers, self._kept)
+                    torch._foreach_copy_(self._buffers, self._buffer_copies)
                 if self._scaler is None:
-                    optimizer.zero_grad()  # Without a gradient torch's optimisers change nothing.
+                    optimizer.zero_grad()  # torch's optimisers skip parameters without a gradient.
             else:
                 self._begun.add(id(optimizer))
         else:
@@ -169,12 +170,12 @@ class NonFinite(Callback):
             self._read(trainer, module, wait=should_log(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate no weights that are not finite, and nothing that is going to stop."""
+        """Stop before the validation if a step or a weight was not finite."""
         if trainer.state.fn == TrainerFn.FITTING:
-            self._settle(trainer, pl_module)
+            self._read_all(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let no checkpoint be the best by a number that is not finite; checkpoint callbacks come after this one."""
+        """Stop if a monitored metric is not finite; checkpoint callbacks come after this one."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         for monitor in [name for each in trainer.checkpoint_callbacks if (name := getattr(each, "monitor", None))]:
@@ -187,29 +188,29 @@ class NonFinite(Callback):
                 )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to save weights that are not finite; the file is not yet open."""
-        self._settle(trainer, pl_module)
+        """Stop if a step or a weight was not finite, before the file is opened."""
+        self._read_all(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read what has not been read yet."""
-        self._settle(trainer, pl_module)
+        """Read the remaining flags."""
+        self._read_all(trainer, pl_module)
         if self.skipped:
             log(trainer, {"nonfinite/skipped": self.skipped})
         self._release(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing in the optimisers."""
+        """Remove the flags from the optimisers."""
         self._release(trainer)
 
     def _flag(self, tensors: list[Tensor]) -> Tensor:
-        """Return 1 on the device when a number is not finite, or 0; it stays 1 in a run that is to stop."""
+        """Return 1 on the device if a number is not finite, else 0; with `stop` it stays 1."""
         device = tensors[0].device
         if device not in self._flags:
             self._flags[device] = torch.zeros((), device=device), torch.ones((), device=device)
         found, one = self._flags[device]
         if self.action == "skip" or self._scaler:
             found.zero_()
-        # What a gradient scaler uses: one kernel, and 13 times as fast on the CPU as a total norm. Divides by one.
+        # The gradient scaler's kernel, which also divides by `one`: on the CPU it takes 1/13 of the time of a norm.
         torch._amp_foreach_non_finite_check_and_unscale_(tensors, found, one)
         return found
 
@@ -217,32 +218,32 @@ class NonFinite(Callback):
         if not _waits(found):
             return True
         first = id(optimizer) not in self._begun
-        # Fused SGD leaves its momentum uninitialised when its first step is skipped on the device.
+        # torch's fused SGD leaves its momentum uninitialised if the device skips its first step.
         return not self._scaler and (first or (self.action == "skip" and not _skips_on_device(optimizer)))
 
     def _block(self, optimizer: Optimizer, gradients: list[Tensor], found: Tensor) -> None:
-        """Let the device make no update where the flag is set."""
-        for buffer, kept in zip(self._buffers, self._kept, strict=True):
+        """Prevent the update on the device if the flag is set."""
+        for buffer, kept in zip(self._buffers, self._buffer_copies, strict=True):
             buffer.copy_(torch.where(found.bool(), kept, buffer))
         if self._scaler:
             return
         if _skips_on_device(optimizer):
-            optimizer.found_inf = found  # type: ignore[attr-defined]  # as a gradient scaler hands it over
+            optimizer.found_inf = found  # type: ignore[attr-defined]  # as a gradient scaler does
         else:
             for gradient in gradients:
                 gradient.masked_fill_(found.bool(), 0)
 
     def _read(self, trainer: Trainer, module: LightningModule, wait: bool) -> None:
-        """Judge the steps whose flags have arrived, or all; several processes act on one only when all of them wait."""
+        """Read the flags that have arrived, or wait for all. Several processes act only on flags that all wait for."""
         while self._pending and (wait or self._pending[0].arrived()):
             if self._pending[0].read():
                 if trainer.world_size > 1 and not wait:
                     return
-                self._judge(trainer, module, self._pending[0])
+                self._decide(trainer, module, self._pending[0])
             self._pending.popleft()
 
-    def _judge(self, trainer: Trainer, module: LightningModule, step: _Step) -> None:
-        """Count a step whose gradient is not finite, or stop."""
+    def _decide(self, trainer: Trainer, module: LightningModule, step: _Step) -> None:
+        """Skip a step whose gradient is not finite, or stop the run."""
         scale = None if self._scaler is None else float(self._scaler.get_scale())
         finite = True if scale is None else trainer.strategy.reduce_boolean_decision(all_finite(step.window.losses))
         if verdict(self.action, scale, finite) == "skip":
@@ -252,31 +253,31 @@ class NonFinite(Callback):
         found = all_gather_objects(trainer, first_fault(trainer, module, step.window.batches))
         raise TrainingError(describe(step.step, step.epoch, [index for _, index in step.window.batches], found))
 
-    def _settle(self, trainer: Trainer, module: LightningModule) -> None:
-        """Read every flag, and refuse weights that are not finite, once a step."""
+    def _read_all(self, trainer: Trainer, module: LightningModule) -> None:
+        """Read every flag, and check the weights once a step."""
         self._read(trainer, module, wait=True)
-        if trainer.global_step == self._settled:
+        if trainer.global_step == self._checked_step:
             return
         if name := not_finite(module):
             raise TrainingError(
-                f"{name} is not finite after {current_step(trainer)} steps, of finite gradients: the last update "
-                "was too large, lower the learning rate\nno checkpoint was written from it"
+                f"{name} is not finite after {current_step(trainer)} steps, although the gradients are: the last "
+                "update was too large; lower the learning rate\nno checkpoint was written from it"
             )
-        self._settled = trainer.global_step
+        self._checked_step = trainer.global_step
 
     def _release(self, trainer: Trainer) -> None:
         for optimizer in trainer.optimizers:
             vars(optimizer).pop("found_inf", None)
-        self._forget()
+        self._reset()
 
 
 def verdict(action: Literal["stop", "skip"], scale: float | None, finite_loss: bool) -> Literal["stop", "skip"]:
-    """Decide about a step whose gradient is not finite.
+    """Return what to do with a step whose gradient is not finite.
 
     Args:
-        action: What the user wants.
+        action: The user's choice.
         scale: The scale of a gradient scaler, `None` without one.
-        finite_loss: Whether the losses of the step are finite; without a scaler it doesn't matter.
+        finite_loss: Whether the losses of the step are finite; matters with a scaler only.
 
     >>> verdict("stop", None, True), verdict("stop", 1024.0, True), verdict("stop", 1024.0, False)
     ('stop', 'skip', 'stop')

@@ -1,4 +1,4 @@
-"""Which layer was the first to give something that is no finite number."""
+"""Find the first layer whose output is not finite."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,18 +18,18 @@ __all__ = ["describe", "first_fault"]
 def first_fault(
     trainer: Trainer, module: LightningModule, batches: Sequence[tuple[Any, int]]
 ) -> tuple[int, str] | None:
-    """Run the training step of some batches again, and tell where the first number that is not finite came from.
+    """Run the training step of some batches again, and return where the first number that is not finite came from.
 
-    Forward and backward are run, on this process alone; no optimiser steps and nothing is logged. Gradients, and
-    buffers such as running means, are not what they were before.
+    It runs forward and backward on this process alone, without optimiser steps and logging. It changes gradients and
+    buffers, for example running means.
 
     Args:
-        trainer: The trainer whose run is about to end.
+        trainer: The trainer of the run.
         module: Its module.
         batches: Pairs of a batch on the module's device and its index.
 
     Returns:
-        The index of the batch and what was found, or `None` when all was finite.
+        The index of the batch and what was found, or `None` if all was finite.
     """
     module.zero_grad()
     for batch, index in batches:
@@ -38,30 +38,30 @@ def first_fault(
             with ExitStack() as stack:
                 _prepare(stack, trainer, module, found)
                 _step(trainer, module, batch, index, found)
-        except Exception as error:  # A step that asserts finite numbers, for example: what was found before counts.
+        except Exception as error:  # For example an assertion of finite numbers; what was found before it counts.
             found.append(f"{type(error).__name__} in training_step: {error}")
         if found:
-            source = "" if all_finite(batch) else "the batch itself holds such numbers; "
+            source = "" if all_finite(batch) else "the batch itself is not finite; "
             return index, source + found[0]
     return None
 
 
 def describe(step: int, epoch: int, batches: list[int], found: list[tuple[int, str] | None]) -> str:
-    """Return the lines about a step that was not made.
+    """Return the message about a step that was not made.
 
     Args:
         step: Index of the optimiser step.
         epoch: Index of the epoch.
         batches: Indices of the batches of the step.
-        found: What a replay found, on each process: the index of the batch and what it is.
+        found: Result of `first_fault` on each process.
 
     >>> print(describe(7, 0, [7], [None, (7, "the loss is nan")]))
     step 7 (epoch 1, batch_idx 7 of process 1): the gradient is not finite, and no update was made from it
     the loss is nan
     no checkpoint was written from it; a lower learning rate or clipping may help
-    --nonfinite.action skip goes on without such steps
+    --nonfinite.action skip skips such steps and continues
     """
-    where, text = f"batch_idx {', '.join(map(str, batches))}", "replayed, the step gives finite numbers"
+    where, text = f"batch_idx {', '.join(map(str, batches))}", "all numbers are finite when the step is repeated"
     for process, each in enumerate(found):
         if each is not None:
             where, text = f"batch_idx {each[0]}" + (f" of process {process}" if len(found) > 1 else ""), each[1]
@@ -69,20 +69,20 @@ def describe(step: int, epoch: int, batches: list[int], found: list[tuple[int, s
     return (
         f"step {step} (epoch {epoch + 1}, {where}): the gradient is not finite, and no update was made from it\n"
         f"{text}\nno checkpoint was written from it; a lower learning rate or clipping may help\n"
-        "--nonfinite.action skip goes on without such steps"
+        "--nonfinite.action skip skips such steps and continues"
     )
 
 
 def _prepare(stack: ExitStack, trainer: Trainer, module: LightningModule, found: list[str]) -> None:
-    """Watch each layer and each gradient, and keep the optimisers and the loggers still."""
+    """Watch each layer and each gradient; prevent optimiser steps and logging."""
 
     def watch(layer: nn.Module, name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, output: Any) -> None:
             if not found and not all_finite(output):
                 weights = all(all_finite(parameter.detach()) for parameter in layer.parameters(recurse=False))
-                given = "" if all_finite(args) else ", whose input is not finite either"
-                given += "" if weights else ", whose weights are not finite"
-                found.append(f"the first layer whose output is not finite: {name} ({type(layer).__name__}){given}")
+                why = "" if all_finite(args) else ", whose input is not finite either"
+                why += "" if weights else ", whose weights are not finite"
+                found.append(f"the first layer whose output is not finite: {name} ({type(layer).__name__}){why}")
 
         return hook
 
@@ -100,9 +100,9 @@ def _prepare(stack: ExitStack, trainer: Trainer, module: LightningModule, found:
         if parameter.requires_grad:
             handle = parameter.register_post_accumulate_grad_hook(watch_gradient(name))  # type: ignore[no-untyped-call]
             stack.callback(handle.remove)
-    for optimizer in trainer.optimizers:  # Without a gradient torch's optimisers change nothing.
+    for optimizer in trainer.optimizers:  # torch's optimisers skip parameters without a gradient.
         stack.callback(optimizer.register_step_pre_hook(lambda optimizer, *_: optimizer.zero_grad()).remove)
-    stack.enter_context(torch.compiler.set_stance("force_eager"))  # What is compiled calls no hooks of its layers.
+    stack.enter_context(torch.compiler.set_stance("force_eager"))  # Compiled code does not call the layers' hooks.
     for name in ("log", "log_dict"):
         stack.enter_context(patch.object(module, name))
 

@@ -1,4 +1,4 @@
-"""What the processes of a run know of each other: who is alive, who failed, and after which step all of them stop."""
+"""Detect processes of a run that fail, disappear or freeze, and agree on the step after which all stop."""
 
 import os
 import signal
@@ -16,32 +16,32 @@ from torch.distributed import Store  # type: ignore[attr-defined]  # torch expor
 
 __all__ = ["RankWatchdog"]
 
-_BEAT = 0.25
-"""Seconds from one beat to the next."""
+_INTERVAL = 0.25
+"""Seconds between two heartbeats."""
 
 _QUIET = 8
-"""Beats after which a process counts as gone when a collective has failed: two seconds."""
+"""Intervals without a heartbeat after which a process counts as gone when a collective failed: two seconds."""
 
 _GRACE = 40
-"""Beats that the main thread has to end by itself, after another process has failed: ten seconds."""
+"""Intervals that the main thread has to end by itself after another process failed: ten seconds."""
 
 
 class RankWatchdog:
-    """Threads that beat in a store that all processes share, and watch whether the others do.
+    """Threads that send heartbeats to a shared store and watch those of the other processes.
 
-    Nothing is done in a training step: the threads notice. A process that has not answered for `timeout` seconds, and
-    is on this machine, is killed, so that whoever waits for it in a collective gets an error. When a process failed,
-    the others have ten seconds to end by themselves and are then ended.
+    A training step does nothing for it. A process that does not answer for `timeout` seconds is killed if it is on
+    this machine, so that processes that wait for it in a collective get an error. When a process fails, the others
+    have ten seconds to end by themselves; then the watchdog ends them.
 
-    All processes make one, and then wait for each other.
+    Every process creates one. A barrier must follow before `start`.
 
     Args:
-        store: Shared by the processes of this run alone.
-        rank: Number of this process, from 0.
-        world_size: `P`.
-        timeout: Seconds.
-        children: By rank, those that this process has started.
-        has_launcher: Whether this process has no more to do when the one that started it is gone.
+        store: A store that only the processes of this run share.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        timeout: Seconds without an answer after which a process counts as failed.
+        children: Processes that this one started, by rank.
+        has_launcher: Whether this process must end when the process that started it is gone.
     """
 
     def __init__(
@@ -54,125 +54,130 @@ class RankWatchdog:
         has_launcher: bool = False,
     ) -> None:
         self.stop: tuple[int, int] | None = None
-        """The optimiser step after which all stop, and the signal that asked for it."""
+        """Number of optimiser steps after which all stop, and the signal that asked for it."""
         self.rank = rank
         self._store, self._ranks = store, range(world_size)
-        self._timeout = timeout / _BEAT
+        self._timeout = timeout / _INTERVAL
         self._children = children or {}
         self._launcher = os.getppid() if has_launcher else None
-        self._still = [0] * world_size  # Own beats since the last one of each, so that a pause of all is none.
-        self._ended = set[int]()
+        # Counted in own intervals, so that a pause of the whole machine counts as none.
+        self._intervals_silent = [0] * world_size
+        self._done = set[int]()
         self._fault: str | None = None
         self._closed = threading.Event()
-        self._answers = 0
-        self._gone = False
+        self._heartbeats = 0
+        self._store_is_gone = False
         self._names: list[str] = []
         self._handles: dict[int, int] = {}
         store.set(f"who/{rank}", f"{os.getpid()} {socket.gethostname()} {_machine()}")
-        store.set(f"beat/{rank}", "0")
+        store.set(f"heartbeat/{rank}", "0")
 
     def start(self) -> None:
-        """Begin to beat, when all processes have made theirs."""
+        """Start the threads, after every process has created its watchdog."""
         for rank, found in enumerate(self._store.multi_get([f"who/{rank}" for rank in self._ranks])):
             pid, host, machine = found.decode().split()
             self._names.append(f"process {rank} (PID {pid} on {host})")
             if machine == _machine() != "?" and int(pid) != os.getpid():
-                with suppress(OSError):  # A handle is of this process for good; its number may be given to another.
+                with suppress(OSError):  # A handle always means this process; its PID may be reused.
                     self._handles[rank] = os.pidfd_open(int(pid))
-        for loop in (self._talk, self._watch):
+        for loop in (self._send_heartbeats, self._watch):
             threading.Thread(target=loop, name=f"firstlight-watchdog{loop.__name__}", daemon=True).start()
 
     def ask(self, step: int, number: int) -> None:
-        """Ask all to stop after an optimiser step that none of them has done, and wait until they know.
+        """Ask all processes to stop after an optimiser step that none has done yet, and wait until all know.
 
         Args:
-            step: Number of steps done then.
-            number: Of the signal.
+            step: Number of optimiser steps done by then.
+            number: Number of the signal.
         """
         self._store.compare_set("stop", "", f"{step} {number}")
-        self._learn()
+        self._read_messages()
         keys = [f"knows/{rank}" for rank in self._ranks]
         while self._fault is None and not self._store.check(keys):
             time.sleep(0.01)
 
     def fail(self) -> None:
-        """Tell the others that this process fails by itself."""
+        """Tell the other processes that this one fails with an error of its own."""
         if self._fault is None:
             with suppress(RuntimeError):
                 self._store.compare_set("fault", "", str(self.rank))
 
     def diagnose(self, seconds: float = 5.0) -> str | None:
-        """Return who ended the run, as far as it shows in some seconds after a collective failed."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        """Return which process ended the run, if that shows within some seconds after a collective failed."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
             if self._fault is not None:
                 return self._fault
             quiet = [rank for rank in self._ranks if rank != self.rank and self._is_quiet(rank, _QUIET)]
             if quiet:
-                return f"{self._names[quiet[0]]} was killed or cannot be reached any more"
-            time.sleep(_BEAT)
+                return f"{self._names[quiet[0]]} was killed or cannot be reached"
+            time.sleep(_INTERVAL)
         return None
 
     def is_reporter(self) -> bool:
-        """Tell whether this process is the one that says what happened to another: the first that is alive."""
+        """Return whether this process reports the failure of another: it is the lowest rank that is alive."""
         return all(self._is_quiet(rank, _QUIET) for rank in self._ranks[: self.rank])
 
     def close(self) -> None:
-        """End the threads; the others take this process for done."""
+        """Stop the threads; the other processes count this one as done."""
         self._closed.set()
         if self._fault is None:
             with suppress(RuntimeError):
-                self._store.set(f"beat/{self.rank}", "done")
+                self._store.set(f"heartbeat/{self.rank}", "done")
 
-    def _talk(self) -> None:
-        """Beat, and learn of the others, for as long as the store answers."""
-        last, beats = [b""] * len(self._ranks), [f"beat/{rank}" for rank in self._ranks]
-        while not self._closed.wait(_BEAT) and not self._gone:
+    def _send_heartbeats(self) -> None:
+        """Send heartbeats and read those of the others as long as the store answers."""
+        last, keys = [b""] * len(self._ranks), [f"heartbeat/{rank}" for rank in self._ranks]
+        while not self._closed.wait(_INTERVAL) and not self._store_is_gone:
             try:
-                self._answers += 1
-                self._store.set(beats[self.rank], str(self._answers))
-                self._learn()
-                for rank, beat in enumerate(self._store.multi_get(beats)):
-                    self._still[rank] = 0 if beat != last[rank] else self._still[rank] + 1
-                    last[rank] = beat
-                    if beat == b"done":
-                        self._ended.add(rank)
-            except RuntimeError:  # It is in the first process, or in the launcher of all.
-                self._gone = True
+                self._heartbeats += 1
+                self._store.set(keys[self.rank], str(self._heartbeats))
+                self._read_messages()
+                for rank, heartbeat in enumerate(self._store.multi_get(keys)):
+                    self._intervals_silent[rank] = 0 if heartbeat != last[rank] else self._intervals_silent[rank] + 1
+                    last[rank] = heartbeat
+                    if heartbeat == b"done":
+                        self._done.add(rank)
+            except RuntimeError:  # The process that holds the store is gone: rank 0 or the launcher.
+                self._store_is_gone = True
                 return
 
     def _watch(self) -> None:
-        """Give up who no longer beats, and in the end this process; the store may be one that never answers."""
-        left, waited, answers = _GRACE, 0, 0
-        while not self._closed.wait(_BEAT):
+        """Record and kill a process that no longer answers, then end this one; works when the store hangs as well."""
+        grace, intervals_waiting, heartbeats = _GRACE, 0, 0
+        while not self._closed.wait(_INTERVAL):
             if self._fault is not None:
-                left -= 1
-                if left == 0:
+                grace -= 1
+                if grace == 0:
                     if self.is_reporter():
-                        sys.stderr.write(f"firstlight: {self._fault}; the run cannot go on\n")
+                        sys.stderr.write(f"firstlight: {self._fault}; the run cannot continue\n")
                     os._exit(1)  # The main thread waits in a collective, and would for half an hour.
                 continue
-            waited, answers = waited + 1 if answers == self._answers else 0, self._answers
+            intervals_waiting = intervals_waiting + 1 if heartbeats == self._heartbeats else 0
+            heartbeats = self._heartbeats
             silent = [rank for rank in self._ranks if rank != self.rank and self._is_quiet(rank, self._timeout)]
             ended = [rank for rank, child in self._children.items() if child.poll()]
             if ended:
                 code = self._children[ended[0]].returncode
-                self._lose(ended[0], f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}")
-            elif self._launcher not in (None, os.getppid()) or (self._gone and 0 not in self._ended):
-                self._lose(0, "is gone, or the launcher of all is")
-            elif silent or (waited >= self._timeout and not self._gone):
-                self._lose(silent[0] if silent else 0, f"has not answered for {self._timeout * _BEAT:g} s")
+                why = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+                self._set_fault(ended[0], why)
+            elif self._launcher not in (None, os.getppid()) or (self._store_is_gone and 0 not in self._done):
+                self._set_fault(0, "is gone (or the launcher of the run)")
+            elif silent or (intervals_waiting >= self._timeout and not self._store_is_gone):
+                rank = silent[0] if silent else 0
+                self._set_fault(rank, f"has not answered for {self._timeout * _INTERVAL:g} s")
 
-    def _lose(self, rank: int, why: str) -> None:
-        """Give a process up, and kill it where that can be done, so that whoever waits for it gets an error."""
-        self._still[rank] = _QUIET
-        self._gone = self._gone or rank == 0
+    def _set_fault(self, rank: int, why: str) -> None:
+        """Record which process failed, and kill it if possible, so that those that wait for it get an error."""
+        self._intervals_silent[rank] = _QUIET
+        self._store_is_gone = self._store_is_gone or rank == 0
         self._fault = self._fault or f"{self._names[rank]} {why}"
         if rank in self._handles:
-            with suppress(OSError):  # It has ended.
+            with suppress(OSError):  # It has ended already.
                 signal.pidfd_send_signal(self._handles[rank], signal.SIGKILL)
 
-    def _learn(self) -> None:
+    def _read_messages(self) -> None:
+        """Read from the store whether the run stops and whether a process failed."""
         if self.stop is None and self._store.check(["stop"]):
             step, number = self._store.get("stop").split()
             self.stop = int(step), int(number)
@@ -180,14 +185,14 @@ class RankWatchdog:
         if self._fault is None and self._store.check(["fault"]):
             rank = int(self._store.get("fault"))
             if rank != self.rank:
-                self._fault = f"{self._names[rank]} failed: its error stands above"
+                self._fault = f"{self._names[rank]} failed: its error is printed above"
 
-    def _is_quiet(self, rank: int, beats: float) -> bool:
-        return rank not in self._ended and self._still[rank] >= beats
+    def _is_quiet(self, rank: int, intervals: float) -> bool:
+        return rank not in self._done and self._intervals_silent[rank] >= intervals
 
 
 def _machine() -> str:
-    """Return what numbers of processes mean the same in: this boot of this kernel and name space, `?` if unknown."""
+    """Return an identifier of this boot and PID name space, within which PIDs are comparable; `?` if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"

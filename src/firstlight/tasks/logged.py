@@ -6,7 +6,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from firstlight.distributed.gather import all_gather_objects
+from firstlight.distributed import all_gather_objects
 from firstlight.metrics.split_metrics import SplitMetrics
 from firstlight.schedules import Schedule
 from firstlight.tasks.scheduled import Scheduled
