@@ -159,10 +159,8 @@ def rounds(
     case: str, names: list[str], many: int | None, threads: int, script: list[str] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
     """Return what each contender took in each round; `script` is called with a name, the case and further arguments."""
-    share = 0.005 / len(names)
     seconds, usual = TURNS.get(case, (2.0, 11))
     many = many or usual
-    less = [f"--last.at_most={share}", f"--best.at_most={share}"]  # firstlight alone heeds them.
     script = script or [str(HERE / "contenders.py")]
     with tempfile.TemporaryDirectory() as folder:
         if train("prepare", case, folder, threads) is None:
@@ -171,7 +169,7 @@ def rounds(
         try:
             for name in names:
                 steps = steps_of(case, 2 if name.endswith("ddp") else 1)
-                contenders.append(Contender(name, [*script, name, case, folder, *less], folder, threads, steps))
+                contenders.append(Contender(name, [*script, name, case, folder], folder, threads, steps))
                 if not contenders[-1].warm_up():
                     contenders.pop()
             for number in range(many):

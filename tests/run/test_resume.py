@@ -55,7 +55,7 @@ class Kill(Callback):
 def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(overlay, step, last, tmp_path):
     (tmp_path / "mine.py").write_text(KILL)
     options = ["--config", CONFIG, *overlay, "--trainer.max_epochs=4", "--trainer.log_every_n_steps=1"]
-    options += ["--last.every_n_steps=7", "--last.at_most=1"]
+    options += ["--last.every_n_steps=7"]
     start = firstlight if overlay == ["--config", DDP] else called
     start("fit", *options, "--experiment=whole", cwd=tmp_path)
     whole = newest(tmp_path, "whole")

@@ -1,180 +1,96 @@
 """The best checkpoint and the last one."""
 
-import logging
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from firstlight.callbacks.cadence import is_due, validation_follows
 from firstlight.callbacks.finite import not_finite
-from firstlight.errors import UsageError
+from firstlight.errors import UsageError, check_range
+from firstlight.loggers import current_step, is_logged_step
 
-__all__ = ["BestCheckpoint", "LastCheckpoint", "read_checkpoint_metrics"]
-
-
-_log = logging.getLogger(__name__)
-
-_SMALL = 2**26
-"""Bytes that may wait in memory, 64 MiB."""
+__all__ = ["BestCheckpoint", "LastCheckpoint", "read_checkpoint_metrics", "validation_follows"]
 
 
 class FiniteCheckpoint(ModelCheckpoint):
-    """A checkpoint that is never written of weights that are not finite, and fails on all processes or on none.
+    """A checkpoint that never holds weights that are not finite. If one process cannot write, all of them raise."""
 
-    Args:
-        at_most: Share of the time that writing may take, above 0; 1 writes each time.
-        **options: What Lightning's class takes.
-
-    Raises:
-        UsageError: When `at_most` is no such share.
-    """
-
-    def __init__(self, at_most: float, **options: Any) -> None:
-        if not 0 < at_most <= 1:
-            raise UsageError(f"{type(self).__name__} was given at_most={at_most}: it is above 0 and at most 1")
+    def __init__(self, **options: Any) -> None:
         super().__init__(enable_version_counter=False, **options)
-        self.at_most = at_most
-        self._took = 0.0
-        self._written = 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the time from here on; what comes first is written."""
-        super().on_train_start(trainer, pl_module)
-        self._written, self._took = time.monotonic(), 0.0
-
-    def _has_time(self, trainer: Trainer) -> bool:
-        """Tell, on all processes alike, whether so much time has passed that writing takes little of it."""
-        passed = time.monotonic() - self._written
-        affordable = self._took * (1 - self.at_most) <= passed * self.at_most
-        if trainer.world_size > 1 and self.at_most < 1:
-            affordable = trainer.strategy.broadcast(affordable)
-        return affordable
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        refuse_not_finite(trainer, filepath)
-        write = super()._save_checkpoint
-        self._together(trainer, filepath, lambda: write(trainer, filepath))
+        """Write the file, on all processes together.
 
-    def _together(self, trainer: Trainer, path: str | Path, write: Callable[[], None]) -> None:
-        """Write; where the first process cannot, the others would wait for it, and then blame the connection."""
-        begun = time.monotonic()
+        Raises:
+            UsageError: When a weight is not finite, or when the file cannot be written.
+        """
+        name = not_finite(trainer.lightning_module)
+        if trainer.strategy.reduce_boolean_decision(name is not None, all=False):
+            raise UsageError(
+                f"{filepath} is not written at step {trainer.global_step:,}: {name or 'a tensor of another process'} "
+                "is not finite; earlier checkpoints are kept"
+            )
         for logger in trainer.loggers:
-            # What was logged before the checkpoint is not logged again by a run that goes on from it.
+            # First the logs: a resumed run does not repeat what was logged before the checkpoint.
             logger.save()
             if isinstance(logger, TensorBoardLogger):
-                with suppress(OSError):  # A full disk; the logger says so at the next logging.
+                with suppress(OSError):  # A full disk: the logger warns at the next logging.
                     logger.experiment.flush()
-        fault = None
+        error = None
         try:
-            write()
-        except UsageError as error:
-            fault = error
-            trainer.strategy.barrier("Trainer.save_checkpoint")  # which the others have come to
-        if trainer.strategy.reduce_boolean_decision(fault is not None, all=False):
-            raise fault or UsageError(f"the first process could not write {path}")
-        self._written = time.monotonic()
-        self._took = self._written - begun
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
+            self._trim(checkpoint)
+            trainer.strategy.save_checkpoint(checkpoint, filepath)
+        except UsageError as raised:
+            error = raised
+        # In Lightning 2.6.6 the other processes would wait here, and then report a lost connection.
+        if trainer.strategy.reduce_boolean_decision(error is not None, all=False):
+            raise error or UsageError(f"the first process could not write {filepath}")
+        self._last_global_step_saved = trainer.global_step
+        self._last_checkpoint_saved = filepath
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            logger.after_save_checkpoint(self)
+
+    def _trim(self, checkpoint: dict[str, Any]) -> None:
+        """Remove what does not belong into the file."""
 
 
 class BestCheckpoint(FiniteCheckpoint):
-    """Keep `best.ckpt`, one file, of the validation with the best value of a metric; weights are finite, or it raises.
-
-    Where epochs are so short that writing would take more than `at_most` of the time, a checkpoint of a single process,
-    with up to 64 MiB of weights, buffers and optimiser state, waits in memory for the next epoch that has time, for
-    `LastCheckpoint`, which never tells of a best that is not on the disk, or for the end, also by an exception. Larger
-    ones, and those of several processes, are written at once.
+    """Write `best.ckpt`, one file, after each validation in which the monitored metric is better than before.
 
     Args:
         monitor: Name of the metric.
-        mode: Whether its best value is the least or the most.
+        mode: Whether lower (`min`) or higher (`max`) values are better.
         dirpath: Folder of the file; `None` leaves it to the logger.
         save_weights_only: Leave out what only training needs.
-        at_most: Share of the time that writing may take, above 0; 1 writes each best at once.
-
-    Raises:
-        UsageError: When `at_most` is no such share.
     """
 
     def __init__(
-        self,
-        monitor: str,
-        mode: Literal["min", "max"],
-        dirpath: Path | None = None,
-        save_weights_only: bool = False,
-        at_most: float = 0.005,
+        self, monitor: str, mode: Literal["min", "max"], dirpath: Path | None = None, save_weights_only: bool = False
     ) -> None:
         super().__init__(
-            at_most, dirpath=dirpath, filename="best", monitor=monitor, mode=mode, save_weights_only=save_weights_only
+            dirpath=dirpath, filename="best", monitor=monitor, mode=mode, save_weights_only=save_weights_only
         )
-        self._waiting: tuple[str, dict[str, Any]] | None = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Nothing is written between validations."""
+        """Do nothing: the file is written after validations only."""
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the best, or what waits, when there is time."""
-        super().on_train_epoch_end(trainer, pl_module)
-        if self._waiting and (self._has_time(trainer) or ends(trainer)):
-            self.write(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what waits."""
-        super().on_train_end(trainer, pl_module)
-        self.write(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write what waits; where that fails too, what was first is what is told."""
-        try:
-            self.write(trainer)
-        except Exception as error:
-            _log.warning(f"best.ckpt is not that of the best validation: {error}")
-
-    def write(self, trainer: Trainer) -> None:
-        """Write what waits in memory, whose weights were finite."""
-        if self._waiting:
-            self._put(trainer, *self._waiting)
-
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        # What waits is given up only for one that was judged, or written.
-        refuse_not_finite(trainer, filepath)
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
-        # This is the file that people share, and a task adds training samples' outputs and targets.
+    def _trim(self, checkpoint: dict[str, Any]) -> None:
+        """Remove `unlogged`, outputs and targets of training samples: people share this file."""
         checkpoint.pop("unlogged", None)
-        if not _is_small(trainer) or self._has_time(trainer):
-            self._put(trainer, filepath, checkpoint)
-        else:
-            if trainer.strategy.root_device.type != "cpu":  # whose fault may be what ends the run
-                checkpoint = move_data_to_device(checkpoint, "cpu")
-            # Hyper-parameters stay as they are, and are most of the objects.
-            kept = {name: each if "hyper_parameters" in name else deepcopy(each) for name, each in checkpoint.items()}
-            self._waiting = filepath, kept
-        self._last_global_step_saved = trainer.global_step
-        self._last_checkpoint_saved = filepath
-
-    def _put(self, trainer: Trainer, path: str, checkpoint: dict[str, Any]) -> None:
-        def write() -> None:
-            trainer.strategy.save_checkpoint(checkpoint, path)
-            trainer.strategy.barrier("Trainer.save_checkpoint")
-
-        self._together(trainer, path, write)
-        self._waiting = None
-        for logger in trainer.loggers if trainer.is_global_zero else ():
-            logger.after_save_checkpoint(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what was best; a run whose folder was moved keeps it, which Lightning 2.6.6 forgets."""
+        """Restore the best score, and keep a `best.ckpt` that is better than the one the state knows.
+
+        Lightning 2.6.6 forgets the best checkpoint of a run whose folder was moved.
+        """
         best = Path(str(self.dirpath)) / "best.ckpt"
         if self.dirpath and best.is_file() and Path(state_dict["dirpath"]) != Path(self.dirpath):
             state_dict = {
@@ -186,58 +102,34 @@ class BestCheckpoint(FiniteCheckpoint):
             }
         super().load_state_dict(state_dict)
         self.current_score = state_dict["current_score"]  # Lightning 2.6.6 saves it and does not restore it.
-        # A best may have come after the checkpoint that the run goes on from.
-        found: dict[str, Any] = {}
-        with suppress(Exception):  # A damaged one is written anew.
-            found = torch.load(best, map_location="cpu", mmap=True, weights_only=True)
-        kept = found.get("callbacks", {}).get(self.state_key)
-        if kept is not None:
+        # best.ckpt may be newer than the checkpoint that the run resumes from.
+        checkpoint: dict[str, Any] = {}
+        with suppress(Exception):  # A damaged file counts as none, and the next best replaces it.
+            checkpoint = torch.load(best, map_location="cpu", mmap=True, weights_only=True)
+        written = checkpoint.get("callbacks", {}).get(self.state_key)
+        if written is not None:
             is_better = torch.lt if self.mode == "min" else torch.gt
-            score = kept["best_model_score"]
+            score = written["best_model_score"]
             if self.best_model_score is None or is_better(score, self.best_model_score):
-                self.best_model_score, self.kth_value, self.current_score = score, score, kept["current_score"]
+                self.best_model_score, self.kth_value, self.current_score = score, score, written["current_score"]
                 self.best_model_path = self.kth_best_model_path = str(best)
                 self.best_k_models = {str(best): score}
 
 
-def _is_small(trainer: Trainer) -> bool:
-    """Tell whether a checkpoint may wait in memory."""
-    if type(trainer.strategy) is not SingleDeviceStrategy:
-        return False
-    module = trainer.lightning_module
-    states = [value for each in trainer.optimizers for state in each.state.values() for value in state.values()]
-    held = [*module.parameters(), *module.buffers(), *(value for value in states if isinstance(value, torch.Tensor))]
-    return sum(each.numel() * each.element_size() for each in held) <= _SMALL
-
-
-def read_checkpoint_metrics(path: str | Path) -> dict[str, float]:
-    """Return when a checkpoint was written, and the validation metrics that a task wrote into it, by name.
-
-    `epoch` counts from 1, `step` is the number of optimiser steps done.
-    """
-    # Mapped, so that the weights are not read.
-    checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    return {"epoch": checkpoint["epoch"] + 1, "step": checkpoint["global_step"], **checkpoint.get("metrics", {})}
-
-
 class LastCheckpoint(FiniteCheckpoint):
-    """Keep `last.ckpt`, one file, written after epochs, steps or seconds, and at the end of the run.
-
-    It is written whether or not a metric improved, and never of weights that are not finite: then it raises. Where
-    epochs are so short that writing would take more than `at_most` of the time, some of them are passed over; a run
-    that is killed does them again.
+    """Write `last.ckpt`, one file, after epochs, and at the end of the run; optionally within epochs as well.
 
     Args:
         dirpath: Folder of the file; `None` leaves it to the logger.
-        every_n_epochs: Epochs from one writing to the next, at least 1.
-        at_most: Share of the time that writing after epochs may take, above 0; 1 writes after each.
-        every_n_steps: Optimiser steps from one writing within an epoch to the next; 0 is never. Where a validation
-            follows the step, the file is written after the next one.
-        every_seconds: Seconds after which it is written again, after an optimiser step; 0 is never. Several processes
-            agree on the time only where something is logged (`log_every_n_steps`), because that waits for them.
+        every_n_epochs: Epochs between two writes, at least 1.
+        every_n_steps: Optimiser steps between two writes within an epoch; 0 writes none. Where a validation follows
+            the step, the file is written after the next step.
+        every_seconds: Seconds since the last write after which the next optimiser step writes; 0 writes none. Several
+            processes compare clocks only at steps that are logged (`log_every_n_steps`), which wait for each other.
+        min_seconds: Seconds since the last write within which the end of an epoch does not write; 0 writes each time.
 
     Raises:
-        UsageError: When `every_n_epochs` is below 1, or another one is negative.
+        UsageError: When an option is out of its range.
     """
 
     def __init__(
@@ -246,100 +138,95 @@ class LastCheckpoint(FiniteCheckpoint):
         every_n_epochs: int = 1,
         every_n_steps: int = 0,
         every_seconds: float = 600,
-        at_most: float = 0.005,
+        min_seconds: float = 0,
     ) -> None:
-        if every_n_epochs < 1:
-            raise UsageError(f"LastCheckpoint was given every_n_epochs={every_n_epochs}: it is at least 1")
-        for name, value in (("every_n_steps", every_n_steps), ("every_seconds", every_seconds)):
-            if not value >= 0:
-                raise UsageError(f"LastCheckpoint was given {name}={value}: it is at least 0, which is never")
-        super().__init__(
-            at_most, dirpath=dirpath, filename="last", every_n_epochs=every_n_epochs, save_on_train_epoch_end=True
-        )
+        check_range("LastCheckpoint", "[1, inf)", every_n_epochs=every_n_epochs)
+        check_range("LastCheckpoint", "[0, inf)", every_n_steps=every_n_steps)
+        check_range("LastCheckpoint", "[0, inf]", every_seconds=every_seconds, min_seconds=min_seconds)
+        super().__init__(dirpath=dirpath, filename="last", every_n_epochs=every_n_epochs, save_on_train_epoch_end=True)
         self.every_n_steps = every_n_steps
         self.every_seconds = every_seconds
-        self._written_step = -1
-        self._step = 0
-        self._owed = self._epoch_owed = False
-        self._alone = True
+        self.min_seconds = min_seconds
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from here on."""
+        """Count steps and seconds from here."""
         super().on_train_start(trainer, pl_module)
-        self._step, self._written_step, self._owed, self._epoch_owed = trainer.global_step, -1, False, False
-        self._alone = trainer.world_size == 1
+        self._is_distributed = trainer.world_size > 1
+        self._step, self._written_step = trainer.global_step, -1
+        self._written_at = time.monotonic()
+        self._is_pending = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the file when it is due, after an optimiser step that is whole."""
-        before, self._step = self._step, trainer.global_step
-        if self._step > before:
-            self._owed = self._is_due(trainer) or self._owed
-            if self._owed and not validation_follows(trainer, batch_idx):
+        """Write the file when it is due and the optimiser has stepped."""
+        previous, self._step = self._step, trainer.global_step
+        if self._step > previous:
+            self._is_pending = self._is_pending or self._is_due(trainer)
+            if self._is_pending and not validation_follows(trainer, batch_idx):
                 self.write(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file when it is due, after the validation."""
-        is_last = ends(trainer)
-        if is_last or (trainer.current_epoch + 1) % self._every_n_epochs == 0:
-            self._epoch_owed = True
-        if self._epoch_owed and (self._has_time(trainer) or is_last):
-            if not self._should_skip_saving_checkpoint(trainer):
-                self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-            self._epoch_owed = False
-        if self._owed:
+        is_due = (trainer.current_epoch + 1) % self._every_n_epochs == 0 and not self._is_too_soon(trainer)
+        if is_due or self._is_pending or _is_last_epoch(trainer):
+            self._written_step = -1  # A file written within this epoch at the same step would repeat its end.
             self.write(trainer)
 
+    def write(self, trainer: Trainer) -> None:
+        """Write the file, on all processes together, unless it holds this step already."""
+        if trainer.global_step != self._written_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.best_model_path = str(Path(str(self.dirpath)) / "last.ckpt")
+            self._save_checkpoint(trainer, self.best_model_path)
+            self._written_step, self._written_at, self._is_pending = trainer.global_step, time.monotonic(), False
+
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: when the file was last written depends on the clock, and a run that goes on does not care."""
+        """Return nothing: the times of earlier writes do not matter to a resumed run."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take nothing over."""
-
-    def write(self, trainer: Trainer) -> None:
-        """Write the file, on all processes together, unless this step's was written."""
-        if trainer.global_step != self._written_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path = Path(str(self.dirpath)) / "last.ckpt"
-            refuse_not_finite(trainer, path)
-            # Lightning's own would take an epoch that ends at this step for written.
-            self._together(trainer, path, lambda: trainer.save_checkpoint(path))
-
-    def _together(self, trainer: Trainer, path: str | Path, write: Callable[[], None]) -> None:
-        for each in trainer.checkpoint_callbacks:
-            if isinstance(each, BestCheckpoint):
-                each.write(trainer)
-        super()._together(trainer, path, write)
-        self._written_step, self._owed, self._epoch_owed = trainer.global_step, False, False
+        """Restore nothing."""
 
     def _is_due(self, trainer: Trainer) -> bool:
-        late = 0 < self.every_seconds <= time.monotonic() - self._written
-        if self._alone and not self.every_n_steps:
-            return late
-        done = self._step // max(len(trainer.optimizers), 1)
-        if not self._alone and self.every_seconds:
-            agree = is_due(done - 1, trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set outside the class
-            late = agree and trainer.strategy.broadcast(late)
-        return is_due(done - 1, self.every_n_steps) or late
+        if self.every_n_steps and current_step(trainer) % self.every_n_steps == 0:
+            return True
+        is_late = 0 < self.every_seconds <= time.monotonic() - self._written_at
+        if self._is_distributed and self.every_seconds:
+            was_logged = is_logged_step(current_step(trainer) - 1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+            is_late = was_logged and trainer.strategy.broadcast(is_late)
+        return is_late
 
-
-def ends(trainer: Trainer) -> bool:
-    """Tell, at the end of an epoch, whether it is the last one."""
-    epochs, steps = trainer.max_epochs, trainer.max_steps
-    last = epochs is not None and 0 <= epochs <= trainer.current_epoch + 1
-    return trainer.should_stop or last or 0 <= steps <= trainer.global_step
-
-
-def refuse_not_finite(trainer: Trainer, path: str | Path) -> None:
-    """Refuse to write a checkpoint of weights that are not finite, on all processes alike.
-
-    Raises:
-        UsageError: Naming the first such tensor.
-    """
-    name = not_finite(trainer.lightning_module)
-    if trainer.strategy.reduce_boolean_decision(name is not None, all=False):
-        raise UsageError(
-            f"{path} is not written at step {trainer.global_step:,}: {name or 'a tensor of another process'} is not "
-            "finite; earlier checkpoints are kept"
+    def _is_too_soon(self, trainer: Trainer) -> bool:
+        """Return whether the last write is less than `min_seconds` ago, as the first process decides."""
+        if not self.min_seconds:
+            return False
+        return trainer.strategy.broadcast(
+            self._written_step >= 0 and time.monotonic() - self._written_at < self.min_seconds
         )
+
+
+def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
+    """Return whether a validation, or the end of the epoch, comes between this batch and the next.
+
+    Lightning 2.6.6 skips that validation when a run resumes from a checkpoint written before it.
+    """
+    every, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if trainer.is_last_batch or not trainer.enable_validation or every is None:
+        return trainer.is_last_batch
+    if epochs is None:
+        return (trainer.fit_loop.total_batch_idx + 1) % every == 0
+    return (trainer.current_epoch + 1) % epochs == 0 and (batch_idx + 1) % every == 0
+
+
+def read_checkpoint_metrics(path: str | Path) -> dict[str, float]:
+    """Return `epoch` (from 1), `step` (optimiser steps done) and the validation metrics of a task's checkpoint."""
+    # Mapped into memory, so that the weights are not read.
+    checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    return {"epoch": checkpoint["epoch"] + 1, "step": checkpoint["global_step"], **checkpoint.get("metrics", {})}
+
+
+def _is_last_epoch(trainer: Trainer) -> bool:
+    """Return, at the end of an epoch, whether it is the last one."""
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    reached = epochs is not None and 0 <= epochs <= trainer.current_epoch + 1
+    return trainer.should_stop or reached or 0 <= steps <= trainer.global_step

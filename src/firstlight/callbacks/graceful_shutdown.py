@@ -1,4 +1,4 @@
-"""A run ends as a whole: on a signal after a step that all its processes have done, and when one of them fails."""
+"""End all processes of a fit together: after the same step on a signal, and when one of them fails."""
 
 import os
 import signal
@@ -18,42 +18,40 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch exports them
 
-from firstlight.callbacks.cadence import validation_follows
-from firstlight.callbacks.checkpoints import LastCheckpoint
-from firstlight.distributed.watchdog import RankWatchdog
-from firstlight.errors import UsageError
+from firstlight.callbacks.checkpoints import LastCheckpoint, validation_follows
+from firstlight.distributed import RankWatchdog
+from firstlight.errors import check_range
 
 __all__ = ["GracefulShutdown", "interruptible"]
 
 
 class GracefulShutdown(Checkpoint):
-    """Stop all processes of a fit after the same step, on a signal to any of them, and none of them without the others.
+    """Stop all processes of a fit after the same step when one of them gets a signal, and end all when one fails.
 
-    SIGTERM, Ctrl-C and, in a job of SLURM, SIGUSR1 let the optimiser step under way finish, and a validation that
-    follows it; where a validation follows each step, the epoch. `LastCheckpoint` writes its file, and
-    `SystemExit(143)` is raised, or `KeyboardInterrupt` for Ctrl-C. A second Ctrl-C stops at once; another SIGTERM is
-    ignored, as schedulers repeat it.
+    SIGTERM, Ctrl-C and, in a SLURM job, SIGUSR1 let the current optimiser step finish, and a validation that follows
+    it. If a validation follows each step, the epoch finishes. `LastCheckpoint` writes its file. Then `SystemExit(143)`
+    is raised, or `KeyboardInterrupt` for Ctrl-C. A second Ctrl-C stops at once. Another SIGTERM is ignored, because
+    schedulers repeat it.
 
-    A process that failed, was killed or is frozen ends the others; `lost` says which it was. Frozen is one that the
-    system does not run, not one that loops. Processes that Lightning started are waited for, and killed after ten
-    seconds, so that none is left.
+    A process that failed, was killed or is frozen ends the others, and `failed_rank` describes it. A process is frozen
+    if the system does not run it; an endless loop does not count. Processes that Lightning started get ten seconds to
+    end, then they are killed.
 
-    It is a `Checkpoint`, so that Lightning calls it after all others; it comes after `LastCheckpoint`. Lightning adds
-    no checkpoint of its own beside it; where nothing is kept, it warns.
+    The class is a `Checkpoint`, so that Lightning calls it after all other callbacks; list it after `LastCheckpoint`.
+    Lightning then adds no checkpoint callback of its own, so a fit without another one warns.
 
     Args:
-        timeout: Seconds after which a process that does not answer counts as frozen.
+        timeout: Seconds without an answer after which a process counts as frozen, at least 5.
 
     Raises:
         UsageError: When `timeout` is below 5 seconds.
     """
 
     def __init__(self, timeout: float = 300) -> None:
-        if not timeout >= 5:
-            raise UsageError(f"GracefulShutdown was given timeout={timeout}: it is at least 5 seconds")
+        check_range("GracefulShutdown", "[5, inf]", timeout=timeout)
         self.timeout = timeout
         self.failed_rank: str | None = None
-        self._asked: int | None = None
+        self._signal: int | None = None
         self._raised: BaseException | None = None
         self._step = 0
         self._watchdog: RankWatchdog | None = None
@@ -61,19 +59,21 @@ class GracefulShutdown(Checkpoint):
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Warn where nothing is kept."""
+        """Warn if the fit writes no checkpoint."""
         if stage == "fit" and all(isinstance(each, GracefulShutdown) for each in trainer.checkpoint_callbacks):
-            rank_zero_warn("nothing is kept of this fit: Stop writes no checkpoint without a LastCheckpoint beside it")
+            rank_zero_warn(
+                "this fit writes no checkpoint: add LastCheckpoint, because GracefulShutdown alone writes none"
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the processes know of each other."""
-        self.failed_rank = self._asked = self._raised = self._watchdog = None
+        """Start to watch the other processes."""
+        self.failed_rank = self._signal = self._raised = self._watchdog = None
         if trainer.world_size > 1:
-            # Lightning 2.6.6 watches what it started, and kills this process without a word when one has ended.
-            self._children = list(_started(trainer))
-            _started(trainer).clear()
+            # Lightning 2.6.6 watches the processes that it started, and kills this one silently when one has ended.
+            self._children = list(_started_processes(trainer))
+            _started_processes(trainer).clear()
             self._watchdog = RankWatchdog(
-                _store(trainer, self.timeout),
+                _connect_store(trainer, self.timeout),
                 trainer.global_rank,
                 trainer.world_size,
                 self.timeout,
@@ -84,43 +84,43 @@ class GracefulShutdown(Checkpoint):
             self._watchdog.start()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Catch the signals before the first step, which is when they take effect."""
-        self._listen()
+        """Handle signals from here; they take effect after the first step."""
+        self._install_handlers()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Catch the signals."""
+        """Handle signals."""
         self._step = trainer.global_step
-        self._listen()
+        self._install_handlers()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop if asked to, after a step that is whole."""
-        before, self._step = self._step, trainer.global_step
-        if self._step > before:
-            if self._asked and self._watchdog and self._watchdog.stop is None:
-                # No process gets beyond the next step, which needs the gradient of this one.
-                self._watchdog.ask(self._step + 1, self._asked)
-            if (self._asked or self._watchdog) and not validation_follows(trainer, batch_idx):
-                # After the last step the run ends by itself, once that is logged.
+        """Stop after a complete optimiser step, if a process got a signal."""
+        previous, self._step = self._step, trainer.global_step
+        if self._step > previous:
+            if self._signal and self._watchdog and self._watchdog.stop is None:
+                # No process can complete the next step without this one's gradient.
+                self._watchdog.ask(self._step + 1, self._signal)
+            if (self._signal or self._watchdog) and not validation_follows(trainer, batch_idx):
+                # After the last step the run ends by itself, once that step is logged.
                 if not 0 <= trainer.max_steps <= trainer.global_step:
                     self._stop_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop if asked to, after the validation."""
+        """Stop after the validation, if a process got a signal."""
         self._stop_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Part from the others; what was asked for at the very end is done all the same."""
-        self._part(trainer)
+        """Stop to watch the other processes; a signal at the very end still ends the run."""
+        self._leave(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Part from the others where nothing was left to train. Lightning has put back the handlers that it found."""
+        """Stop to watch the others if there was nothing to train. Lightning has restored the signal handlers."""
         self._handlers.clear()
-        self._part(trainer)
+        self._leave(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """End the others, and find out which of them it was."""
+        """End the other processes, and find out which one failed."""
         if self._watchdog and exception is not self._raised:
             if isinstance(exception, DistError) or "gloo" in str(exception):
                 self.failed_rank = self._watchdog.diagnose()
@@ -129,80 +129,81 @@ class GracefulShutdown(Checkpoint):
             elif trainer.global_rank and self._watchdog.is_reporter():
                 sys.stderr.write(f"firstlight: {self.failed_rank}\n")
         while self._handlers:
-            number, before = self._handlers.popitem()
-            signal.signal(number, before)
-        # Lightning does not get back what it started: it would see that one has ended, and kill this process.
-        children, until = self._release(), time.monotonic() + 10
+            number, handler = self._handlers.popitem()
+            signal.signal(number, handler)
+        # Lightning must not watch the processes again: it would see that one has ended, and kill this one.
+        children, deadline = self._close(), time.monotonic() + 10
         for child in children:
             with suppress(subprocess.TimeoutExpired):
-                child.wait(max(0, until - time.monotonic()))
+                child.wait(max(0, deadline - time.monotonic()))
             child.kill()
 
-    def _part(self, trainer: Trainer) -> None:
-        asked = self._asked
+    def _leave(self, trainer: Trainer) -> None:
+        """Wait for the other processes, and raise if one of them got a signal."""
+        number = self._signal
         if self._watchdog:
-            # Who ends first takes the store along.
+            # The process that holds the store must not end before the others have left.
             trainer.strategy.barrier()
-            asked = self._watchdog.stop[1] if self._watchdog.stop else asked
-        if asked:
-            self._end(asked)
-        _started(trainer).extend(self._release())
+            number = self._watchdog.stop[1] if self._watchdog.stop else number
+        if number:
+            self._raise_for(number)
+        _started_processes(trainer).extend(self._close())
 
     def _stop_if_due(self, trainer: Trainer) -> None:
-        step, asked = self._watchdog.stop or (0, None) if self._watchdog else (0, self._asked)
-        if asked and trainer.global_step >= step:
+        step, number = self._watchdog.stop or (0, None) if self._watchdog else (0, self._signal)
+        if number and trainer.global_step >= step:
             for each in trainer.checkpoint_callbacks:
                 if isinstance(each, LastCheckpoint):
                     each.write(trainer)
-            self._end(asked)
+            self._raise_for(number)
 
-    def _end(self, number: int) -> NoReturn:
-        self._asked = None
+    def _raise_for(self, number: int) -> NoReturn:
+        self._signal = None
         self._raised = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
         raise self._raised
 
-    def _listen(self) -> None:
-        """Take the place of Lightning's handlers.
+    def _install_handlers(self) -> None:
+        """Replace Lightning's signal handlers.
 
-        That of SIGTERM ends with 0 and no checkpoint, or waits for ever for other processes. That of SLURM's warning
-        saves in the middle of a step; it also requeues the job, which is left to the script of the job.
+        In Lightning 2.6.6, SIGTERM ends with code 0 and no checkpoint, or waits forever for other processes. SLURM's
+        warning saves within a step and also requeues the job, which is up to the job's script.
         """
         if threading.current_thread() is not threading.main_thread():
             return
         numbers = [signal.SIGTERM]
-        # Someone else's handler is left alone.
+        # A handler that the user installed stays.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             numbers.append(signal.SIGINT)
         if "SLURM_JOB_ID" in os.environ:
             numbers.append(signal.SIGUSR1)
         for number in numbers:
             if number not in self._handlers:
-                self._handlers[number] = signal.signal(number, self._take)
+                self._handlers[number] = signal.signal(number, self._handle)
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        self._asked = self._asked or number
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._signal = self._signal or number
         if number == signal.SIGINT:
             signal.signal(number, self._handlers.pop(number, signal.default_int_handler))
             if self._watchdog is None or not self._watchdog.rank:
-                # Not `print`, which may be what was interrupted.
+                # Not `print`: the signal may have interrupted one.
                 os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
 
-    def _release(self) -> list[subprocess.Popen[bytes]]:
-        """Leave the others, and return the processes that Lightning started."""
+    def _close(self) -> list[subprocess.Popen[bytes]]:
+        """Close the watchdog, and return the processes that Lightning started."""
         if self._watchdog:
             self._watchdog.close()
         children, self._watchdog, self._children = self._children, None, []
         return children
 
 
-def _started(trainer: Trainer) -> list[Any]:
-    """Return the processes that Lightning started, as the list that its observer looks at."""
+def _started_processes(trainer: Trainer) -> list[Any]:
+    """Return the list of processes that Lightning started and watches."""
     processes: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
     return processes
 
 
-def _store(trainer: Trainer, timeout: float) -> PrefixStore:
-    """Return a store of this fit alone, where the processes found each other; what it does takes `timeout` at most."""
+def _connect_store(trainer: Trainer, timeout: float) -> PrefixStore:
+    """Return a store for this fit alone, at the address where the processes met; each call takes `timeout` at most."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     name = trainer.strategy.broadcast(f"firstlight/{os.getpid()}/{os.urandom(8).hex()}")
     limit = timedelta(seconds=timeout)
@@ -211,12 +212,12 @@ def _store(trainer: Trainer, timeout: float) -> PrefixStore:
 
 @contextmanager
 def interruptible(trainer: Trainer, left: Callable[[], str]) -> Iterator[None]:
-    """Say what is left after Ctrl-C or SIGTERM, and end with its exit code: Lightning 2.6.6 says nothing."""
+    """After Ctrl-C or SIGTERM, print what is left and exit with 130 or 143; Lightning 2.6.6 prints nothing."""
     try:
         yield
     except SystemExit as stopped:
         if not trainer.interrupted:
             raise
         rank_zero_only(print)(left(), flush=True)
-        told = stopped.code == 143 or isinstance(stopped, SIGTERMException)
-        raise SystemExit(143 if told else 130) from stopped
+        is_sigterm = stopped.code == 143 or isinstance(stopped, SIGTERMException)
+        raise SystemExit(143 if is_sigterm else 130) from stopped
