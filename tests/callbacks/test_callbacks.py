@@ -1,3 +1,4 @@
+import sys
 import warnings
 from functools import partial
 
@@ -10,7 +11,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from firstlight import callbacks
-from firstlight.callbacks import cadence
 from firstlight.callbacks.defaults import DEFAULTS
 from firstlight.callbacks.gradient_norm import norms
 from firstlight.data import Digits
@@ -23,7 +23,7 @@ from tests.helpers import CONFIG, DDP, called, firstlight, logged, newest
 
 
 class Foreign(LightningModule):
-    """A module this package did not write: two parameter groups with their own rates, clipped gradients."""
+    """A foreign module with two parameter groups that have different rates."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ def fit(module, tmp_path, *, batch_size=8, data=None, **options):
 
 @pytest.mark.parametrize("clip", [None, 1e-3])
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_gradient_norm_is_that_of_the_whole_batch_before_clipping(accumulate, clip, tmp_path):
+def test_gradient_norm_is_that_of_the_accumulated_batch_before_clipping(accumulate, clip, tmp_path):
     torch.manual_seed(0)
     module = Foreign()
     inputs, targets = next(iter(loader(8 * accumulate)))
@@ -85,7 +85,7 @@ def test_gradient_norm_is_that_of_the_whole_batch_before_clipping(accumulate, cl
         assert logged(tmp_path, f"grad_norm/{name}") == [(0, pytest.approx(value, rel=1e-5))]
 
 
-def test_gradient_norm_under_mixed_precision_is_close_to_that_in_full(tmp_path):
+def test_gradient_norm_in_mixed_precision_is_close_to_that_in_full_precision(tmp_path):
     torch.manual_seed(0)
     module = Foreign()
     state = {name: value.clone() for name, value in module.state_dict().items()}
@@ -104,7 +104,7 @@ def test_gradient_norm_under_mixed_precision_is_close_to_that_in_full(tmp_path):
 
 
 def test_gradient_norm_is_divided_by_the_scale_of_a_gradient_scaler(tmp_path):
-    # Lightning turns 16-mixed on the CPU into bf16, so the scaler is handed over.
+    # Lightning turns 16-mixed on the CPU into bf16, so the test passes a scaler.
     torch.manual_seed(0)
     module = Foreign()
     state = {name: value.clone() for name, value in module.state_dict().items()}
@@ -120,8 +120,8 @@ def test_gradient_norm_is_divided_by_the_scale_of_a_gradient_scaler(tmp_path):
 
 
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 4])
-def test_gradient_norm_of_two_processes_is_that_of_one_with_their_batches(accumulate, tmp_path):
-    # Batches that are not shuffled: 32 samples on one process, every other one of them on each of two.
+def test_gradient_norm_of_two_processes_equals_that_of_one_with_the_same_batch(accumulate, tmp_path):
+    # Batches are not shuffled: 32 samples on one process, 16 of them on each of two.
     options = ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", f"--trainer.overfit_batches={accumulate}"]
     options.append(f"--trainer.accumulate_grad_batches={accumulate}")
     values = []
@@ -131,17 +131,17 @@ def test_gradient_norm_of_two_processes_is_that_of_one_with_their_batches(accumu
     assert values[1] == pytest.approx(values[0], rel=1e-5)
 
 
-def test_gradient_norm_is_read_as_often_as_is_logged(tmp_path, monkeypatch):
-    reads = []
-    original = torch.linalg.vector_norm
-    monkeypatch.setattr(torch.linalg, "vector_norm", lambda x, **options: reads.append(x) or original(x, **options))
+def test_gradient_norm_is_calculated_only_at_logged_steps(tmp_path, monkeypatch):
+    calls = []
+    original = nn.utils.get_total_norm
+    monkeypatch.setattr(nn.utils, "get_total_norm", lambda grads: calls.append(grads) or original(grads))
     module = Foreign()
     fit(module, tmp_path, batch_size=2, log_every_n_steps=4, callbacks=[callbacks.GradientNorm()])
     assert [step for step, _ in logged(tmp_path, "grad_norm/total")] == [3, 7, 11, 15]
-    assert len(reads) == 4 * len(list(module.parameters()))
+    assert len(calls) == 4 * 2  # body and head
 
 
-def test_gradient_norm_heeds_what_is_optimised_from_some_step_on(tmp_path):
+def test_gradient_norm_includes_parameters_that_are_added_during_the_fit(tmp_path):
     class Thawing(Foreign):
         def on_train_batch_start(self, batch, batch_idx):
             if batch_idx == 2:
@@ -155,16 +155,19 @@ def test_gradient_norm_heeds_what_is_optimised_from_some_step_on(tmp_path):
     assert [step for step, _ in logged(tmp_path, "grad_norm/body")] == [2, 3]
 
 
-def test_norms_take_gradients_of_half_precision_and_sparse_ones():
-    half = torch.full((9,), 3e4, dtype=torch.float16)  # Its norm is no number of half precision.
+def test_norms_are_right_for_half_precision_sparse_and_missing_gradients():
+    half = torch.full((9,), 3e4, dtype=torch.float16)  # Its norm is too large for half precision.
     table = nn.Embedding(5, 3, sparse=True)
     table(torch.tensor([1, 1, 2])).square().sum().backward()
     expected = table.weight.grad.to_dense().norm().item()
     assert norms({"half": [half]})["half"] == pytest.approx(9e4)
     assert norms({"sparse": [table.weight.grad]})["sparse"] == pytest.approx(expected)
+    mixed = norms({"both": [half, torch.ones(9, dtype=torch.float64)], "none": []})
+    assert mixed == {"total": mixed["both"], "both": pytest.approx((81e8 + 9) ** 0.5)}
+    assert norms({"none": []}) == {"total": 0.0}
 
 
-def test_learning_rates_that_differ_have_a_curve_each_and_equal_ones_share_one(tmp_path):
+def test_different_learning_rates_have_one_curve_each(tmp_path):
     fit(Foreign(), tmp_path, callbacks=[callbacks.LearningRate()], max_steps=1)
     assert logged(tmp_path, "lr/0") == [(0, 0.1)]
     assert logged(tmp_path, "lr/1") == [(0, 0.01)]
@@ -180,7 +183,7 @@ def test_defaults_follow_the_monitor_of_the_task(tmp_path):
     module = task()
     module.monitor, module.mode = "val/accuracy", "max"
     made = {type(callback): callback for callback in callbacks.defaults(module)}
-    assert made.keys() == set(DEFAULTS.values())
+    assert list(made) == list(DEFAULTS.values())
     assert (made[callbacks.EarlyStopping].monitor, made[callbacks.EarlyStopping].mode) == ("val/accuracy", "max")
     assert (made[callbacks.BestCheckpoint].monitor, made[callbacks.BestCheckpoint].mode) == ("val/accuracy", "max")
 
@@ -192,38 +195,59 @@ def test_each_default_can_be_left_out(name):
     assert kinds == set(DEFAULTS.values()) - gone
 
 
-def test_a_default_that_is_not_there_is_refused_by_name():
-    with pytest.raises(UsageError, match="did you mean progress"):
+def test_an_unknown_default_callback_is_refused_with_a_suggestion():
+    with pytest.raises(
+        UsageError, match=r"^unknown default callback progres; available: early_stopping, .*; did you mean progress\?$"
+    ):
         callbacks.defaults(task(), disable=["progres"])
+    with pytest.raises(UsageError, match=r"; did you mean shutdown\?$"):
+        callbacks.defaults(task(), shutdwn={"timeout": 9})
 
 
-def test_a_second_checkpoint_callback_is_added_and_not_refused(tmp_path):
+def test_default_callbacks_get_their_options(tmp_path):
+    options = {"early_stopping": {"patience": 3}, "last": {"every_n_steps": 5}, "shutdown": {"timeout": 9}}
+    made = {type(callback): callback for callback in callbacks.defaults(task(), tmp_path, **options)}
+    assert made[callbacks.EarlyStopping].patience == 3
+    assert made[callbacks.LastCheckpoint].every_n_steps == 5
+    assert made[callbacks.GracefulShutdown].timeout == 9
+    assert made[callbacks.HParams].best is made[callbacks.BestCheckpoint]
+    assert {str(made[each].dirpath) for each in (callbacks.BestCheckpoint, callbacks.LastCheckpoint)} == {str(tmp_path)}
+
+
+def test_lightning_calls_the_default_callbacks_in_the_order_of_the_registry(tmp_path):
+    trainer = Trainer(logger=False, accelerator="cpu", callbacks=callbacks.defaults(task(), tmp_path))
+    kinds = [type(each) for each in trainer.callbacks if type(each) in DEFAULTS.values()]
+    checkpoints = [callbacks.BestCheckpoint, callbacks.LastCheckpoint, callbacks.GracefulShutdown]
+    assert kinds == [kind for kind in DEFAULTS.values() if kind not in checkpoints] + checkpoints
+
+
+def test_a_second_checkpoint_callback_is_accepted(tmp_path):
     from firstlight.callbacks.defaults import refuse_collisions
 
     refuse_collisions([ModelCheckpoint(every_n_epochs=2, save_top_k=-1), Callback()], callbacks.defaults(task()))
 
 
-def test_a_resumed_run_keeps_the_patience_it_is_given_now():
+def test_a_resumed_run_uses_its_present_patience():
     before, now = callbacks.EarlyStopping("val/loss", patience=2), callbacks.EarlyStopping("val/loss", patience=7)
     before.wait_count = 1
     now.load_state_dict(before.state_dict())
     assert (now.patience, now.wait_count) == (7, 1)
 
 
-def test_a_fit_of_which_nothing_is_kept_is_warned_of(tmp_path):
+def test_a_fit_that_writes_no_checkpoint_warns(tmp_path):
     options = {"max_steps": 1, "logger": False, "enable_model_summary": False, "default_root_dir": tmp_path}
     data = DataLoader(TensorDataset(torch.randn(8, 4), torch.randn(8, 1)), 4)
-    with pytest.warns(UserWarning, match="nothing is kept of this fit"):
+    with pytest.warns(UserWarning, match="this fit writes no checkpoint: add LastCheckpoint"):
         Trainer(callbacks=[callbacks.GracefulShutdown()], **options).fit(Foreign(), data)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "nothing is kept")
+        warnings.filterwarnings("error", "this fit writes no checkpoint")
         Trainer(callbacks=[callbacks.LastCheckpoint(tmp_path), callbacks.GracefulShutdown()], **options).fit(
             Foreign(), data
         )
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(0, 2), (1, 2), (2, 3)])
-def test_patience_is_the_validations_without_an_improvement_after_which_a_run_stops(tmp_path, patience, epochs):
+def test_a_run_stops_after_patience_validations_without_an_improvement(tmp_path, patience, epochs):
     class Constant(Foreign):
         def validation_step(self, batch, batch_idx):
             self.log("val/loss", 1.0)
@@ -235,7 +259,7 @@ def test_patience_is_the_validations_without_an_improvement_after_which_a_run_st
     assert run.current_epoch == epochs
 
 
-def test_what_each_default_has_seen_survives_a_round_trip(tmp_path):
+def test_the_state_of_each_default_survives_a_round_trip(tmp_path):
     used = callbacks.defaults(task(), tmp_path)
     Trainer(max_epochs=2, logger=False, enable_model_summary=False, callbacks=used).fit(task(), Digits())
     moved = set()
@@ -249,7 +273,7 @@ def test_what_each_default_has_seen_survives_a_round_trip(tmp_path):
     assert moved == {"EarlyStopping", "BestCheckpoint"}
 
 
-def test_best_and_last_are_kept_of_a_fit_in_a_program(tmp_path):
+def test_a_fit_in_a_program_writes_best_and_last(tmp_path):
     module = task()
     fit(
         module,
@@ -274,6 +298,7 @@ def fit_three_batches(bar, epochs):
         callbacks=[bar],
     )
     trainer.fit(task(), datamodule=Digits())
+    return trainer
 
 
 def test_progress_counts_every_batch_and_shows_the_newest_validation(monkeypatch, capsys):
@@ -284,12 +309,40 @@ def test_progress_counts_every_batch_and_shows_the_newest_validation(monkeypatch
     assert "val/loss" in printed
 
 
-def test_progress_prints_lines_where_there_is_no_terminal(capsys):
-    fit_three_batches(callbacks.Progress(line_every=0.0), epochs=1)
-    assert capsys.readouterr().err.startswith("step 3, epoch 1, val/loss ")
+def test_progress_prints_lines_if_there_is_no_terminal(capsys):
+    trainer = fit_three_batches(callbacks.Progress(line_every=0.0), epochs=2)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step")]
+    metrics = [f"{name} {value:.4g}" for name, value in trainer.callback_metrics.items() if name.startswith("val/")]
+    assert len(lines) == 2 and lines[0].startswith("step 3, epoch 1, val/loss ")
+    assert lines[1] == ", ".join(["step 6, epoch 2", *metrics])
 
 
-def test_what_blocks_share_counts_once_in_the_total(tmp_path):
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_disabled_progress_prints_nothing(is_terminal, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal, raising=False)
+    bar = callbacks.Progress(redraw_every=0.0, line_every=0.0)
+    bar.disable()
+    fit_three_batches(bar, epochs=1)
+    printed = capsys.readouterr().err
+    assert "step" not in printed and "batch" not in printed.replace("batches", "")
+
+
+def test_a_batch_costs_progress_at_most_two_python_calls(monkeypatch):
+    class Counts(callbacks.Progress):
+        def on_train_batch_end(self, *args, **kwargs):
+            names = []
+            sys.setprofile(lambda frame, event, arg: names.append(frame.f_code.co_name) if event == "call" else None)
+            super().on_train_batch_end(*args, **kwargs)
+            sys.setprofile(None)
+            calls.append(names)
+
+    calls = []
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    fit_three_batches(Counts(redraw_every=1e9), epochs=2)
+    assert calls == [["on_train_batch_end", "update"]] * 6
+
+
+def test_a_shared_block_counts_once_in_the_total(tmp_path):
     class Tied(Foreign):
         def __init__(self):
             super().__init__()
@@ -307,23 +360,13 @@ def test_what_blocks_share_counts_once_in_the_total(tmp_path):
     assert logged(tmp_path, "grad_norm/total") == [(0, pytest.approx(expected, rel=1e-5))]
 
 
-def test_nothing_is_logged_when_logging_is_switched_off(tmp_path):
+def test_nothing_is_logged_with_log_every_n_steps_0(tmp_path):
     fit(task(), tmp_path, data=Digits(), callbacks=[callbacks.GradientNorm()], max_steps=2, log_every_n_steps=0)
     assert not (tmp_path / "metrics.csv").exists()
 
 
 @pytest.mark.parametrize("every", [0, 41])
-def test_a_run_says_that_it_logs_nothing_of_training(every, tmp_path):
+def test_a_run_prints_that_it_logs_nothing_of_training(every, tmp_path):
     options = ["--trainer.max_epochs=1", f"--trainer.log_every_n_steps={every}"]
     printed = called("fit", "--config", CONFIG, *options, cwd=tmp_path).stdout
     assert f"nothing of training: --trainer.log_every_n_steps is {every}\n" in printed
-
-
-@pytest.mark.parametrize("every", [0, 1, 3])
-def test_a_logging_is_due_at_each_step_whose_number_says_so(every):
-    optimizers = [torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1) for _ in range(2)]
-    trainer = Trainer(logger=False, accelerator="cpu", log_every_n_steps=every)
-    done = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
-    for trainer.strategy.optimizers in (optimizers[:1], optimizers):
-        for done.completed in range(20):
-            assert cadence.should_log(trainer) == cadence.is_due(cadence.current_step(trainer), every)

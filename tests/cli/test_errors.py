@@ -128,18 +128,21 @@ CASES = {
     ),
     "no end for a schedule that needs one": (["--trainer.max_epochs=-1"], r"WarmupCosine must know how many"),
     "a strategy that is not there": (["--trainer.strategy=dpp"], r"trainer: .*strategy='dpp'"),
-    "a default callback that is not there": (["--disable=[bests]"], r"no default callback bests: .*did you mean best"),
+    "a default callback that is not there": (
+        ["--disable=[bests]"],
+        r"unknown default callback bests; available: .*did you mean best",
+    ),
     "a second early stopping": (
         ["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor=val/loss"],
-        r"default callback early_stopping does already",
+        r"does the work of the default callback early_stopping",
     ),
     "a second progress bar": (
         ["--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar"],
-        r"default callback progress does already",
+        r"does the work of the default callback progress",
     ),
     "a second file last.ckpt": (
         ["--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint", "--trainer.callbacks.save_last=true"],
-        r"default callback last does already",
+        r"does the work of the default callback last",
     ),
     "a last checkpoint of no epoch": (["--last.every_n_epochs=0"], r"every_n_epochs=0: it is at least 1"),
     "an abbreviated option": (["--trainer.max_e=3"], r"there is no option --trainer\.max_e"),

@@ -1,4 +1,4 @@
-"""The callbacks that every run has unless it is told otherwise."""
+"""The callbacks that every run has unless it disables them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,24 +22,24 @@ __all__ = ["DEFAULTS", "LINKED", "defaults", "refuse_collisions"]
 
 DEFAULTS: dict[str, type[Callback]] = {
     "early_stopping": EarlyStopping,
-    "best": BestCheckpoint,
-    "last": LastCheckpoint,
     "random_state": RandomState,
     "gradient_norm": GradientNorm,
-    "nonfinite": NonFinite,
+    "nonfinite": NonFinite,  # After GradientNorm, which logs the gradient as it was.
     "lr": LearningRate,
-    "hparams": HParams,
     "progress": Progress,
-    "stop": GracefulShutdown,
+    "best": BestCheckpoint,
+    "hparams": HParams,  # Lightning calls it before all checkpoint callbacks.
+    "last": LastCheckpoint,
+    "shutdown": GracefulShutdown,
 }
-"""By name, which is also the name of its options on the command line."""
+"""Default callbacks in the order in which they are called, by name. The name is also their group of options."""
 
 LINKED = {"monitor", "mode", "dirpath", "best"}
 """Arguments that follow from the task and the run, and are no options."""
 
 
 class Monitored(Protocol):
-    """What says which metric counts, as a task does."""
+    """An object that names the metric which decides what is best, for example a task."""
 
     monitor: str
     mode: Literal["min", "max"]
@@ -53,59 +53,51 @@ def defaults(
     Args:
         task: Its `monitor` and `mode` decide what is best.
         dirpath: Folder of the checkpoints; `None` leaves it to the logger.
-        disable: Names in `DEFAULTS` that are left out. HParams are left out with `best`.
-        **options: By name, arguments of a callback: `early_stopping={"patience": 3}`.
+        disable: Names in `DEFAULTS` to leave out. Without `best` there is no `hparams` either.
+        **options: Arguments of a callback, by name: `early_stopping={"patience": 3}`.
 
     Raises:
-        UsageError: When there is no default callback of a name.
+        UsageError: When a name is not in `DEFAULTS`.
     """
     for name in (*disable, *options):
         if name not in DEFAULTS:
             raise UsageError(
-                f"there is no default callback {name}: {', '.join(DEFAULTS)}" + did_you_mean(name, DEFAULTS)
+                f"unknown default callback {name}; available: {', '.join(DEFAULTS)}" + did_you_mean(name, DEFAULTS)
             )
-    given = {name: options.get(name, {}) for name in DEFAULTS if name not in disable}
-    monitored: dict[str, Any] = {"monitor": task.monitor, "mode": task.mode}
-    callbacks: list[Callback] = []
-    if "early_stopping" in given:
-        callbacks.append(EarlyStopping(**monitored, **given["early_stopping"]))
-    if "random_state" in given:
-        callbacks.append(RandomState(**given["random_state"]))
-    if "gradient_norm" in given:
-        callbacks.append(GradientNorm(**given["gradient_norm"]))
-    if "nonfinite" in given:
-        # After the norm of the gradient, which is to be seen as it was.
-        callbacks.append(NonFinite(**given["nonfinite"]))
-    if "lr" in given:
-        callbacks.append(LearningRate(**given["lr"]))
-    if "progress" in given:
-        callbacks.append(Progress(**given["progress"]))
-    if "best" in given:
-        best = BestCheckpoint(**monitored, dirpath=dirpath, **given["best"])
-        callbacks += [HParams(best), best] if "hparams" in given else [best]
-    if "last" in given:
-        callbacks.append(LastCheckpoint(dirpath, **given["last"]))
-    if "stop" in given:
-        callbacks.append(GracefulShutdown(**given["stop"]))
-    return callbacks
+    monitored = {"monitor": task.monitor, "mode": task.mode}
+    linked: dict[str, dict[str, Any]] = {
+        "early_stopping": monitored,
+        "best": {**monitored, "dirpath": dirpath},
+        "last": {"dirpath": dirpath},
+    }
+    built: dict[str, Callback] = {}
+    for name, kind in DEFAULTS.items():
+        if name in disable or (name == "hparams" and "best" not in built):
+            continue
+        if name == "hparams":
+            linked[name] = {"best": built["best"]}
+        built[name] = kind(**linked.get(name, {}), **options.get(name, {}))
+    return list(built.values())
 
 
-def refuse_collisions(own: Sequence[Callback], default: Sequence[Callback]) -> None:
-    """Refuse a callback that does what a default one does already.
+def refuse_collisions(requested: Sequence[Callback], default: Sequence[Callback]) -> None:
+    """Refuse a requested callback that does the work of a default one.
+
+    Lightning refuses some of these with a traceback. For others, two callbacks would write one file, or their order
+    would decide what is best.
 
     Raises:
-        UsageError: Naming the default callback. Lightning would refuse some of these with a traceback, and let others
-            write one file or decide what is best by their order.
+        UsageError: Naming the default callback.
     """
-    for mine in own:
+    for mine in requested:
         for theirs in default:
             name = next(name for name, kind in DEFAULTS.items() if type(theirs) is kind)
             bars = isinstance(mine, ProgressBar) and isinstance(theirs, ProgressBar)
             files = isinstance(mine, ModelCheckpoint) and (mine.filename == name or (name == "last" and mine.save_last))
-            # Where neither has a state, classes may share a name.
+            # Different classes may share a key if they have no state.
             same = mine.state_key == theirs.state_key and (type(mine) is type(theirs) or bool(mine.state_dict()))
             if same or bars or files:
                 raise UsageError(
-                    f"trainer.callbacks holds {type(mine).__name__}, which the default callback {name} does already: "
-                    f"set the options of {name}, or leave it out with --disable {name}"
+                    f"trainer.callbacks holds {type(mine).__name__}, which does the work of the default callback "
+                    f"{name}: set the options of {name}, or leave it out with --disable {name}"
                 )

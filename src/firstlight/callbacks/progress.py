@@ -1,4 +1,4 @@
-"""A progress bar that is drawn by the clock and not by the step, and plain lines where there is no terminal."""
+"""A progress bar, or plain lines if standard error is not a terminal."""
 
 import math
 import sys
@@ -17,12 +17,14 @@ __all__ = ["Progress", "describe"]
 class Progress(ProgressBar):
     """One bar for the whole fit, in batches, with the newest `val/*`; one bar for each evaluation.
 
-    Between two drawings a batch costs a comparison of two numbers. Where standard error is no terminal, a line after a
-    validation says the same, at most one each `line_every` seconds.
+    The bar is drawn every `redraw_every` seconds; other batches only compare two numbers. If standard error is not a
+    terminal, a line follows a validation instead, at most one every `line_every` seconds.
+
+    Lightning 2.6.6's `TQDMProgressBar` has one bar for each epoch and one for each validation.
 
     Args:
-        redraw_every: Seconds from one drawing to the next, in a terminal.
-        line_every: Seconds from one line to the next, elsewhere.
+        redraw_every: Seconds between two drawings, in a terminal.
+        line_every: Seconds between two lines, elsewhere.
     """
 
     def __init__(self, redraw_every: float = 0.2, line_every: float = 10.0) -> None:
@@ -34,7 +36,7 @@ class Progress(ProgressBar):
         self._next_line = 0.0
 
     def disable(self) -> None:
-        """Draw nothing: Lightning calls this on every process but the first."""
+        """Draw nothing. Lightning calls this on every process but the first."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -42,28 +44,38 @@ class Progress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar where the run starts or goes on."""
+        """Open the bar, at the step from which a run resumes."""
         micro_batches = trainer.accumulate_grad_batches
         total = max(trainer.estimated_stepping_batches * micro_batches, 0)
         self._open("fit", total, trainer.global_step * micro_batches)
         self._next_line = time.monotonic() + self.line_every
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Count a training batch."""
-        self._bar.update()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open a bar, unless the validation is part of a fit."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._open("validate", sum(trainer.num_val_batches))
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open a bar."""
+        self._open("test", sum(trainer.num_test_batches))
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open a bar."""
+        self._open("predict", sum(trainer.num_predict_batches))
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Count a batch."""
+        self._bar.update()
+
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Count a batch, unless the validation is part of a fit."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._bar.update()
 
+    on_test_batch_end = on_predict_batch_end = on_train_batch_end
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the newest `val/*`, or close the bar."""
+        """Show the newest `val/*` of a fit, or close the bar."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._bar.close()
             return
@@ -73,37 +85,11 @@ class Progress(ProgressBar):
             self._next_line = time.monotonic() + self.line_every
             print(f"step {trainer.global_step}, {text}", file=sys.stderr, flush=True)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Close the bar, so that what follows starts on a line of its own."""
         self._bar.close()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the bar, so that what follows has a line of its own."""
-        self._bar.close()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open a bar."""
-        self._open("test", sum(trainer.num_test_batches))
-
-    def on_test_batch_end(self, *args: Any) -> None:
-        """Count a test batch."""
-        self._bar.update()
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
-        self._bar.close()
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open a bar."""
-        self._open("predict", sum(trainer.num_predict_batches))
-
-    def on_predict_batch_end(self, *args: Any) -> None:
-        """Count a batch."""
-        self._bar.update()
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
-        self._bar.close()
+    on_test_end = on_predict_end = on_exception = on_train_end
 
     def _open(self, name: str, total: float, done: int = 0) -> None:
         self._bar.close()
@@ -112,7 +98,7 @@ class Progress(ProgressBar):
             total=total if math.isfinite(total) and total else None,
             initial=done,
             mininterval=self.redraw_every,
-            delay=self.redraw_every,  # What is said of the run comes first, on lines of its own.
+            delay=self.redraw_every,  # Lines that describe the run come first.
             unit="batch",
             leave=False,
             dynamic_ncols=True,
