@@ -301,5 +301,5 @@ def test_a_job_of_slurm_that_is_warned_ends_as_if_it_was_told_to(tmp_path, monke
 
 
 def test_a_silence_that_a_slow_machine_would_break_is_refused():
-    with pytest.raises(UsageError, match=r"timeout=1: it is at least 5 seconds"):
+    with pytest.raises(UsageError, match=r"timeout=1: it must be at least 5$"):
         GracefulShutdown(timeout=1)
