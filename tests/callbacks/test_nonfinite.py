@@ -423,7 +423,7 @@ def test_two_processes_decide_alike_when_one_has_an_infinite_loss(action, accumu
         [sys.executable, "-W", "ignore", str(script), action, str(accumulate), str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
     )
     said = [(tmp_path / rank).read_text() for rank in "01"]
