@@ -41,7 +41,7 @@ def test_every_trainable_parameter_is_listed_once():
     assert listed == sorted(name for name, _ in module.named_parameters())
 
 
-def test_the_first_group_leaves_the_decay_to_the_optimizer_and_the_second_has_none():
+def test_the_first_group_has_the_decay_of_the_optimiser_and_the_second_has_none():
     optimizer = torch.optim.AdamW(parameter_groups(Everything()), lr=0.1, weight_decay=0.3)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
 

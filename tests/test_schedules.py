@@ -44,7 +44,7 @@ def test_cosine_equals_the_cosine_annealing_of_torch_over_a_whole_run(floor):
     assert [peak * factor for factor in every_factor(Cosine(floor), total)] == pytest.approx(rates, abs=1e-9)
 
 
-def test_constant_is_the_peak_at_every_step_even_where_nobody_knows_the_end():
+def test_constant_is_the_peak_at_every_step_of_a_run_of_unknown_length():
     assert [Constant()(step, math.inf) for step in (0, 1, 10**9)] == [1, 1, 1]
     assert every_factor(Constant(), 5) == [1] * 6
 
@@ -53,16 +53,16 @@ def test_default_warmup_is_five_percent_of_the_run():
     factors = every_factor(WarmupCosine(), 1000)
     assert factors.index(1.0) == 50
     assert factors.count(1.0) == 1
-    assert WarmupCosine().warmup_length(1000) == 50
+    assert WarmupCosine().warmup_steps_in(1000) == 50
 
 
-def test_warmup_length_in_steps_does_not_depend_on_the_length_of_the_run():
-    assert [WarmupCosine(warmup_steps=7).warmup_length(total) for total in (8, 100, 10_000)] == [7, 7, 7]
-    assert [WarmupCosine(warmup=0.1).warmup_length(total) for total in (10, 100, 10_000)] == [1, 10, 1000]
-    assert [Cosine().warmup_length(100), Constant().warmup_length(100)] == [0, 0]
+def test_warmup_steps_do_not_depend_on_the_length_of_the_run():
+    assert [WarmupCosine(warmup_steps=7).warmup_steps_in(total) for total in (8, 100, 10_000)] == [7, 7, 7]
+    assert [WarmupCosine(warmup=0.1).warmup_steps_in(total) for total in (10, 100, 10_000)] == [1, 10, 1000]
+    assert [Cosine().warmup_steps_in(100), Constant().warmup_steps_in(100)] == [0, 0]
 
 
-def test_two_lengths_of_the_warmup_are_refused():
+def test_two_warmups_at_once_are_refused():
     with pytest.raises(UsageError, match=r"warmup=0\.1 and warmup_steps=5"):
         WarmupCosine(warmup=0.1, warmup_steps=5)
 
@@ -81,7 +81,7 @@ def test_floor_outside_zero_to_one_is_refused(kind, floor):
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), WarmupCosine(), WarmupCosine(warmup_steps=3)])
-def test_unknown_end_of_the_run_is_refused_where_it_is_needed(schedule):
+def test_a_run_of_unknown_length_is_refused_by_schedules_that_need_it(schedule):
     with pytest.raises(UsageError, match=rf"{type(schedule).__name__} must know.*trainer\.max_steps"):
         schedule(0, math.inf)
 
@@ -92,22 +92,22 @@ def test_warmup_as_long_as_the_run_is_refused(total):
         WarmupCosine(warmup_steps=5)(0, total)
 
 
-def test_continued_run_keeps_the_length_of_its_warmup_in_steps():
+def test_resumed_run_keeps_its_warmup_steps():
     schedule = WarmupCosine(warmup=0.1, floor=0.2)
-    longer = schedule.continued(100)
-    assert longer.warmup_length(500) == 10
+    longer = schedule.with_fixed_warmup(100)
+    assert longer.warmup_steps_in(500) == 10
     assert [longer(step, 500) for step in range(11)] == [schedule(step, 100) for step in range(11)]
     assert longer(500, 500) == pytest.approx(0.2)
-    assert schedule.warmup_length(500) == 50
+    assert schedule.warmup_steps_in(500) == 50
 
 
-def test_schedules_without_a_warmup_go_on_as_they_are():
-    assert Cosine(0.3).continued(10) == Cosine(0.3)
-    assert Constant().continued(math.inf) == Constant()
+def test_schedules_without_a_warmup_stay_the_same():
+    assert Cosine(0.3).with_fixed_warmup(10) == Cosine(0.3)
+    assert Constant().with_fixed_warmup(math.inf) == Constant()
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.3])
-def test_a_run_begins_and_ends_where_the_formulas_say(floor):
+def test_first_and_last_factor_follow_the_formulas(floor):
     assert Cosine(floor)(0, 20) == 1
     assert Cosine(floor)(20, 20) == pytest.approx(floor)
     assert WarmupCosine(warmup_steps=4, floor=floor)(0, 20) == pytest.approx(1 / 5)
@@ -129,26 +129,26 @@ def test_neighbouring_steps_never_differ_by_more_than_the_steepest_slope(warmup)
     assert max(jumps[warmup:]) <= math.pi / 2 / (total - warmup) + 1e-12
 
 
-def test_discovery_finds_the_schedules_that_are_known():
+def test_discovery_finds_all_schedules():
     assert {Constant, Cosine, WarmupCosine} <= set(discovered())
 
 
 @pytest.mark.parametrize("kind", list(discovered()), ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("total", [1, 2, 3, 10, 999])
-def test_every_schedule_gives_a_factor_between_zero_and_one_and_remembers_nothing(kind, total):
+def test_each_schedule_returns_factors_in_zero_to_one_and_has_no_state(kind, total):
     schedule = kind()
     steps = range(total + 5)
     factors = [schedule(step, total) for step in steps]
     assert all(0 <= factor <= 1 for factor in factors)
     assert max(factors) == 1
     assert [schedule(step, total) for step in reversed(steps)] == factors[::-1]
-    assert 0 <= schedule.warmup_length(total) < total
-    assert [schedule.continued(total)(step, total) for step in steps] == factors
+    assert 0 <= schedule.warmup_steps_in(total) < total
+    assert [schedule.with_fixed_warmup(total)(step, total) for step in steps] == factors
 
 
 def test_a_share_of_almost_everything_still_reaches_the_peak_and_the_end():
     schedule = WarmupCosine(warmup=0.99)
-    assert schedule.warmup_length(10) == 9
+    assert schedule.warmup_steps_in(10) == 9
     assert (schedule(9, 10), schedule(10, 10)) == (1.0, 0.0)
 
 

@@ -8,10 +8,10 @@ __all__ = ["parameter_groups", "weights"]
 
 
 def weights(module: nn.Module) -> list[nn.Parameter]:
-    """Return the trainable parameters that a penalty may shrink: those with at least two axes.
+    """Return the trainable parameters with at least two axes, to which penalties and weight decay apply.
 
-    Biases and the scales and shifts of normalisation layers have fewer. Decaying them takes away what they are for and
-    regularises nothing (Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 5.3).
+    Biases and the scales and shifts of normalisation layers have fewer axes. Shrinking them does not regularise (Goyal
+    et al., "Accurate, Large Minibatch SGD", 2017, section 5.3).
 
     Args:
         module: Any module. Frozen parameters are left out, shared ones are listed once.
@@ -23,14 +23,14 @@ def weights(module: nn.Module) -> list[nn.Parameter]:
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Split the trainable parameters of `module` into those that weight decay may shrink and those that it must not.
+    """Return the trainable parameters of `module` in two groups: with and without weight decay.
 
     Args:
         module: Any module. Frozen parameters are left out, shared ones are listed once.
 
     Returns:
-        Parameter groups for an optimiser: first the `weights`, then the others with `weight_decay` 0. A group without
-        parameters is left out.
+        Parameter groups for an optimiser: first the `weights`, then the others with `weight_decay` 0. Empty groups are
+        left out.
 
     >>> [len(group["params"]) for group in parameter_groups(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)))]
     [1, 3]

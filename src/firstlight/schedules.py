@@ -1,8 +1,8 @@
 """Learning-rate schedules: pure functions of the optimiser step.
 
-A schedule is called as `schedule(step, total_steps)` and returns the factor in [0, 1] by which the peak learning rate
-is multiplied for that step. `step` counts optimiser steps from 0; `total_steps` is what the whole run plans to do.
-Nothing is remembered between calls, so a schedule can be drawn without training:
+A schedule is called as `schedule(step, total_steps)` and returns a factor in [0, 1]. The learning rate of that step is
+the factor times the peak learning rate. `step` counts optimiser steps from 0; `total_steps` is the number of optimiser
+steps of the whole run. A schedule has no state, so it can be plotted without training:
 
 >>> from firstlight.schedules import WarmupCosine
 >>> schedule = WarmupCosine(warmup_steps=3)
@@ -14,13 +14,13 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from firstlight.errors import UsageError
+from firstlight.errors import UsageError, check_range
 
 __all__ = ["Constant", "Cosine", "Schedule", "WarmupCosine"]
 
 
 class Schedule(ABC):
-    """What every schedule offers."""
+    """Base class of all schedules."""
 
     @abstractmethod
     def __call__(self, step: int, total_steps: float) -> float:
@@ -28,20 +28,20 @@ class Schedule(ABC):
 
         Args:
             step: Optimiser steps done so far, from 0.
-            total_steps: Optimiser steps that the run plans, `math.inf` where nobody knows.
+            total_steps: Optimiser steps of the whole run, `math.inf` if unknown.
 
         Raises:
-            UsageError: When the run has no steps, or the schedule needs to know its end and `total_steps` is infinite.
+            UsageError: When the run has no steps, or when the schedule needs `total_steps` and it is infinite.
         """
 
-    def warmup_length(self, total_steps: float) -> int:
-        """Return the number of steps that lie below the peak at the start of a run of `total_steps`."""
+    def warmup_steps_in(self, total_steps: float) -> int:
+        """Return the number of warm-up steps in a run of `total_steps`."""
         return 0
 
-    def continued(self, first_total: float) -> "Schedule":
-        """Return the schedule for a run that was first planned with `first_total` steps and now has another horizon.
+    def with_fixed_warmup(self, total_steps: float) -> "Schedule":
+        """Return this schedule with the warm-up steps that a run of `total_steps` has, whatever the new total is.
 
-        What was planned in steps stays as it was, so that a warm-up is never repeated.
+        A resumed run with more epochs calls it with its first total, so that it never repeats a part of its warm-up.
         """
         return self
 
@@ -67,23 +67,23 @@ class Cosine(Schedule):
 
     def __post_init__(self) -> None:
         """Refuse a floor outside [0, 1]."""
-        _check_floor(self.floor)
+        check_range("Cosine", "[0, 1]", floor=self.floor)
 
     def __call__(self, step: int, total_steps: float) -> float:
         """Return `floor + (1 - floor) * (1 + cos(pi * step / total_steps)) / 2`."""
-        _check_horizon(self, total_steps)
+        _check_total(self, total_steps)
         return _cosine(step / total_steps, self.floor)
 
 
 @dataclass(frozen=True)
 class WarmupCosine(Schedule):
-    """A linear warm-up (Goyal et al., "Accurate, Large Minibatch SGD", 2017), then `Cosine` over the steps that remain.
+    """Linear warm-up (Goyal et al., "Accurate, Large Minibatch SGD", 2017), then `Cosine` over the remaining steps.
 
-    With `W` warm-up steps, step `s < W` gives `(s + 1) / (W + 1)`: the first step already moves, step `W` is the peak.
+    With `W` warm-up steps, step `s < W` gives `(s + 1) / (W + 1)`: the first step is above 0, step `W` is the peak.
 
     Args:
-        warmup: Length of the warm-up as a share of the run, in [0, 1). 0.05 when neither length is given.
-        warmup_steps: Length of the warm-up in optimiser steps, instead of `warmup`.
+        warmup: Warm-up as a share of the run, in [0, 1). The default is 0.05 if `warmup_steps` is not given either.
+        warmup_steps: Warm-up in optimiser steps, at least 0, instead of `warmup`.
         floor: The factor at the end of the run, in [0, 1].
     """
 
@@ -92,56 +92,51 @@ class WarmupCosine(Schedule):
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse two lengths at once and values outside their range."""
-        _check_floor(self.floor)
+        """Refuse two warm-ups at once and values outside their range."""
+        check_range("WarmupCosine", "[0, 1]", floor=self.floor)
         if self.warmup is not None and self.warmup_steps is not None:
             raise UsageError(
                 f"WarmupCosine was given warmup={self.warmup} and warmup_steps={self.warmup_steps}: give one of them"
             )
-        if self.warmup is not None and not 0 <= self.warmup < 1:
-            raise UsageError(f"WarmupCosine was given warmup={self.warmup}: it is a share of the run, in [0, 1)")
-        if self.warmup_steps is not None and self.warmup_steps < 0:
-            raise UsageError(f"WarmupCosine was given warmup_steps={self.warmup_steps}: it cannot be negative")
+        if self.warmup is not None:
+            check_range("WarmupCosine", "[0, 1)", warmup=self.warmup)
+        if self.warmup_steps is not None:
+            check_range("WarmupCosine", "[0, inf)", warmup_steps=self.warmup_steps)
 
     def __call__(self, step: int, total_steps: float) -> float:
         """Return the factor at `step`: linear during the warm-up, half a cosine afterwards."""
-        warmup_steps = self.warmup_length(total_steps)
+        warmup_steps = self.warmup_steps_in(total_steps)
         if step < warmup_steps:
             return (step + 1) / (warmup_steps + 1)
         return _cosine((step - warmup_steps) / (total_steps - warmup_steps), self.floor)
 
-    def warmup_length(self, total_steps: float) -> int:
+    def warmup_steps_in(self, total_steps: float) -> int:
         """Return the number of warm-up steps in a run of `total_steps`.
 
         Raises:
-            UsageError: When the warm-up does not end before the run does, or nobody knows when that is.
+            UsageError: When the warm-up is not shorter than the run, or when the length of the run is unknown.
         """
-        _check_horizon(self, total_steps)
+        _check_total(self, total_steps)
         if self.warmup_steps is None:
             share = 0.05 if self.warmup is None else self.warmup
             return min(round(share * total_steps), int(total_steps) - 1)
         if self.warmup_steps >= total_steps:
             raise UsageError(
                 f"WarmupCosine has warmup_steps={self.warmup_steps}, but the whole run is {total_steps} optimiser "
-                "steps: make the warm-up shorter or the run longer (one that goes on keeps its first warm-up)"
+                "steps: shorten the warm-up or lengthen the run (a resumed run keeps its first warm-up)"
             )
         return self.warmup_steps
 
-    def continued(self, first_total: float) -> "WarmupCosine":
-        """Return the schedule with the warm-up as many steps long as it was when the run was first planned."""
-        return WarmupCosine(warmup_steps=self.warmup_length(first_total), floor=self.floor)
+    def with_fixed_warmup(self, total_steps: float) -> "WarmupCosine":
+        """Return this schedule with the warm-up steps that a run of `total_steps` has."""
+        return WarmupCosine(warmup_steps=self.warmup_steps_in(total_steps), floor=self.floor)
 
 
 def _cosine(progress: float, floor: float) -> float:
     return floor + (1 - floor) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
-def _check_floor(floor: float) -> None:
-    if not 0 <= floor <= 1:
-        raise UsageError(f"floor={floor} is no factor of the peak learning rate: it lies in [0, 1]")
-
-
-def _check_horizon(schedule: Schedule, total_steps: float) -> None:
+def _check_total(schedule: Schedule, total_steps: float) -> None:
     if total_steps < 1:
         raise UsageError("the run has no optimiser steps: give it at least one")
     if not math.isfinite(total_steps):

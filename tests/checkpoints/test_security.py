@@ -107,8 +107,7 @@ def write(path, task=None, data=None, network=None, **more):
         "pytorch-lightning_version": lightning.__version__,
         "epoch": 0,
         "global_step": 1,
-        "horizon": {"first": 1, "now": 1},
-        "done": {"steps": 1, "epochs": 1, "steps_an_epoch": 1},
+        "optimization": {"first_total": 1, "total": 1, "steps": 1, "epochs": 1, "steps_per_epoch": 1},
         **more,
     }
     torch.save(checkpoint, path)
@@ -342,7 +341,7 @@ def test_the_parts_of_every_config_load_by_themselves(config, tmp_path, monkeypa
     loaded = type(made.task).load_from_checkpoint(path)
     assert str(loaded) == str(made.task)
     assert loaded.schedule == made.task.schedule
-    assert loaded.build_optimizer.keywords == made.task.build_optimizer.keywords
+    assert loaded.optimization.build_optimizer.keywords == made.task.optimization.build_optimizer.keywords
     again = CLI("test", ["--ckpt", str(path), *(["--trust=kornia"] if augmented else [])]).experiment
     assert again.task.hparams == made.task.hparams
     assert again.datamodule.hparams == made.datamodule.hparams

@@ -5,6 +5,7 @@ from torch import nn
 
 from firstlight.errors import UsageError
 from firstlight.networks import MLP
+from firstlight.preflight.probe import probe
 from firstlight.tasks import BinaryClassification, MultilabelClassification
 from tests.tasks.helpers import loader, parts, predicted, trainer
 
@@ -28,7 +29,7 @@ every_case = pytest.mark.parametrize(("make", "targets"), CASES.values(), ids=CA
 
 
 @every_case
-def test_metrics_equal_scikit_learns_of_the_predictions(make, targets, tmp_path):
+def test_metrics_equal_scikit_learn(make, targets, tmp_path):
     task, batches = make(), loader(INPUTS, targets, batch_size=7)
     (found,) = trainer(tmp_path).test(task, batches, verbose=False)
     with torch.no_grad():
@@ -45,7 +46,7 @@ def test_metrics_equal_scikit_learns_of_the_predictions(make, targets, tmp_path)
 
 
 @every_case
-def test_predictions_say_what_is_more_probable(make, targets, tmp_path):
+def test_prediction_is_the_more_probable_class(make, targets, tmp_path):
     task = make()
     found = predicted(task, loader(INPUTS, targets, batch_size=7), tmp_path)
     with torch.no_grad():
@@ -62,8 +63,8 @@ def test_predictions_say_what_is_more_probable(make, targets, tmp_path):
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
-def test_logits_are_never_taken_for_probabilities(scale, tmp_path):
-    """Logits within [0, 1] look like probabilities, of which half are below a half; as logits all say yes."""
+def test_logits_are_never_mistaken_for_probabilities(scale, tmp_path):
+    """Logits in [0, 1] look like probabilities; as logits, all of them predict class 1."""
     task = binary(network=nn.Linear(4, 1))
     nn.init.zeros_(task.network.weight)
     nn.init.constant_(task.network.bias, 0.4 * scale)
@@ -81,22 +82,22 @@ def test_targets_of_another_shape_are_refused_at_every_step(make, targets, tmp_p
 
 
 @every_case
-def test_the_check_refuses_targets_that_do_not_fit(make, targets):
+def test_probe_refuses_wrong_targets(make, targets):
     task = make()
     for wrong in (targets[:, 0], targets.repeat(1, 2), targets.long(), targets.double()):
         with pytest.raises(UsageError, match=r"was given targets \("):
-            task.check((INPUTS[:3], wrong[:3]), wrong)
+            probe(task, (INPUTS[:3], wrong[:3]), wrong)
     for value in (2.0, 0.5, -1.0):
         wrong = targets.clone()
         wrong[[3, 7], 0] = value
         with pytest.raises(UsageError, match=f"0 or 1, but 2 of {targets.numel()} are not: the first is {value}"):
-            task.check((INPUTS[:3], wrong[:3]), wrong)
+            probe(task, (INPUTS[:3], wrong[:3]), wrong)
 
 
 @every_case
-def test_the_check_refuses_a_network_without_a_logit_for_each_label(make, targets):
-    with pytest.raises(UsageError, match=r"MLP gives outputs of shape \(3, 5\) for 3 samples"):
-        make(network=MLP(4, [], 5)).check((INPUTS[:3], targets[:3]), targets)
+def test_probe_refuses_a_network_without_a_logit_per_label(make, targets):
+    with pytest.raises(UsageError, match=r"MLP returns outputs of shape \(3, 5\) for 3 samples"):
+        probe(make(network=MLP(4, [], 5)), (INPUTS[:3], targets[:3]), targets)
 
 
 def test_fewer_than_two_labels_are_refused():

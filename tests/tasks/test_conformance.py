@@ -10,6 +10,7 @@ import firstlight.tasks
 from firstlight.errors import UsageError
 from firstlight.losses import SupervisedContrastiveLoss
 from firstlight.networks import MLP
+from firstlight.preflight.probe import probe
 from firstlight.tasks import Task
 from tests.tasks.helpers import loader, parts, predicted, trainer
 
@@ -24,7 +25,7 @@ def zeros_and_ones(labels):
     return (inputs()[:, :labels] > 0.2).float()
 
 
-# By task: options, outputs, loss, targets, and its metrics, of which the bigger is the better or not.
+# By task: options, outputs, loss, targets, and its metrics with their mode.
 EXAMPLES = {
     "BinaryClassification": (
         {}, 1, nn.BCEWithLogitsLoss, zeros_and_ones(1), {"accuracy": "max", "auroc": "max", "f1": "max"},
@@ -73,7 +74,7 @@ def test_every_task_has_an_example_here(name):
 
 
 @every_task
-def test_a_checkpoint_gives_the_same_predictions_again(name, tmp_path):
+def test_loaded_checkpoint_predicts_the_same(name, tmp_path):
     task = made(name, l1=1e-3)
     run = trainer(tmp_path, max_steps=3)
     run.fit(task, batches(name), batches(name))
@@ -100,7 +101,7 @@ def test_a_checkpoint_is_refused_without_a_part(name, tmp_path):
 
 
 @every_task
-def test_every_split_logs_its_metrics_under_its_name(name, tmp_path):
+def test_each_split_logs_its_metrics(name, tmp_path):
     task, logger = made(name), CSVLogger(tmp_path)
     run = trainer(tmp_path, max_epochs=1, logger=logger)
     run.fit(task, batches(name), batches(name))
@@ -113,16 +114,16 @@ def test_every_split_logs_its_metrics_under_its_name(name, tmp_path):
 
 
 @every_task
-def test_every_metric_can_be_monitored_in_its_direction(name):
+def test_each_metric_can_be_monitored_in_its_direction(name):
     assert made(name).monitor == "val/loss"
     for metric, mode in {"loss": "min", **EXAMPLES[name][4]}.items():
         assert made(name, monitor=f"val/{metric}").mode == mode
-    with pytest.raises(UsageError, match=f"no metric of {name}"):
+    with pytest.raises(UsageError, match=f"unknown monitor=val/nothing; {name} logs val/loss, "):
         made(name, monitor="val/nothing")
 
 
 @every_task
-def test_a_checkpoint_that_training_goes_on_from_ends_with_the_same_bits(name, tmp_path):
+def test_resumed_run_ends_with_the_same_bits(name, tmp_path):
     def fit(steps, ckpt_path=None):
         seed_everything(0, verbose=False)
         task, run = made(name), trainer(tmp_path, max_steps=steps)
@@ -137,18 +138,18 @@ def test_a_checkpoint_that_training_goes_on_from_ends_with_the_same_bits(name, t
 
 
 @every_task
-def test_the_check_accepts_the_samples_and_leaves_no_trace(name):
+def test_probe_accepts_good_samples_and_changes_nothing(name):
     task = made(name).train()
     before = {key: value.clone() for key, value in task.state_dict().items()}
-    task.check((inputs()[:3], EXAMPLES[name][3][:3]), EXAMPLES[name][3])
+    probe(task, (inputs()[:3], EXAMPLES[name][3][:3]), EXAMPLES[name][3])
     assert task.training and task.network.training
     assert all(torch.equal(value, before[key]) for key, value in task.state_dict().items())
 
 
 @every_task
-def test_the_check_refuses_inputs_that_the_network_cannot_take(name):
+def test_probe_refuses_inputs_that_the_network_cannot_take(name):
     with pytest.raises(UsageError, match=r"MLP cannot take samples of shape \(5,\)"):
-        made(name).check((inputs()[:, :5][:3], EXAMPLES[name][3][:3]), EXAMPLES[name][3])
+        probe(made(name), (inputs()[:, :5][:3], EXAMPLES[name][3][:3]), EXAMPLES[name][3])
 
 
 @every_task
@@ -170,6 +171,6 @@ def test_mixed_precision_trains(name, tmp_path):
 
 @pytest.mark.parametrize("value", [-1e-3, float("nan"), float("inf")])
 @every_task
-def test_an_l1_that_is_no_penalty_is_refused(name, value):
+def test_l1_outside_its_range_is_refused(name, value):
     with pytest.raises(UsageError, match=f"{name} was given l1={value}"):
         made(name, l1=value)

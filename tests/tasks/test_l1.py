@@ -16,7 +16,7 @@ LABELS = (INPUTS[:, 0] > 0).long()
 
 
 def one_step(tmp_path, network, **options):
-    """Return the task after a step of plain gradient descent at the rate 1, so that weights moved by the gradient."""
+    """Return the task after a step of SGD with learning rate 1, which changes weights by their gradient."""
     given = parts(copy.deepcopy(network), nn.CrossEntropyLoss(), classes=2)
     task = Classification(**{**given, "optimizer": partial(torch.optim.SGD, lr=1.0), **options})
     run = trainer(tmp_path, max_steps=1, logger=CSVLogger(tmp_path))
@@ -24,7 +24,7 @@ def one_step(tmp_path, network, **options):
     return task, run.logged_metrics["train/loss"]
 
 
-def test_the_penalty_adds_the_signs_of_the_weights_to_the_gradient_and_nothing_to_the_logged_loss(tmp_path):
+def test_penalty_changes_the_gradient_by_the_signs_of_the_weights_and_not_the_logged_loss(tmp_path):
     torch.manual_seed(0)
     network = MLP(20, [6], 2, norm="layer")
     before = {name: value.clone() for name, value in network.named_parameters()}
@@ -46,7 +46,7 @@ def test_frozen_weights_are_not_counted_and_a_network_without_weights_trains(tmp
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_l1_brings_more_weights_near_zero_than_weight_decay_does(tmp_path, seed):
+def test_l1_brings_more_weights_near_zero_than_weight_decay(tmp_path, seed):
     torch.manual_seed(seed)
     network, near_zero, errors = MLP(20, [], 1), [], []
     targets = INPUTS[:, :1] - INPUTS[:, 1:2] + 0.2 * torch.randn(64, 1)

@@ -1,4 +1,4 @@
-"""What a schedule is told that a run plans is what the run does, or the run is refused at its start."""
+"""The planned optimiser steps equal those that a run does; otherwise the run is refused at its start."""
 
 from functools import partial
 
@@ -15,8 +15,8 @@ from firstlight.tasks import Classification
 from tests.helpers import CONFIG, DDP, Ranks, logged, newest
 
 CASE = "schedules (accumulation, max_steps, limits, ranks, resumption, unknown length): planned equals real, or refused"
-# By case: the options of a fit, those that it goes on with, and the steps that are planned and done. An epoch of one
-# process has 40 batches.
+# By case: options of a fit and of its resumption, and the steps that are planned and done. An epoch of one process has
+# 40 batches.
 CASES = {
     "epochs": ([["--trainer.max_epochs=2"]], [80]),
     "accumulation": ([["--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=4"]], [20]),
@@ -59,7 +59,7 @@ def test_the_schedule_follows_the_optimiser_steps_of_the_run(fits, totals, figur
             run.succeed()
             assert f" {total:,} optimiser steps" in run.printed.read_text()
         first, last = totals[0], totals[-1]
-        then = WarmupCosine(warmup_steps=round(0.05 * first))  # A warm-up stays as long as it was first planned.
+        then = WarmupCosine(warmup_steps=round(0.05 * first))  # The first warm-up is kept.
         planned = [WarmupCosine()(step, first) for step in range(first)] + [
             then(step, last) for step in range(first, last)
         ]
@@ -69,7 +69,7 @@ def test_the_schedule_follows_the_optimiser_steps_of_the_run(fits, totals, figur
 
 
 class Stream(IterableDataset):
-    """Samples of which nobody knows how many come."""
+    """A data set of unknown length."""
 
     def __iter__(self):
         for _ in range(80):

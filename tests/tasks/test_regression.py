@@ -7,6 +7,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 from firstlight.errors import UsageError
 from firstlight.networks import MLP
+from firstlight.preflight.probe import probe
 from firstlight.tasks import Regression
 from tests.tasks.helpers import loader, parts, predicted, trainer
 
@@ -30,7 +31,7 @@ def fitted(tmp_path, targets=TARGETS, **options):
 
 
 @pytest.mark.parametrize("targets", [TARGETS, SEVERAL[:, :2]], ids=["one output", "two outputs"])
-def test_metrics_equal_scikit_learns_of_predictions_in_the_users_units(targets, tmp_path):
+def test_metrics_equal_scikit_learn_in_the_users_units(targets, tmp_path):
     task, run = fitted(tmp_path, targets)
     (found,) = run.test(task, loader(INPUTS, targets, batch_size=7), verbose=False)
     predictions = predicted(task, loader(INPUTS, targets, batch_size=7), tmp_path)["prediction"]
@@ -47,7 +48,7 @@ def test_metrics_equal_scikit_learns_of_predictions_in_the_users_units(targets, 
     assert loss == pytest.approx(standardised.square().mean().item(), rel=1e-3)
 
 
-def test_a_large_mean_takes_no_digits_from_the_metrics(tmp_path):
+def test_metrics_stay_exact_with_a_large_target_mean(tmp_path):
     near, far = INPUTS[:, :1].round(decimals=1), 2.0**20 + INPUTS[:, :1].round(decimals=0)
     for targets in (near, far):
         task, run = fitted(tmp_path, targets, max_epochs=5)
@@ -57,7 +58,7 @@ def test_a_large_mean_takes_no_digits_from_the_metrics(tmp_path):
         assert found["test/r2"] == pytest.approx(r2_score(targets, predictions), abs=1e-3)
 
 
-def test_statistics_are_those_of_the_whole_training_data_set(tmp_path):
+def test_statistics_are_those_of_the_whole_training_set(tmp_path):
     task, _ = fitted(tmp_path, SEVERAL, max_steps=1)
     expected = SEVERAL.double().mean(dim=0), SEVERAL.double().std(dim=0, correction=0)
     torch.testing.assert_close(task.target_mean, expected[0].float())
@@ -102,7 +103,7 @@ def test_reading_the_targets_consumes_no_random_state(tmp_path):
     assert torch.equal(before[0], after[0]) and np.array_equal(before[1], after[1])
 
 
-def test_a_run_that_goes_on_keeps_its_statistics_and_a_new_one_takes_its_own(tmp_path):
+def test_resumed_run_keeps_its_statistics_and_a_new_run_computes_its_own(tmp_path):
     task, run = fitted(tmp_path, max_epochs=1)
     run.save_checkpoint(tmp_path / "a.ckpt")
     moved = loader(INPUTS, TARGETS + 100)
@@ -116,7 +117,7 @@ def test_a_run_that_goes_on_keeps_its_statistics_and_a_new_one_takes_its_own(tmp
     torch.testing.assert_close(anew.target_mean, task.target_mean + 100)
 
 
-def test_units_of_the_targets_change_no_step(tmp_path):
+def test_training_does_not_depend_on_the_units_of_the_targets(tmp_path):
     weights = []
     for scale, shift in ((1.0, 0.0), (1024.0, 0.0), (1.0, 512.0)):
         # Few bits, so that scaling and shifting round nothing.
@@ -130,20 +131,22 @@ def test_units_of_the_targets_change_no_step(tmp_path):
 
 def test_targets_of_another_shape_are_refused_at_every_step(tmp_path):
     for wrong in (TARGETS[:, 0], SEVERAL, TARGETS.unsqueeze(2)):
-        with pytest.raises(UsageError, match=r"for outputs \(8, 1\) float32: they are float32 of exactly"):
+        with pytest.raises(UsageError, match=r"for outputs \(8, 1\) float32: they must be float32 of exactly"):
             trainer(tmp_path).validate(regression(), loader(INPUTS, wrong), verbose=False)
 
 
-def test_the_check_refuses_what_does_not_fit():
+def test_probe_refuses_wrong_targets_and_outputs():
     for wrong in (TARGETS[:, 0], SEVERAL, TARGETS.long(), TARGETS.double()):
-        with pytest.raises(UsageError, match=r"it learns from \(40, 1\) float32"):
-            regression().check((INPUTS[:3], wrong[:3]), wrong)
-    with pytest.raises(UsageError, match=r"Regression has 1 target a sample, but MLP gives outputs of shape \(3, 3\)"):
-        regression(network=MLP(4, [], 3)).check((INPUTS[:3], TARGETS[:3]), TARGETS)
+        with pytest.raises(UsageError, match=r"they must be \(40, 1\) float32"):
+            probe(regression(), (INPUTS[:3], wrong[:3]), wrong)
+    with pytest.raises(
+        UsageError, match=r"has 1 target a sample, but MLP returns outputs of shape \(3, 3\)"
+    ):
+        probe(regression(network=MLP(4, [], 3)), (INPUTS[:3], TARGETS[:3]), TARGETS)
 
 
-def test_no_outputs_are_refused():
-    with pytest.raises(UsageError, match="outputs=0"):
+def test_outputs_below_one_are_refused():
+    with pytest.raises(UsageError, match="Regression was given outputs=0: it must be at least 1"):
         Regression(**parts(MLP(4, [], 1), nn.MSELoss(), outputs=0))
 
 
@@ -154,7 +157,7 @@ class Stream(IterableDataset):
 
 
 @pytest.mark.parametrize("batches", [DataLoader(Stream(), batch_size=4), [(INPUTS, TARGETS)]], ids=["stream", "list"])
-def test_batches_of_no_data_set_with_a_length_are_refused(batches, tmp_path):
+def test_data_without_a_length_is_refused(batches, tmp_path):
     with pytest.raises(UsageError, match="a DataLoader of a data set with a length"):
         trainer(tmp_path, max_steps=2).fit(regression(), batches, loader(INPUTS, TARGETS))
 

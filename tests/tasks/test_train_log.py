@@ -1,4 +1,4 @@
-"""What a run that goes on logs of training is what it would have logged had it not been stopped."""
+"""A resumed run logs the same training values as an uninterrupted one."""
 
 from functools import partial
 
@@ -60,25 +60,25 @@ def fit(tmp_path, *callbacks, task=None, ckpt=None, **options):
 
 @pytest.mark.parametrize(("step", "every"), [(7, 15), (30, 15), (36, 15), (40, 15), (40, 20), (52, 15)])
 @pytest.mark.parametrize("batches", [1, 2])
-def test_it_goes_on_with_what_was_not_logged(step, every, batches, tmp_path):
+def test_resumed_run_logs_the_same_values(step, every, batches, tmp_path):
     options = {"accumulate_grad_batches": batches, "max_epochs": 2 * batches, "log_every_n_steps": every}
-    saves, goes_on = Saves(tmp_path / "a.ckpt", step), Saves(tmp_path / "b.ckpt", -1)
+    saves, resumes = Saves(tmp_path / "a.ckpt", step), Saves(tmp_path / "b.ckpt", -1)
     whole = fit(tmp_path, saves, **options)
-    rest = fit(tmp_path, goes_on, ckpt=saves.path, **options)
+    rest = fit(tmp_path, resumes, ckpt=saves.path, **options)
     assert rest == {(name, at): value for (name, at), value in whole.items() if at >= step - (step % every == 0)}
     assert rest
-    assert goes_on.seen == {epoch: saves.seen[epoch] for epoch in goes_on.seen}
+    assert resumes.seen == {epoch: saves.seen[epoch] for epoch in resumes.seen}
 
 
-def test_it_begins_anew_with_another_number_of_processes_or_without_the_checkpoint(tmp_path):
+def test_log_starts_anew_with_other_processes_or_without_its_state(tmp_path):
     saves = Saves(tmp_path / "a.ckpt", 7)
     whole = fit(tmp_path, saves)
     checkpoint = torch.load(saves.path, weights_only=True)
-    checkpoint["unlogged"]["observed"] *= 2
+    checkpoint["train_log"]["batches"] *= 2
     torch.save(checkpoint, tmp_path / "two.ckpt")
-    checkpoint["unlogged"]["observed"] = [{}]  # as a process has that had no room
+    checkpoint["train_log"]["batches"] = [{}]  # The state of a process that has summed some batches.
     torch.save(checkpoint, tmp_path / "empty.ckpt")
-    del checkpoint["unlogged"]
+    del checkpoint["train_log"]
     torch.save(checkpoint, tmp_path / "none.ckpt")
     two, empty, none = (fit(tmp_path, ckpt=tmp_path / f"{name}.ckpt") for name in ("two", "empty", "none"))
     assert two == empty == none
@@ -93,10 +93,10 @@ def test_it_begins_anew_with_another_number_of_processes_or_without_the_checkpoi
 @pytest.mark.parametrize(
     ("options", "save"), [({"log_every_n_steps": 0}, {}), ({}, {"weights_only": True})], ids=["unlogged", "weights"]
 )
-def test_nothing_is_kept_that_nobody_goes_on_with(options, save, tmp_path):
+def test_checkpoint_without_a_use_for_the_log_does_not_hold_it(options, save, tmp_path):
     saves = Saves(tmp_path / "a.ckpt", 7, **save)
     fit(tmp_path, saves, **options)
-    assert "unlogged" not in torch.load(saves.path, weights_only=True)
+    assert not torch.load(saves.path, weights_only=True).get("train_log")
 
 
 def test_the_best_checkpoint_holds_no_training_samples(tmp_path, monkeypatch):
@@ -106,4 +106,4 @@ def test_the_best_checkpoint_holds_no_training_samples(tmp_path, monkeypatch):
     fit(tmp_path, best, enable_checkpointing=True)
     assert set(told) == {str(tmp_path / "best.ckpt")}
     found = torch.load(tmp_path / "best.ckpt", weights_only=True)
-    assert found["global_step"] > 0 and "unlogged" not in found
+    assert found["global_step"] > 0 and "train_log" not in found

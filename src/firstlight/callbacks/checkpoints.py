@@ -83,8 +83,8 @@ class BestCheckpoint(FiniteCheckpoint):
         """Do nothing: the file is written after validations only."""
 
     def _trim(self, checkpoint: dict[str, Any]) -> None:
-        """Remove `unlogged`, outputs and targets of training samples: people share this file."""
-        checkpoint.pop("unlogged", None)
+        """Remove `train_log`, outputs and targets of training samples: people share this file."""
+        checkpoint.pop("train_log", None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score, and keep a `best.ckpt` that is better than the one the state knows.

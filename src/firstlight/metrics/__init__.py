@@ -1,4 +1,4 @@
-"""Metrics of a whole split, of embeddings and of language models."""
+"""Metrics of a split, retrieval metrics, and metrics of language models."""
 
 from firstlight.metrics.language import BitsPerByte, Perplexity
 from firstlight.metrics.retrieval import RecallAtK, recall_at_k

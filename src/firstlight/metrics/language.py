@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte from losses that are computed anyway.
+"""Perplexity and bits per byte, computed from losses instead of logits.
 
 Shapes: `N` batches.
 """
@@ -12,24 +12,24 @@ __all__ = ["BitsPerByte", "Perplexity"]
 
 
 class Perplexity(text.Perplexity):
-    """torchmetrics' own, of what the scored tokens of a batch cost in the mean, `(N,)` nats, and their numbers `(N,)`.
+    """torchmetrics' perplexity, updated with the mean cross-entropies `(N,)` of batches and their token counts `(N,)`.
 
-    Logits are not looked at again, nothing waits for the device, and a logarithm is never taken of a probability that
-    is rounded to 0.
+    The logits are not read a second time and nothing waits for the device. torchmetrics takes the logarithm of a
+    probability, which may have been rounded to 0; a cross-entropy stays finite.
     """
 
     def __init__(self) -> None:
         super().__init__(ignore_index=0)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add what the tokens cost, and their number; a batch without any costs nothing."""
+        """Add the mean cross-entropies of batches, in nats, and their token counts; a batch without tokens adds 0."""
         self.total_log_probs += (preds * target).where(target > 0, 0.0).sum()
         self.count += target.sum()
 
 
 class BitsPerByte(Perplexity):
-    """The logarithm to base 2 of the perplexity: what a token costs, and a token is a byte."""
+    """Binary logarithm of the perplexity: the mean cost of a token in bits, where each token is a byte."""
 
     def compute(self) -> Tensor:
-        """Return the bits of a mean token."""
+        """Return the bits per byte `()`."""
         return self.total_log_probs / self.count / math.log(2)

@@ -1,6 +1,6 @@
-"""How often the nearest neighbours of an embedding have its label.
+"""Retrieval metrics: how well the nearest neighbours of an embedding share its label.
 
-Shapes: `N` all embeddings that were seen, `D` their width.
+Shapes: `N` all embeddings of a split, `D` their width.
 """
 
 from typing import Any
@@ -11,26 +11,29 @@ from torch.nn.functional import normalize
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from firstlight.errors import check_range
+
 __all__ = ["RecallAtK", "recall_at_k"]
 
-_MOST_ELEMENTS = 2**24
-"""Cosines held at once: 64 MiB."""
+_MAX_ELEMENTS = 2**24
+"""Similarities in memory at once: 64 MiB."""
 
 
 def recall_at_k(embeddings: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Return the share of samples of which one of the `k` nearest neighbours has the label.
+    """Return the share of queries with a relevant sample among the `k` nearest.
 
-    Neighbours are the other samples, the nearest the one with the largest cosine. A sample whose label no other has
-    cannot be right. It is the recall@k of metric learning (Oh Song et al., "Deep Metric Learning via Lifted Structured
-    Feature Embedding", 2016).
+    Each sample is a query. The nearest of the other samples are those with the largest cosine similarity; relevant are
+    those with the label of the query. `k=1` gives the nearest-neighbour accuracy. Source: Oh Song et al., "Deep Metric
+    Learning via Lifted Structured Feature Embedding", 2016. (`torchmetrics.retrieval.RetrievalRecall` divides by the
+    number of relevant samples instead.)
 
     Args:
         embeddings: `(N, D)`.
         labels: `(N,)`.
-        k: Neighbours that count, at least 1; all others where there are fewer.
+        k: Retrieved samples per query, at least 1; if there are fewer others, all of them.
 
     Returns:
-        The share `()` in [0, 1].
+        The recall `()` in [0, 1]. A query whose label occurs only once counts as a miss.
 
     >>> embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.2, 0.8]])
     >>> recall_at_k(embeddings, torch.tensor([0, 0, 1, 0]), k=1)
@@ -38,22 +41,25 @@ def recall_at_k(embeddings: Tensor, labels: Tensor, k: int) -> Tensor:
     """
     directions = normalize(embeddings.float(), dim=1)
     total = len(labels)
-    size = max(1, _MOST_ELEMENTS // total)
-    found = []
-    for start in range(0, total, size):
-        cosines = directions[start : start + size] @ directions.T
-        cosines.diagonal(start).fill_(-torch.inf)  # Itself.
-        nearest = cosines.topk(min(k, total - 1)).indices
-        found.append((labels[nearest] == labels[start : start + size].unsqueeze(1)).any(dim=1))
-    return torch.cat(found).float().mean()
+    chunk = max(1, _MAX_ELEMENTS // total)
+    hits = []
+    for start in range(0, total, chunk):
+        similarities = directions[start : start + chunk] @ directions.T
+        similarities.diagonal(start).fill_(-torch.inf)  # A query does not retrieve itself.
+        nearest = similarities.topk(min(k, total - 1)).indices
+        hits.append((labels[nearest] == labels[start : start + chunk].unsqueeze(1)).any(dim=1))
+    return torch.cat(hits).float().mean()
 
 
 class RecallAtK(Metric):
-    """`recall_at_k` of all embeddings `(B, D)` and labels `(B,)` that it was given.
+    """`recall_at_k` over all embeddings `(B, D)` and labels `(B,)` of a split.
 
     Args:
-        k: Neighbours that count, at least 1.
-        **options: What every `torchmetrics.Metric` takes.
+        k: Retrieved samples per query, at least 1.
+        **options: Arguments of `torchmetrics.Metric`.
+
+    Raises:
+        UsageError: When `k` is below 1.
     """
 
     is_differentiable = False
@@ -65,15 +71,16 @@ class RecallAtK(Metric):
 
     def __init__(self, k: int = 1, **options: Any) -> None:
         super().__init__(**options)
+        check_range("RecallAtK", "[1, inf)", k=k)
         self.k = k
         self.add_state("embeddings", default=[], dist_reduce_fx="cat")
         self.add_state("labels", default=[], dist_reduce_fx="cat")
 
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Remember a batch."""
+        """Add a batch."""
         self.embeddings.append(embeddings)
         self.labels.append(labels)
 
     def compute(self) -> Tensor:
-        """Return the share `()`."""
+        """Return the recall `()`."""
         return recall_at_k(dim_zero_cat(self.embeddings), dim_zero_cat(self.labels), self.k)

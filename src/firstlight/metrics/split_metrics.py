@@ -1,6 +1,6 @@
-"""What a task sees of one split, gathered at next to no cost and read when something is logged.
+"""Mean losses and metrics of one split, computed for many batches at once.
 
-Shapes: `B` batch; `...` whatever one output or target is shaped like.
+Shapes: `B` batch; `...` the shape of one prediction or target.
 """
 
 from collections.abc import Mapping
@@ -8,117 +8,181 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from torch import Tensor, nn
-from torchmetrics import MetricCollection, SumMetric
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection, SumMetric
+
+from firstlight.errors import UsageError
 
 __all__ = ["SplitMetrics"]
 
-_MOST_ELEMENTS = 2**22
-"""Outputs kept before they are counted: 16 MiB of float32."""
+_MAX_ELEMENTS = 2**22
+"""Elements of predictions that are kept before they are computed: 16 MiB of float32."""
+
+_ELEMENTS_PER_LOSS = 256
+"""What a batch without predictions counts for, so that the number of kept batches is bounded."""
 
 
-class SplitMetrics(nn.Module):
-    """Mean loss over the samples of a split, and its metrics, equal on every process once they are read.
+class SplitMetrics:
+    """Weighted mean losses and metrics of a split, equal on every process after `compute`.
 
-    `add` only keeps references; they are computed with many batches at once, and no device is waited for until `read`.
+    `update` only keeps references, so that a step does little work and never waits for the device. This class is no
+    `nn.Module`, because metrics are not weights of a checkpoint. It moves them to the device of the losses itself.
 
     Args:
         split: Prefix of the names, for example `"val"`.
-        metrics: Metrics of `(outputs, targets)`; they are cloned.
+        metrics: By name, metrics of predictions and targets; they are cloned.
     """
 
-    def __init__(self, split: str, metrics: MetricCollection) -> None:
-        super().__init__()
+    def __init__(self, split: str, metrics: Mapping[str, Metric]) -> None:
         self.split = split
-        # "disable": the other strategies look at every value, which waits for the device. MeanMetric of torchmetrics
-        # 1.9 forgets its weights with it, hence two sums.
-        self.loss = SumMetric(nan_strategy="disable")
-        self.samples = SumMetric(nan_strategy="disable")
-        self.metrics = metrics.clone(prefix=f"{split}/")
-        self._kept: list[tuple[Tensor, Tensor, Tensor, Tensor | int]] = []
-        self._room = [_MOST_ELEMENTS]  # In a list: setting an attribute of a module takes 5 µs.
-        self._counted = False
+        self.names = list(metrics)
+        self.has_metrics = bool(metrics)
+        self.last_weight: Tensor | int = 0
+        """Weight of the last batch."""
+        self._metrics = MetricCollection(dict(metrics)).clone(prefix=f"{split}/")
+        self._weight = _new_sum()
+        self._sums: dict[str, SumMetric] = {"loss": _new_sum()}
+        self._reserved = {"loss", *metrics}
+        self._batches: list[tuple[Tensor, dict[str, Tensor], Tensor | int, tuple[Tensor, Tensor] | None]] = []
+        self._room = _MAX_ELEMENTS
+        self._is_updated = False
 
-    def update(self, loss: Tensor, outputs: Tensor, targets: Tensor, scored: Tensor | None = None) -> None:
-        """Take a batch: its mean loss `()`, outputs `(B, ...)` and targets `(B, ...)`.
+    def update(
+        self,
+        loss: Tensor,
+        weight: Tensor | int,
+        inputs: tuple[Tensor, Tensor] | None = None,
+        terms: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Add a batch.
 
         Args:
-            loss: `()`, a mean.
-            outputs: `(B, ...)`.
-            targets: `(B, ...)`.
-            scored: `()`, of how many targets the loss is the mean: `B` when it is not given.
+            loss: Mean loss `()` of the batch.
+            weight: What the loss is a mean of: the number of samples or tokens, or the sum of class weights, `()`.
+            inputs: Predictions `(B, ...)` and targets `(B, ...)` for the metrics. `None` if the metrics are computed
+                from the losses and weights of the batches, for example perplexity.
+            terms: By name, the terms `()` of the loss, if it is a sum of several. Every batch has the same names.
         """
-        self._kept.append((loss.detach(), outputs.detach(), targets, targets.shape[0] if scored is None else scored))
-        self._room[0] -= outputs.numel()
-        if self._room[0] < 0:
-            self._update()
+        named = {name: term.detach() for name, term in terms.items()} if terms else {}
+        if inputs is None:
+            self._room -= _ELEMENTS_PER_LOSS
+        else:
+            predictions, targets = inputs
+            inputs = predictions.detach(), targets
+            self._room -= predictions.numel()
+        self._batches.append((loss.detach(), named, weight, inputs))
+        self.last_weight = weight
+        if self._room < 0:
+            self._update_metrics()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return what was seen since the last call, by name; nothing when nothing was seen."""
-        self._update()
-        if not self._counted:
+        """Return the means and metrics of the batches since the last call, by name; `{}` if there were none."""
+        self._update_metrics()
+        if not self._is_updated:
             return {}
-        values = {f"{self.split}/loss": self.loss.compute() / self.samples.compute(), **self.metrics.compute()}
+        weight = self._weight.compute()
+        values = {f"{self.split}/{name}": total.compute() / weight for name, total in self._sums.items()}
+        values |= self._metrics.compute()
         self.reset()
         return values
 
     def reset(self) -> None:
-        """Forget what was seen."""
-        self._kept.clear()
-        self._room[0] = _MOST_ELEMENTS
-        self._counted = False
-        with torch.inference_mode(False):  # Validation's zeros could not be added to in a fit that follows.
-            self.loss.reset()
-            self.samples.reset()
-            self.metrics.reset()
+        """Forget all batches."""
+        self._batches.clear()
+        self._room = _MAX_ELEMENTS
+        self._is_updated = False
+        with torch.inference_mode(False):  # Otherwise a later fit could not add to zeros made by a validation.
+            self._weight.reset()
+            for total in self._sums.values():
+                total.reset()
+            self._metrics.reset()
 
-    def unread(self) -> dict[str, Any]:
-        """Return what was seen since it was last read, for `restore`: values on the CPU, safe to load.
+    def state_dict(self) -> dict[str, Any]:
+        """Return the batches since the last `compute`, as tensors on the CPU and plain values.
 
-        It is as it was seen, so that sums are those of a run that was never stopped, to the last bit. Nothing is
-        returned where batches were counted already, because there was no room for more of them.
+        The batches themselves are saved, not their sums: a resumed run then adds the same numbers in the same order as
+        an uninterrupted run. Returns `{}` if some batches were summed already because there was no room for more.
         """
-        if not self._kept or self._counted:
+        if not self._batches or self._is_updated:
             return {}
-        losses, outputs, targets, scored = map(list, zip(*self._kept, strict=True))
-        unread: dict[str, Any] = {
+        losses, terms, weights, inputs = zip(*self._batches, strict=True)
+        state: dict[str, Any] = {
+            "has_metrics": self.has_metrics,
             "losses": torch.stack(losses).cpu(),
-            "scored": _counts(scored, self.loss.device).cpu(),
-            "room": self._room[0],
+            "terms": {name: torch.stack([each[name] for each in terms]).cpu() for name in terms[0]},
+            "weights": _stack_weights(weights, losses[0].device).cpu(),
+            "room": self._room,
         }
-        if self.metrics:
-            for name, batches in (("outputs", outputs), ("targets", targets)):
-                unread |= {name: torch.cat(batches).cpu(), f"{name}_sizes": [each.shape[0] for each in batches]}
-        return unread
+        if inputs[0] is not None:
+            for name, parts in zip(("predictions", "targets"), zip(*inputs, strict=True), strict=True):
+                state |= {name: torch.cat(parts).cpu(), f"{name}_sizes": [len(part) for part in parts]}
+        return state
 
-    def restore(self, unread: Mapping[str, Any]) -> None:
-        """Go on from what `unread` returned; what was seen before is forgotten."""
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Replace all batches by those of `state_dict()`, unless they were kept for other metrics."""
         self.reset()
-        if unread and ("outputs" in unread) == bool(self.metrics):
-            unread = move_data_to_device(unread, self.loss.device)
-            outputs = targets = unread["losses"]  # at which nobody looks where there are no metrics
-            if self.metrics:
-                outputs, targets = (unread[name].split(unread[f"{name}_sizes"]) for name in ("outputs", "targets"))
-            self._kept += zip(unread["losses"], outputs, targets, unread["scored"], strict=True)
-            self._room[0] = unread["room"]
-
-    def _update(self) -> None:
-        if not self._kept:
+        if not state or state["has_metrics"] != self.has_metrics:
             return
-        losses, outputs, targets, scored = map(list, zip(*self._kept, strict=True))
-        means = torch.stack(losses).float()  # Sums of half precision would overflow.
-        counts = _counts(scored, means.device).to(means)
-        self.loss.update(means @ counts)
-        self.samples.update(counts.sum())
-        if self.metrics:
-            self.metrics.update(torch.cat(outputs), torch.cat(targets))
-        self._kept.clear()
-        self._room[0] = _MOST_ELEMENTS
-        self._counted = True
+        state = move_data_to_device(state, device)
+        count = len(state["losses"])
+        terms = [{name: values[i] for name, values in state["terms"].items()} for i in range(count)]
+        inputs: list[Any] = [None] * count
+        if "predictions" in state:
+            split = (state[name].split(state[f"{name}_sizes"]) for name in ("predictions", "targets"))
+            inputs = list(zip(*split, strict=True))
+        self._batches += zip(state["losses"], terms, state["weights"], inputs, strict=True)
+        self._room = state["room"]
+
+    def _update_metrics(self) -> None:
+        if not self._batches:
+            return
+        losses, terms, weights, inputs = zip(*self._batches, strict=True)
+        self._check_names(terms)
+        means = {"loss": torch.stack(losses).float()}  # Sums of half precision would overflow.
+        means |= {name: torch.stack([each[name] for each in terms]).float() for name in terms[0]}
+        counts = _stack_weights(weights, losses[0].device).to(means["loss"])
+        self._move(counts.device)
+        if self._sums.keys() != means.keys():
+            self._sums = {name: self._sums.get(name, _new_sum().to(counts.device)) for name in means}
+        for name, values in means.items():
+            self._sums[name].update(values @ counts)
+        self._weight.update(counts.sum())
+        if inputs[0] is not None:
+            self._metrics.update(*map(torch.cat, zip(*inputs, strict=True)))
+        elif self.has_metrics:
+            self._metrics.update(means["loss"], counts)
+        self._batches.clear()
+        self._room = _MAX_ELEMENTS
+        self._is_updated = True
+
+    def _check_names(self, terms: tuple[dict[str, Tensor], ...]) -> None:
+        names = set(self._sums) - {"loss"} if self._is_updated else set(terms[0])
+        for each in terms:
+            if set(each) != names:
+                raise UsageError(
+                    f"the loss has the terms {', '.join(each) or 'none'} in one {self.split} batch and "
+                    f"{', '.join(names) or 'none'} in another: compute_loss must always return the same names"
+                )
+        if taken := sorted(names & self._reserved):
+            raise UsageError(
+                f"a term of the loss is called {taken[0]}, as a metric or the sum of the terms is: rename the term"
+            )
+
+    def _move(self, device: torch.device) -> None:
+        if self._weight.device != device:
+            for metric in (self._weight, *self._sums.values(), self._metrics):
+                metric.to(device)
 
 
-def _counts(scored: list[Tensor | int], device: torch.device) -> Tensor:
-    """Return `(n,)`; those of a run that goes on are tensors, and others may follow."""
-    if any(isinstance(each, Tensor) for each in scored):
-        return torch.stack([torch.as_tensor(each, device=device) for each in scored])
-    return torch.tensor(scored, device=device)
+def _new_sum() -> SumMetric:
+    # MeanMetric of torchmetrics 1.9 ignores its weights with nan_strategy="disable"; every other strategy looks at the
+    # values, which waits for the device. Therefore two sums. They are also used outside inference mode.
+    with torch.inference_mode(False):
+        return SumMetric(nan_strategy="disable")
+
+
+def _stack_weights(weights: tuple[Tensor | int, ...], device: torch.device) -> Tensor:
+    """Return the weights `(N,)`. Those of a resumed run are tensors, and integers may follow them."""
+    if Tensor in map(type, weights):
+        return torch.stack([torch.as_tensor(weight, device=device) for weight in weights])
+    return torch.tensor(weights, device=device)

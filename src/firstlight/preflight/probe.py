@@ -1,52 +1,140 @@
-"""What a part makes of a few samples, tried before a run starts."""
+"""The probe: network and loss on a few samples, before a run starts.
+
+Shapes: `B` the few samples; `N` all samples of a split.
+"""
 
 import re
 import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from firstlight.errors import UsageError
+from firstlight.tasks import Task
+from firstlight.tasks.checks import describe
 
-__all__ = ["attempt", "described"]
+__all__ = ["probe"]
 
-_NOT_THE_USERS = ("firstlight", "torch", "torchmetrics")
+_LIBRARIES = ("firstlight", "torch", "torchmetrics")
 _PRODUCT = r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)"
 
+T = TypeVar("T")
 
-def attempt(call: Callable[[], Tensor], fault: str) -> Tensor:
-    """Return what `call` returns, without a gradient.
+
+def probe(task: Task, batch: tuple[Any, Tensor], targets: Tensor) -> None:
+    """Refuse samples that do not fit a task: run network and loss on a few of them, without a gradient.
+
+    Args:
+        task: It is put into evaluation mode meanwhile.
+        batch: A few samples `(inputs, targets)` as the network will get them.
+        targets: `(N, ...)`, all targets of the split.
 
     Raises:
-        UsageError: With `fault`, the line of the user's own part that met it, if one did, and torch's own words, where
-            torch says that shapes, types or values do not fit.
+        UsageError: When targets, outputs, loss or monitor do not fit.
+    """
+    was_training = task.training
+    task.eval()
+    try:
+        task.check_targets(targets)
+        inputs, few = batch
+        shape = f"shape {tuple(inputs.shape[1:])}" if isinstance(inputs, Tensor) else f"the form {describe(inputs)}"
+        outputs = _attempt(lambda: task(inputs), f"{_name(task.network)} cannot take samples of {shape}")
+        _probe_outputs(task, outputs, few, targets)
+        _probe_loss(task, outputs, few)
+    finally:
+        task.train(was_training)
+
+
+def _probe_outputs(task: Task, outputs: Any, few: Tensor, targets: Tensor) -> None:
+    if isinstance(outputs, Tensor):
+        if outputs.shape[:1] != few.shape[:1]:
+            raise UsageError(
+                f"{_name(task.network)} returns outputs of shape {tuple(outputs.shape)} for {len(few)} samples: the "
+                "first axis must be the samples"
+            )
+    else:
+        task.check_structure(outputs)
+    if isinstance(outputs, Tensor) or task.is_overridden("check_outputs"):
+        task.check_outputs(outputs, targets)
+
+
+def _probe_loss(task: Task, outputs: Any, few: Tensor) -> None:
+    source = f"{_name(task)}.compute_loss" if task.is_overridden("compute_loss") else _name(task.loss)
+    fault = f"{source} cannot compare outputs {describe(outputs)} with targets {describe(few)}"
+    losses = _attempt(lambda: task.compute_loss(outputs, few), fault)
+    terms = losses if isinstance(losses, dict) else {"loss": losses}
+    if not terms or not all(isinstance(term, Tensor) and not term.ndim for term in terms.values()):
+        raise UsageError(
+            f"{source} returns {describe(losses)}: it must return the mean loss of the batch, a number, or a dict of "
+            "such terms"
+        )
+    metrics = {f"val/{name}" for name in task.val_metrics.names}
+    if isinstance(losses, dict):
+        if taken := sorted({f"val/{name}" for name in terms} & {"val/loss", *metrics}):
+            raise UsageError(f"{source} returns a term for {taken[0]}, which is logged already: rename the term")
+    if task.val_metrics.has_metrics:
+        seen = _attempt(lambda: task.metric_inputs(outputs, few), f"{_name(task)}.metric_inputs fails")
+        if seen is not None and not (len(seen) == 2 and all(isinstance(each, Tensor) for each in seen)):
+            raise UsageError(
+                f"{_name(task)}.metric_inputs returns {describe(seen)}: it must return predictions and targets"
+            )
+    if not task.is_overridden("validation_step"):
+        task.check_monitor(list(dict.fromkeys(["val/loss", *(f"val/{name}" for name in terms), *sorted(metrics)])))
+    if not task.pairwise_loss:
+        _probe_mean(task, outputs, few, terms, source, fault)
+
+
+def _probe_mean(task: Task, outputs: Any, few: Tensor, terms: dict[str, Tensor], source: str, fault: str) -> None:
+    """Refuse a loss that is no mean: the same samples twice must give the same loss."""
+    if not all(each.shape[:1] == few.shape[:1] for each in _tensors(outputs)):
+        return  # Some output does not belong to the samples and cannot be repeated.
+    twice = apply_to_collection(outputs, Tensor, lambda each: torch.cat([each, each]))
+    losses = _attempt(lambda: task.compute_loss(twice, torch.cat([few, few])), fault)
+    doubled = losses if isinstance(losses, dict) else {"loss": losses}
+    for name, term in terms.items():
+        if not torch.isclose(term, doubled[name], rtol=1e-3, equal_nan=True):
+            raise UsageError(
+                f"{source} returns the {name} {term:.4g} for some samples and {doubled[name]:.4g} for the same samples "
+                "twice: it must be a mean over the batch, or the task must set pairwise_loss = True"
+            )
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    apply_to_collection(outputs, Tensor, found.append)
+    return found
+
+
+def _attempt(call: Callable[[], T], fault: str) -> T:
+    """Return the result of `call`, without a gradient.
+
+    Raises:
+        UsageError: When torch refuses shapes, types or values: with `fault`, the line of the user's code that called
+            torch, if there is one, and torch's message.
     """
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("error", "Using a target size")  # What would be broadcast to a wrong number.
+            warnings.filterwarnings("error", "Using a target size")  # It would broadcast to a wrong loss.
             return call()
     except (RuntimeError, ValueError, IndexError, UserWarning) as error:
-        said = re.sub(_PRODUCT, r"a layer for \2 features was given \1", " ".join(str(error).split()))
-        raise UsageError(f"{fault}{_met_in(error)}: {said}") from error
+        message = re.sub(_PRODUCT, r"a layer for \2 features was given \1", " ".join(str(error).split()))
+        raise UsageError(f"{fault}{_user_line(error)}: {message}") from error
 
 
-def _met_in(error: BaseException) -> str:
-    """Return the innermost line that is neither firstlight's nor torch's."""
+def _user_line(error: BaseException) -> str:
+    """Return file and line of the innermost frame outside the libraries, or `""`."""
     lines = [
         f" ({Path(frame.f_code.co_filename).name}, line {line})"
         for frame, line in traceback.walk_tb(error.__traceback__)
-        if frame.f_globals["__name__"].partition(".")[0] not in _NOT_THE_USERS
+        if frame.f_globals["__name__"].partition(".")[0] not in _LIBRARIES
     ]
     return lines[-1] if lines else ""
 
 
-def described(tensor: Tensor) -> str:
-    """Return shape and type.
-
-    >>> described(torch.zeros(3, 2))
-    '(3, 2) float32'
-    """
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+def _name(part: object) -> str:
+    return type(part).__name__

@@ -16,6 +16,7 @@ from torch import nn
 from firstlight.data import DataModule
 from firstlight.data.loader import per_process
 from firstlight.errors import UsageError, did_you_mean
+from firstlight.preflight.probe import probe
 from firstlight.tasks import Task
 
 __all__ = [
@@ -177,7 +178,7 @@ def check_data(task: Task, datamodule: LightningDataModule) -> None:
         for split in datamodule.indices:
             samples = datamodule.dataset(split)
             few = samples[range(min(3, len(samples)))]
-            task.check(datamodule.on_after_batch_transfer(few, 0), samples.targets)
+            probe(task, datamodule.on_after_batch_transfer(few, 0), samples.targets)
 
 
 def check_sizes(datamodule: LightningDataModule, trainer: Trainer) -> None:
@@ -208,5 +209,5 @@ def check_room(task: Task, folder: Path, disable: Collection[str]) -> tuple[int,
     """
     kept = [name for name in ("best", "last") if name not in disable]
     new = [name for name in kept if not (folder / "checkpoints" / f"{name}.ckpt").is_file()]
-    needed = (len(new) + 1 if kept else 0) * checkpoint_bytes(task, task.build_optimizer)
+    needed = (len(new) + 1 if kept else 0) * checkpoint_bytes(task, task.optimization.build_optimizer)
     return needed, refuse_no_room(folder, needed)

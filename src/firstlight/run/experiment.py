@@ -259,7 +259,7 @@ class Experiment:
             print(console.data(sizes, self.datamodule.dropped))
         total = self.task.total_steps
         trainable = sum(parameter.numel() for parameter in self.task.parameters() if parameter.requires_grad)
-        print(console.plan(trainable, total, self.task.planned_schedule.warmup_length(total)), flush=True)
+        print(console.plan(trainable, total, self.task.warmup_steps), flush=True)
         each: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
         if trainer.loggers and not 0 < each <= total:
             print(f"log    nothing of training: --trainer.log_every_n_steps is {each:,}", flush=True)

@@ -1,125 +1,194 @@
-"""What every task does with the parts it is given."""
+"""What all tasks share: a step, the logs of each split, an optimiser with its schedule, and what checkpoints hold.
 
-import math
-from collections.abc import Mapping
+Shapes: `B` batch; `N` samples of a split; `...` the shape of one sample, output or target.
+"""
+
+import inspect
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
 from firstlight.checkpoints.hyperparameters import keep_hyperparameters
 from firstlight.checkpoints.trust import SafeLoading
 from firstlight.compat import silence_known_warnings
-from firstlight.errors import UsageError, did_you_mean
+from firstlight.errors import UsageError, check_range, did_you_mean
 from firstlight.metrics.split_metrics import SplitMetrics
-from firstlight.optim import weights
-from firstlight.preflight.probe import attempt, described
+from firstlight.optim import parameter_groups, weights
 from firstlight.schedules import Schedule
-from firstlight.tasks.logged import Logged
+from firstlight.tasks.checks import describe
+from firstlight.tasks.optimization import Optimization
+from firstlight.tasks.train_log import TrainLog
 
 __all__ = ["Task"]
 
 
-class Task(SafeLoading, Logged):  # type: ignore[misc]  # it takes the rarer options by name only
-    """One step for every split, an optimiser without decay on biases and norms, a schedule that counts its steps.
+class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading names the rarer options only
+    """Joins a network with its loss, optimiser, schedule and metrics. `docs/write_a_task.md` shows how to write one.
 
-    Logged are `train/*` as means since the last logging, `val/*` and `test/*` as means over the samples of the split.
+    Override `forward`, `compute_loss` and `predict_step` to change what a step computes; `metric_inputs` and
+    `batch_weight` if metrics and weights must differ too. `check_targets` and `check_outputs` refuse wrong data early.
+
+    Logs `train/*` as means since the last log, and `val/*` and `test/*` as means over the split. Weight decay does not
+    apply to biases and normalisation layers. The schedule counts optimiser steps.
 
     Args:
         network: Maps inputs to outputs.
-        loss: Maps outputs and targets to a scalar, the mean over the batch.
-        optimizer: Makes an optimiser of parameter groups, for example `functools.partial(torch.optim.AdamW, lr=1e-3)`.
+        optimizer: Builds an optimiser of parameter groups, for example `functools.partial(torch.optim.AdamW, lr=1e-3)`.
         schedule: Factor of the learning rate at each optimiser step.
-        metrics: By name, the metrics of `(outputs, targets)`.
-        monitor: The metric that decides which checkpoint is best and when to stop: `val/loss` or `val/` and the name
-            of a metric. Whether more is better follows from the metric.
-        l1: While training, `l1` times the sum of the absolute weights is added to the loss, biases and norms left out;
-            at least 0. `train/loss` is logged without it, so that it can be compared with `val/loss`.
+        loss: Maps outputs and targets to the mean loss `()` of the batch, or to a dict of such terms, whose sum is
+            minimised. `None` if `compute_loss` is overridden and does not use it.
+        metrics: By name, metrics of the `metric_inputs`.
+        monitor: Decides which checkpoint is best and when to stop: `val/loss`, or `val/NAME` for a metric or a term of
+            the loss. Losses are better when lower; a metric tells whether it is better when lower or higher.
+        l1: While training, `l1` times the sum of the absolute `weights` is added to the loss; at least 0. `train/loss`
+            is logged without it, so that it compares with `val/loss`.
 
     Raises:
-        UsageError: When no metric has the name `monitor`, when `l1` is negative or infinite, or when a checkpoint is
+        UsageError: When a part is missing or cannot be called, when `monitor` or `l1` is wrong, or when a checkpoint is
             loaded without a part that was given as an object.
     """
 
     eval_only_metrics: ClassVar[frozenset[str]] = frozenset()
-    """Metrics that mean something only, or are cheap only, for a whole split, and are left out of `train/*`."""
+    """Metrics computed on validation and test only."""
 
     pairwise_loss: ClassVar[bool] = False
-    """Whether the loss of a batch is one of the samples' relations, and no mean over them."""
+    """True for pairwise losses, for example contrastive: the loss of a batch is not a mean over its samples."""
 
     def __init__(
         self,
         network: nn.Module,
-        loss: nn.Module,
         optimizer: OptimizerCallable,
         schedule: Schedule,
-        metrics: Mapping[str, Metric],
+        loss: nn.Module | None = None,
+        metrics: Mapping[str, Metric] | None = None,
         monitor: str = "val/loss",
         l1: float = 0.0,
     ) -> None:
-        super().__init__(optimizer, schedule)
+        super().__init__()
         silence_known_warnings()
-        keep_hyperparameters(self, {"metrics"}, network=network, loss=loss, optimizer=optimizer, schedule=schedule)
+        parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "loss": loss}
+        if "metrics" in inspect.signature(type(self)).parameters:  # Otherwise a subclass builds them itself.
+            parts["metrics"] = metrics
+        keep_hyperparameters(self, {"metrics"} - parts.keys(), **parts)
+        self._check_parts(network, optimizer, schedule, loss)
+        check_range(type(self).__name__, "[0, inf)", l1=l1)
         self.network = network
-        self.loss = loss
-        if not 0 <= l1 < math.inf:
-            raise UsageError(f"{type(self).__name__} was given l1={l1}: it is a number, at least 0")
+        self.loss: Any = loss
         self.l1 = l1
-        collection = MetricCollection(dict(metrics))
-        while_training: dict[str, Metric | MetricCollection] = {
-            name: metric for name, metric in metrics.items() if name not in self.eval_only_metrics
-        }
-        self.train_metrics = SplitMetrics("train", MetricCollection(while_training))
-        self.val_metrics = SplitMetrics("val", collection)
-        self.test_metrics = SplitMetrics("test", collection)
+        self.optimization = Optimization(optimizer, schedule)
+        metrics = metrics or {}
+        self.train_metrics = SplitMetrics(
+            "train", {name: metric for name, metric in metrics.items() if name not in self.eval_only_metrics}
+        )
+        self.val_metrics = SplitMetrics("val", metrics)
+        self.test_metrics = SplitMetrics("test", metrics)
+        self.train_log = TrainLog(self.train_metrics)
         self.monitor = monitor
         self.mode = self._mode(metrics)
-        self._samples = [0]  # In a list: setting an attribute of a module takes 5 µs.
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return the outputs of the network."""
-        outputs: Tensor = self.network(inputs)
-        return outputs
+    # What a step computes
 
-    def shared_step(self, batch: tuple[Tensor, Tensor], split_metrics: SplitMetrics) -> Tensor:
-        """Return the loss of a batch `(inputs, targets)`, and remember what the metrics need."""
-        inputs, targets = batch
-        return self.compute_loss(self(inputs), targets, split_metrics)
+    def forward(self, inputs: Any) -> Any:
+        """Return the outputs of the network: a tensor, or whatever `compute_loss` takes."""
+        return self.network(inputs)
 
-    def compute_loss(self, outputs: Tensor, targets: Tensor, split_metrics: SplitMetrics) -> Tensor:
-        """Return the loss of outputs, and remember what the metrics need; a task overrides this where they differ."""
-        loss: Tensor = self.loss(outputs, targets)
-        split_metrics.update(loss, outputs, targets)
+    def compute_loss(self, outputs: Any, targets: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return the mean loss `()` of a batch, or the terms by name whose sum is minimised. Each term is logged."""
+        loss: Tensor | dict[str, Tensor] = self.loss(outputs, targets)
         return loss
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a training batch, with the penalty on the weights."""
-        self._samples[0] = batch[1].shape[0]  # len() of a tensor is a call
+    def metric_inputs(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the predictions `(B, ...)` and targets `(B, ...)` that the metrics compare.
+
+        `None` stands for the losses and weights of the batches. Only called if there are metrics.
+        """
+        return outputs, targets
+
+    def batch_weight(self, targets: Tensor) -> Tensor | int:
+        """Return what the loss of a batch is a mean of; the batch has this weight in every mean over batches."""
+        return targets.shape[0]
+
+    def shared_step(self, batch: tuple[Any, Tensor], split_metrics: SplitMetrics) -> Tensor:
+        """Return the loss of a batch `(inputs, targets)`, and add the batch to the metrics of its split."""
+        inputs, targets = batch
+        outputs = self(inputs)
+        if not isinstance(outputs, Tensor):
+            self.check_structure(outputs)
+        loss: Any = self.compute_loss(outputs, targets)
+        terms = None
+        if not isinstance(loss, Tensor):
+            loss, terms = sum(loss.values()), loss
+        seen = self.metric_inputs(outputs, targets) if split_metrics.has_metrics else None
+        split_metrics.update(loss, self.batch_weight(targets), seen, terms)
+        return loss  # type: ignore[no-any-return]
+
+    def training_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a training batch, with the L1 penalty."""
         loss = self.shared_step(batch, self.train_metrics)
         if self.l1:
             loss = loss + self.l1 * sum(weight.abs().sum() for weight in weights(self))
         return loss
 
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Back-propagate the loss; of several processes as that of all their samples, not as the mean of their means.
-
-        Only the last batch of an epoch is larger on some processes than on others.
-        """
-        if self.trainer.world_size > 1 and self.trainer.is_last_batch:
-            own = torch.tensor(float(self._samples[0]), device=loss.device)
-            mean = self.trainer.strategy.reduce(own, reduce_op="mean")
-            loss = loss * (self._samples[0] / mean)
-        super().backward(loss, *args, **kwargs)
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Observe a validation batch."""
+    def validation_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> None:
+        """Add a validation batch to `val/*`."""
         self.shared_step(batch, self.val_metrics)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Observe a test batch."""
+    def test_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> None:
+        """Add a test batch to `test/*`."""
         self.shared_step(batch, self.test_metrics)
+
+    def predict_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return the columns of `predictions.csv`, each `(B, ...)`: here `prediction` and `target`."""
+        inputs, targets = batch
+        return {"prediction": self.predict_outputs(inputs), "target": targets}
+
+    def predict_outputs(self, inputs: Any) -> Tensor:
+        """Return the outputs of the network, which must be a tensor.
+
+        Raises:
+            UsageError: When it is not: `predict_step` must be overridden then.
+        """
+        outputs = self(inputs)
+        if not isinstance(outputs, Tensor):
+            raise UsageError(
+                f"{type(self.network).__name__} returned {describe(outputs)}, but {type(self).__name__}.predict_step "
+                "expects a tensor: override predict_step"
+            )
+        return outputs
+
+    # Hooks of Lightning
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimiser, with its schedule."""
+        return self.optimization.configure(self.trainer, parameter_groups(self))
+
+    def on_train_start(self) -> None:
+        """Start or resume the plan of the optimiser and the log."""
+        self.optimization.start(self.trainer)
+        self.train_log.start(self.trainer, self.device)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Back-propagate. With several processes, the gradient is that of the mean over all their samples.
+
+        Only the last batch of an epoch differs in size between processes; its loss is scaled by its weight.
+        """
+        if self.trainer.world_size > 1 and self.trainer.is_last_batch:
+            weight = torch.as_tensor(self.train_metrics.last_weight, dtype=torch.float32, device=loss.device)
+            mean = self.trainer.strategy.reduce(weight.clone(), reduce_op="mean")  # `reduce` changes its argument.
+            loss = loss * (weight / mean)
+        super().backward(loss, *args, **kwargs)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log `train/*` every `log_every_n_steps` optimiser steps."""
+        if values := self.train_log.compute_if_due(self.trainer):
+            self.log_dict(values)
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/*`."""
@@ -129,58 +198,106 @@ class Task(SafeLoading, Logged):  # type: ignore[misc]  # it takes the rarer opt
         """Log `test/*`."""
         self.log_dict(self.test_metrics.compute(), sync_dist=True)
 
-    def check(self, batch: tuple[Tensor, Tensor], targets: Tensor) -> None:
-        """Refuse samples that this task cannot learn from; network and loss are tried without a gradient.
-
-        Args:
-            batch: A few samples `(inputs, targets)` as the network is going to see them.
-            targets: `(N, ...)`, all targets of the split.
-
-        Raises:
-            UsageError: When they do not fit.
-        """
-        network, loss = type(self.network).__name__, type(self.loss).__name__
-        inputs, few = batch
-        training = self.training
-        self.eval()
-        try:
-            outputs = attempt(lambda: self(inputs), f"{network} cannot take samples of shape {tuple(inputs.shape[1:])}")
-            self.check_outputs(outputs, few, targets)
-            fault = f"{loss} cannot compare outputs {described(outputs)} with targets {described(few)}"
-            value = attempt(lambda: self.compute_loss(outputs, few, self.val_metrics), fault)
-            both = torch.cat([outputs, outputs]), torch.cat([few, few])
-            twice = attempt(lambda: self.compute_loss(*both, self.val_metrics), fault)
-        finally:
-            self.val_metrics.reset()
-            self.train(training)
-        if value.ndim:
-            raise UsageError(f"{loss} gives {described(value)}: a loss is one number, the mean over the batch")
-        if not self.pairwise_loss and not torch.isclose(value, twice, rtol=1e-3, equal_nan=True):
-            raise UsageError(f"{loss} gives {value:.4g} for some samples and {twice:.4g} for them twice: it is no mean")
-
-    def check_outputs(self, outputs: Tensor, few: Tensor, targets: Tensor) -> None:
-        """Refuse outputs that this task cannot read; a task that knows their shape overrides this.
-
-        Args:
-            outputs: `(B, ...)`, of a few samples.
-            few: `(B, ...)`, their targets.
-            targets: `(N, ...)`, all targets of the split.
-        """
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the validation metrics of this moment."""
-        super().on_save_checkpoint(checkpoint)
+        """Add the plan of the optimiser, the current validation metrics and what is not logged yet."""
+        checkpoint["optimization"] = self.optimization.state_dict(self.trainer)
+        if "optimizer_states" in checkpoint:  # A fit can be resumed from it.
+            checkpoint["train_log"] = self.train_log.state_dict(self.trainer)
         metrics = self.trainer.callback_metrics
         checkpoint["metrics"] = {name: value.item() for name, value in metrics.items() if name.startswith("val/")}
 
-    def _mode(self, metrics: Mapping[str, Metric]) -> Literal["min", "max"]:
-        known = {"val/loss": False, **{f"val/{name}": metric.higher_is_better for name, metric in metrics.items()}}
-        if self.monitor not in known:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the plan of the optimiser and the log, if a fit is resumed."""
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self.optimization.load_state_dict(checkpoint["optimization"])
+            self.train_log.load_state_dict(checkpoint.get("train_log", {}))
+
+    # The plan of the run, for its first lines on the screen
+
+    @property
+    def total_steps(self) -> float:
+        """The optimiser steps of the whole run, infinite if unknown."""
+        return self.optimization.total_steps(self.trainer)
+
+    @property
+    def warmup_steps(self) -> int:
+        """The optimiser steps below the peak learning rate at the start of the run."""
+        return self.optimization.planned_schedule(self.trainer).warmup_steps_in(self.total_steps)
+
+    # What is refused before the first step
+
+    def check_targets(self, targets: Tensor) -> None:
+        """Raise a UsageError if the targets `(N, ...)` of a split do not fit this task."""
+
+    def check_outputs(self, outputs: Any, targets: Tensor) -> None:
+        """Raise a UsageError if the outputs `(B, ...)` of a few samples do not fit the targets `(N, ...)` of the split.
+
+        Args:
+            outputs: A tensor, or anything else if `compute_loss` is overridden.
+            targets: All targets of the split.
+        """
+
+    def check_structure(self, outputs: Any) -> None:
+        """Raise a UsageError if outputs that are no tensor reach a method that takes only tensors."""
+        override = None
+        if self._has_library_loss() or (not self.is_overridden("compute_loss") and not self._passes_outputs_to_loss()):
+            override = "compute_loss"
+        elif self.val_metrics.has_metrics and not self.is_overridden("metric_inputs"):
+            override = "metric_inputs"
+        if override:
             raise UsageError(
-                f"monitor={self.monitor} is no metric of {type(self).__name__}, which has {', '.join(known)}"
-                + did_you_mean(self.monitor, known)
+                f"{type(self.network).__name__} returned {describe(outputs)}, but {type(self).__name__}.{override} "
+                f"expects a tensor: return a tensor, or override {override}"
             )
-        better = known[self.monitor]
-        if better is None:
+
+    def check_monitor(self, logged: Collection[str]) -> None:
+        """Raise a UsageError if `monitor` is not among the names that are logged."""
+        if self.monitor not in logged:
+            raise UsageError(
+                f"unknown monitor={self.monitor}; {type(self).__name__} logs {', '.join(logged)}"
+                + did_you_mean(self.monitor, logged)
+            )
+
+    def is_overridden(self, method: str) -> bool:
+        """Return whether a subclass outside firstlight overrides a method."""
+        return not _is_library(getattr(type(self), method))
+
+    def _has_library_loss(self) -> bool:
+        """Return whether the loss is known to take a tensor and to return one."""
+        return not self.is_overridden("compute_loss") and _is_library(type(self.loss))
+
+    def _passes_outputs_to_loss(self) -> bool:
+        return type(self).compute_loss is Task.compute_loss
+
+    def _check_parts(self, network: object, optimizer: object, schedule: object, loss: object) -> None:
+        """Refuse parts that cannot be called: the command line builds a part only if its annotation says what it is."""
+        for name, part, annotation in (
+            ("network", network, "nn.Module"),
+            ("optimizer", optimizer, "OptimizerCallable (from lightning.pytorch.cli)"),
+            ("schedule", schedule, "Schedule (from firstlight.schedules)"),
+            ("loss", loss, "nn.Module"),
+        ):
+            if part is None and name == "loss":
+                if not self.is_overridden("compute_loss"):
+                    raise UsageError(f"{type(self).__name__} has no loss: give it one, or override compute_loss")
+            elif not callable(part):
+                raise UsageError(
+                    f"{type(self).__name__} was given {name}={part!s:.80}, which cannot be called: annotate the "
+                    f"argument of its __init__ as {name}: {annotation}"
+                )
+
+    def _mode(self, metrics: Mapping[str, Metric]) -> Literal["min", "max"]:
+        is_better_higher: dict[str, bool | None] = {"val/loss": False}
+        is_better_higher |= {f"val/{name}": metric.higher_is_better for name, metric in metrics.items()}
+        if self.monitor not in is_better_higher:
+            # A term of the loss: its name is checked when the loss is first computed.
+            if self._has_library_loss() and not self.is_overridden("validation_step"):
+                self.check_monitor(is_better_higher)
+            return "min"
+        if is_better_higher[self.monitor] is None:
             raise UsageError(f"monitor={self.monitor} has no best value: neither more nor less of it is better")
-        return "max" if better else "min"
+        return "max" if is_better_higher[self.monitor] else "min"
+
+
+def _is_library(part: Any) -> bool:
+    return part.__module__.partition(".")[0] in ("firstlight", "torch")

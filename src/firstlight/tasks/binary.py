@@ -1,4 +1,4 @@
-"""Each label of a sample is given or not: one for binary classification, several for multi-label classification."""
+"""Binary and multi-label classification: each label of a sample is 0 or 1."""
 
 from typing import Any
 
@@ -15,44 +15,53 @@ from torchmetrics.classification import (
 )
 
 from firstlight.errors import UsageError
-from firstlight.metrics.split_metrics import SplitMetrics
 from firstlight.schedules import Schedule
-from firstlight.tasks.elementwise import Elementwise
+from firstlight.tasks.base import Task
+from firstlight.tasks.checks import check_elementwise_outputs, check_elementwise_targets, check_same_shape
 
 __all__ = ["BinaryClassification", "MultilabelClassification"]
 
 
-class _Labelling(Elementwise):
-    """Logits `(B, width)` against float32 targets that are 0 or 1."""
+class _ZeroOne(Task):
+    """Logits `(B, width)` against float32 targets that are 0 or 1; what both tasks share."""
 
-    # Ranks of a few batches say little, and a batch may lack one of the two.
+    # Ranks within a few batches say little, and a batch may have only one of the two classes.
     eval_only_metrics = frozenset({"auroc"})
 
-    def check(self, batch: tuple[Tensor, Tensor], targets: Tensor) -> None:
-        """Refuse targets that are neither 0 nor 1, and what does not fit in shape."""
-        super().check(batch, targets)
+    width: int
+
+    def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return the loss of logits; targets must have exactly their shape."""
+        check_same_shape(type(self).__name__, outputs, targets)
+        loss: Tensor | dict[str, Tensor] = self.loss(outputs, targets)
+        return loss
+
+    def metric_inputs(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return probabilities and targets."""
+        # torchmetrics would guess from the values of logits whether they are probabilities. float64 keeps the order of
+        # large logits, whose probabilities are equal in float32.
+        return outputs.double().sigmoid(), targets.int()
+
+    def check_targets(self, targets: Tensor) -> None:
+        """Refuse targets that are not float32 `(N, width)`, or not 0 or 1."""
+        check_elementwise_targets(type(self).__name__, targets, self.width)
         wrong = targets[(targets != 0) & (targets != 1)]
         if len(wrong):
             raise UsageError(
-                f"{type(self).__name__} learns from targets that are 0 or 1, but {len(wrong)} of {targets.numel()} are "
-                f"not: the first is {wrong[0]}"
+                f"{type(self).__name__} needs targets that are 0 or 1, but {len(wrong)} of {targets.numel()} are not: "
+                f"the first is {wrong[0]}"
             )
 
-    def compute_loss(self, outputs: Tensor, targets: Tensor, split_metrics: SplitMetrics) -> Tensor:
-        """Return the loss of logits, and remember probabilities for the metrics."""
-        self.refuse_other_shape(outputs, targets)
-        loss: Tensor = self.loss(outputs, targets)
-        # Given logits, torchmetrics would guess from their values whether they are probabilities. Of large logits
-        # float32 has but one probability, and no order.
-        split_metrics.update(loss, outputs.double().sigmoid(), targets.int())
-        return loss
+    def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuse outputs without one logit per label."""
+        check_elementwise_outputs(type(self).__name__, type(self.network).__name__, outputs, self.width)
 
 
-class BinaryClassification(_Labelling):
+class BinaryClassification(_ZeroOne):
     """Logits `(B, 1)` of the second of two classes against float32 targets `(B, 1)` that are 0 or 1.
 
-    Metrics, each in [0, 1]: `accuracy` and `f1` at a probability of one half, and `auroc`, the last one for `val/*` and
-    `test/*` only. `f1` and `auroc` are those of the class 1.
+    Metrics, each in [0, 1]: `accuracy` and `f1` at a probability of 0.5, and `auroc`, for `val/*` and `test/*` only.
+    `f1` and `auroc` are those of class 1.
 
     Args:
         network: Maps inputs to logits.
@@ -73,13 +82,13 @@ class BinaryClassification(_Labelling):
             "auroc": BinaryAUROC(validate_args=False),
             "f1": BinaryF1Score(validate_args=False),
         }
-        super().__init__(network, loss, optimizer, schedule, metrics, **options)
+        super().__init__(network, optimizer, schedule, loss, metrics, **options)
         self.width = 1
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return `prediction` `(B,)`, `probabilities` `(B, 2)` and `target` `(B,)`."""
         inputs, targets = batch
-        probability = self(inputs).float().sigmoid()
+        probability = self.predict_outputs(inputs).float().sigmoid()
         return {
             "prediction": (probability > 0.5).long().squeeze(1),
             "probabilities": torch.cat([1 - probability, probability], dim=1),
@@ -87,19 +96,19 @@ class BinaryClassification(_Labelling):
         }
 
 
-class MultilabelClassification(_Labelling):
+class MultilabelClassification(_ZeroOne):
     """Logits `(B, labels)` against float32 targets `(B, labels)` that are 0 or 1.
 
-    Metrics, each in [0, 1]: `accuracy`, the share of right decisions of all labels at a probability of one half; `f1`
-    and `auroc`, the means over the labels, the last one for `val/*` and `test/*` only. A label that is
-    given to no sample of a split, or to all, counts there with an `auroc` of 0, and a warning says so.
+    Metrics, each in [0, 1]: `accuracy`, the share of correct decisions over all labels at a probability of 0.5; `f1`
+    and `auroc`, means over the labels, `auroc` for `val/*` and `test/*` only. A label that all samples of a split have,
+    or none, counts with an `auroc` of 0, and a warning says so.
 
     Args:
         network: Maps inputs to logits.
         loss: For example `torch.nn.BCEWithLogitsLoss`, which takes raw logits.
         optimizer: See `Task`.
         schedule: See `Task`.
-        labels: Number of labels, at least 2; one label is a `BinaryClassification`.
+        labels: Number of labels, at least 2; for one label there is `BinaryClassification`.
         **options: See `Task`; `monitor` is `val/loss`, `val/accuracy`, `val/auroc` or `val/f1`.
 
     Raises:
@@ -117,7 +126,7 @@ class MultilabelClassification(_Labelling):
     ) -> None:
         if labels < 2:
             raise UsageError(
-                f"MultilabelClassification was given labels={labels}: there are at least 2; one label is a "
+                f"{type(self).__name__} was given labels={labels}: it must be at least 2; for one label there is "
                 "BinaryClassification"
             )
         metrics = {
@@ -125,11 +134,11 @@ class MultilabelClassification(_Labelling):
             "auroc": MultilabelAUROC(labels, validate_args=False),
             "f1": MultilabelF1Score(labels, validate_args=False),
         }
-        super().__init__(network, loss, optimizer, schedule, metrics, **options)
+        super().__init__(network, optimizer, schedule, loss, metrics, **options)
         self.width = labels
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return `prediction`, `probabilities` and `target`, each `(B, labels)`."""
         inputs, targets = batch
-        probabilities = self(inputs).float().sigmoid()
+        probabilities = self.predict_outputs(inputs).float().sigmoid()
         return {"prediction": (probabilities > 0.5).long(), "probabilities": probabilities, "target": targets.long()}

@@ -1,4 +1,4 @@
-"""Each sample belongs to one of several classes."""
+"""Classification: each sample belongs to one of several classes."""
 
 from typing import Any
 
@@ -7,11 +7,10 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from firstlight.errors import UsageError
-from firstlight.metrics.split_metrics import SplitMetrics
-from firstlight.preflight.probe import described
+from firstlight.errors import UsageError, check_range
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
+from firstlight.tasks.checks import describe
 
 __all__ = ["Classification"]
 
@@ -21,7 +20,8 @@ class Classification(Task):
 
     Args:
         network: Maps inputs to logits.
-        loss: For example `torch.nn.CrossEntropyLoss`, which takes raw logits.
+        loss: For example `torch.nn.CrossEntropyLoss`, which takes raw logits. With class weights it is a mean over the
+            weights of the samples' classes, and so are the logged losses.
         optimizer: See `Task`.
         schedule: See `Task`.
         classes: Number of classes, at least 2.
@@ -40,45 +40,41 @@ class Classification(Task):
         classes: int,
         **options: Any,
     ) -> None:
-        if classes < 2:
-            raise UsageError(f"Classification was given classes={classes}: there are at least 2")
+        check_range(type(self).__name__, "[2, inf)", classes=classes)
         metrics = {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False)}
-        super().__init__(network, loss, optimizer, schedule, metrics, **options)
+        super().__init__(network, optimizer, schedule, loss, metrics, **options)
         self.classes = classes
+        # Known once: asking a module for an attribute at each step is slow.
+        self._has_class_weights = isinstance(loss, nn.CrossEntropyLoss) and loss.weight is not None
 
-    def compute_loss(self, outputs: Tensor, targets: Tensor, split_metrics: SplitMetrics) -> Tensor:
-        """Return the loss; with class weights it is a mean over the weights of the batch, and counts for as much."""
-        criterion = self.loss
-        loss: Tensor = criterion(outputs, targets)
-        weight = criterion.weight if isinstance(criterion, nn.CrossEntropyLoss) else None
-        split_metrics.update(loss, outputs, targets, scored=None if weight is None else weight[targets].sum())
-        return loss
+    def batch_weight(self, targets: Tensor) -> Tensor | int:
+        """Return the sum of the class weights of a batch, if the loss has any, otherwise the number of samples."""
+        return self.loss.weight[targets].sum() if self._has_class_weights else targets.shape[0]
 
-    def check(self, batch: tuple[Tensor, Tensor], targets: Tensor) -> None:
-        """Refuse labels that are no class of this task, and a network without one logit a class."""
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return `prediction` `(B,)`, `probabilities` `(B, classes)` and `target` `(B,)`."""
+        inputs, targets = batch
+        probabilities = self.predict_outputs(inputs).softmax(dim=1)
+        return {"prediction": probabilities.argmax(dim=1), "probabilities": probabilities, "target": targets}
+
+    def check_targets(self, targets: Tensor) -> None:
+        """Refuse labels that are not class indices of this task."""
         if targets.dtype != torch.int64 or targets.ndim != 1:
             raise UsageError(
-                f"{type(self).__name__} was given targets {described(targets)}: they are ({len(targets)},) int64; "
+                f"{type(self).__name__} was given targets {describe(targets)}: they must be ({len(targets)},) int64; "
                 "for zeros and ones there are BinaryClassification and MultilabelClassification"
             )
         wrong = torch.nonzero((targets < 0) | (targets >= self.classes)).flatten()
         if len(wrong):
             raise UsageError(
-                f"{type(self).__name__} has classes={self.classes}, so labels are 0 to {self.classes - 1}, but "
+                f"{type(self).__name__} has classes={self.classes}, so labels must be 0 to {self.classes - 1}, but "
                 f"{len(wrong)} of {len(targets)} are not: the first is {targets[wrong[0]]}"
             )
-        super().check(batch, targets)
 
-    def check_outputs(self, outputs: Tensor, few: Tensor, targets: Tensor) -> None:
-        """Refuse a network that does not give one logit a class."""
-        if outputs.shape != (len(few), self.classes):
+    def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuse outputs without one logit per class."""
+        if outputs.shape[1:] != (self.classes,):
             raise UsageError(
-                f"{type(self).__name__} has classes={self.classes}, but {type(self.network).__name__} gives outputs of "
-                f"shape {tuple(outputs.shape)} for {len(few)} samples: it must give one logit a class"
+                f"{type(self).__name__} has classes={self.classes}, but {type(self.network).__name__} returns outputs "
+                f"of shape {tuple(outputs.shape)} for {len(outputs)} samples: it must return one logit per class"
             )
-
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return `prediction` `(B,)`, `probabilities` `(B, classes)` and `target` `(B,)`."""
-        inputs, targets = batch
-        probabilities = self(inputs).softmax(dim=1)
-        return {"prediction": probabilities.argmax(dim=1), "probabilities": probabilities, "target": targets}

@@ -1,4 +1,4 @@
-"""Samples of one label belong near each other."""
+"""Metric learning: samples of one label should lie near each other."""
 
 from typing import Any
 
@@ -6,38 +6,38 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from firstlight.errors import UsageError
+from firstlight.errors import UsageError, check_range
 from firstlight.metrics.retrieval import RecallAtK
-from firstlight.preflight.probe import described
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
+from firstlight.tasks.checks import describe
 
 __all__ = ["Embedding"]
 
 
 class Embedding(Task):
-    """Embeddings `(B, D)` with labels `(B,)` int64, from which the loss takes pairs or positives inside the batch.
+    """Embeddings `(B, D)` with labels `(B,)` int64, from which the loss forms pairs or positives within a batch.
 
-    Metrics, each in [0, 1], for `val/*` and `test/*` only: `nn_accuracy`, the share of samples whose nearest other
-    sample of the split has their label, and `recall_at_k`, the share of those that find it among the nearest `k`; near
-    is a large cosine.
+    Retrieval metrics, each in [0, 1], for `val/*` and `test/*` only: `recall_at_k`, the share of samples with a sample
+    of their label among the `k` nearest of the split, and `nn_accuracy`, the same for the nearest one. Nearest means
+    the largest cosine similarity.
 
-    `val/loss` is the mean of the batches' losses, weighted by their samples. Since a batch's loss depends on what else
-    is in it, values compare only at the same batch size.
+    `val/loss` is the mean of the batches' losses, weighted by their samples. The loss of a batch depends on the other
+    samples in it, so losses compare only at the same batch size.
 
     Args:
         network: Maps inputs to embeddings.
         loss: For example `firstlight.losses.SupervisedContrastiveLoss`.
         optimizer: See `Task`.
         schedule: See `Task`.
-        k: Neighbours that count for `recall_at_k`, at least 1.
+        k: Retrieved samples for `recall_at_k`, at least 1.
         **options: See `Task`; `monitor` is `val/loss`, `val/nn_accuracy` or `val/recall_at_k`.
 
     Raises:
         UsageError: When `k` is below 1, and as `Task` does.
     """
 
-    # Neighbours are looked for among all samples, which takes time that grows with the square of their number.
+    # They compare each sample with all others, in a time that grows with the square of their number.
     eval_only_metrics = frozenset({"nn_accuracy", "recall_at_k"})
     pairwise_loss = True
 
@@ -50,26 +50,26 @@ class Embedding(Task):
         k: int = 5,
         **options: Any,
     ) -> None:
-        if k < 1:
-            raise UsageError(f"Embedding was given k={k}: at least 1 neighbour counts")
+        check_range(type(self).__name__, "[1, inf)", k=k)
         metrics = {"nn_accuracy": RecallAtK(1), "recall_at_k": RecallAtK(k)}
-        super().__init__(network, loss, optimizer, schedule, metrics, **options)
-
-    def check(self, batch: tuple[Tensor, Tensor], targets: Tensor) -> None:
-        """Refuse labels that are not whole numbers `(N,)`, and a network that gives no embeddings."""
-        if targets.dtype != torch.int64 or targets.ndim != 1:
-            raise UsageError(f"Embedding was given labels {described(targets)}: they are ({len(targets)},) int64")
-        super().check(batch, targets)
-
-    def check_outputs(self, outputs: Tensor, few: Tensor, targets: Tensor) -> None:
-        """Refuse a network that gives no embeddings."""
-        if outputs.ndim != 2:
-            raise UsageError(
-                f"{type(self.network).__name__} gives outputs of shape {tuple(outputs.shape)}: Embedding needs "
-                "embeddings (B, D)"
-            )
+        super().__init__(network, optimizer, schedule, loss, metrics, **options)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return `embedding` `(B, D)` and `target` `(B,)`."""
         inputs, targets = batch
-        return {"embedding": self(inputs), "target": targets}
+        return {"embedding": self.predict_outputs(inputs), "target": targets}
+
+    def check_targets(self, targets: Tensor) -> None:
+        """Refuse labels that are not `(N,)` int64."""
+        if targets.dtype != torch.int64 or targets.ndim != 1:
+            raise UsageError(
+                f"{type(self).__name__} was given labels {describe(targets)}: they must be ({len(targets)},) int64"
+            )
+
+    def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuse outputs that are not `(B, D)`."""
+        if outputs.ndim != 2:
+            raise UsageError(
+                f"{type(self.network).__name__} returns outputs of shape {tuple(outputs.shape)}: {type(self).__name__} "
+                "needs embeddings (B, D)"
+            )

@@ -1,4 +1,4 @@
-"""Each sample has one number, or several."""
+"""Regression: each sample has one or several numbers as targets."""
 
 from typing import Any
 
@@ -9,38 +9,38 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score
 
-from firstlight.errors import UsageError
-from firstlight.metrics.split_metrics import SplitMetrics
+from firstlight.errors import UsageError, check_range
 from firstlight.schedules import Schedule
-from firstlight.tasks.elementwise import Elementwise
+from firstlight.tasks.base import Task
+from firstlight.tasks.checks import check_elementwise_outputs, check_elementwise_targets, check_same_shape
 
 __all__ = ["Regression"]
 
 
-class Regression(Elementwise):
+class Regression(Task):
     """Outputs `(B, outputs)` against float32 targets `(B, outputs)` in the user's units.
 
-    The network learns standardised targets, so the loss is one of numbers near 1 whatever the units are: their mean and
-    standard deviation over the training data set are taken before the first step, and travel in the checkpoint as
-    `target_mean` and `target_std`. A run that goes on keeps those of its checkpoint. A constant target is divided by 1.
+    The network is trained on standardised targets, so losses are near 1 in any unit. The mean and standard deviation
+    of the training targets are computed before the first step and saved in the checkpoint as `target_mean` and
+    `target_std`; a resumed run keeps them. A constant target is divided by 1.
 
     Metrics and predictions are in the user's units: `mae`, `rmse` and `r2`, the last one for `val/*` and `test/*` only.
-    With several outputs `mae` and `rmse` are taken over all of them as one, and `r2` is the mean of theirs.
+    With several outputs, `mae` and `rmse` are over all of them together, and `r2` is the mean over the outputs.
 
     Args:
         network: Maps inputs to standardised targets.
         loss: For example `torch.nn.MSELoss` or `torch.nn.HuberLoss`, of standardised numbers.
         optimizer: See `Task`.
         schedule: See `Task`.
-        outputs: Targets of a sample, at least 1.
+        outputs: Targets per sample, at least 1.
         **options: See `Task`; `monitor` is `val/loss`, `val/mae`, `val/rmse` or `val/r2`.
 
     Raises:
-        UsageError: When `outputs` is below 1, when targets are not of the outputs' shape, when the training batches
-            come from no data set that can be read twice, and as `Task` does.
+        UsageError: When `outputs` is below 1, when targets are not of the outputs' shape, when the training data set
+            cannot be read twice, and as `Task` does.
     """
 
-    # It compares with the mean of what it sees, and needs two samples.
+    # It compares with the mean of its samples, and needs two of them.
     eval_only_metrics = frozenset({"r2"})
 
     target_mean: Tensor
@@ -55,48 +55,57 @@ class Regression(Elementwise):
         outputs: int = 1,
         **options: Any,
     ) -> None:
-        if outputs < 1:
-            raise UsageError(f"Regression was given outputs={outputs}: there is at least 1")
+        check_range(type(self).__name__, "[1, inf)", outputs=outputs)
         metrics = {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False), "r2": R2Score()}
-        super().__init__(network, loss, optimizer, schedule, metrics, **options)
-        self.width = outputs
+        super().__init__(network, optimizer, schedule, loss, metrics, **options)
+        self.outputs = outputs
         self.register_buffer("target_mean", torch.zeros(outputs))
         self.register_buffer("target_std", torch.ones(outputs))
 
     def on_train_start(self) -> None:
-        """Take mean and standard deviation of the training targets, unless a checkpoint brought them."""
+        """Compute mean and standard deviation of the training targets, unless the run is resumed."""
         super().on_train_start()
         if self.trainer.ckpt_path:
             return
-        # Every process reads the whole data set, so they need not talk to each other.
+        # Every process reads the whole data set, so they need not communicate.
         with isolate_rng():
-            targets = torch.cat([targets for _, targets in _in_order(self.trainer.train_dataloader)]).double()
+            targets = torch.cat([targets for _, targets in _all_batches(self.trainer.train_dataloader)]).double()
         constant = targets.amax(dim=0) == targets.amin(dim=0)
         self.target_mean.copy_(targets.mean(dim=0))
         self.target_std.copy_(targets.std(dim=0, correction=0).masked_fill(constant, 1))
 
-    def compute_loss(self, outputs: Tensor, targets: Tensor, split_metrics: SplitMetrics) -> Tensor:
-        """Return the loss against standardised targets, and remember the metrics' numbers in the user's units."""
-        self.refuse_other_shape(outputs, targets)
-        centred = targets - self.target_mean
-        loss: Tensor = self.loss(outputs, centred / self.target_std)
-        # Moved by the mean, which no metric sees: the squares of large numbers would drown small differences.
-        split_metrics.update(loss, outputs * self.target_std, centred)
+    def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | dict[str, Tensor]:
+        """Return the loss against standardised targets, which must have exactly the outputs' shape."""
+        check_same_shape(type(self).__name__, outputs, targets)
+        loss: Tensor | dict[str, Tensor] = self.loss(outputs, (targets - self.target_mean) / self.target_std)
         return loss
 
+    def metric_inputs(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return predictions and targets in the user's units, both minus the target mean."""
+        # No metric depends on the mean, and squares of large numbers would round small differences away.
+        return outputs * self.target_std, targets - self.target_mean
+
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return `prediction` and `target`, each `(B,)`, or `(B, outputs)` where there are several."""
+        """Return `prediction` and `target`, each `(B,)`, or `(B, outputs)` if there are several."""
         inputs, targets = batch
-        predictions = self(inputs) * self.target_std + self.target_mean
+        predictions = self.predict_outputs(inputs) * self.target_std + self.target_mean
         return {"prediction": predictions.squeeze(1), "target": targets.squeeze(1)}
 
+    def check_targets(self, targets: Tensor) -> None:
+        """Refuse targets that are not float32 `(N, outputs)`."""
+        check_elementwise_targets(type(self).__name__, targets, self.outputs)
 
-def _in_order(loader: Any) -> DataLoader[Any]:
-    """Return the batches of a loader's whole data set, in the order of the data set."""
+    def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
+        """Refuse outputs that are not one for each target."""
+        check_elementwise_outputs(type(self).__name__, type(self.network).__name__, outputs, self.outputs)
+
+
+def _all_batches(loader: Any) -> DataLoader[Any]:
+    """Return a loader of all samples of a loader's data set, in their order."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         raise UsageError(
-            f"Regression takes the mean of the training targets, but cannot read {type(loader).__name__} twice: "
-            "it needs a DataLoader of a data set with a length"
+            f"Regression computes the mean of the training targets, but cannot read {type(loader).__name__} twice: it "
+            "needs a DataLoader of a data set with a length"
         )
-    # A loader with a sampler of batches has no batch size.
+    # A loader with a batch sampler has no batch size.
     return DataLoader(loader.dataset, batch_size=loader.batch_size or 1024, collate_fn=loader.collate_fn)

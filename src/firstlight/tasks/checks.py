@@ -1,0 +1,59 @@
+"""Checks of targets and outputs that several tasks share."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firstlight.errors import UsageError
+
+__all__ = ["check_elementwise_outputs", "check_elementwise_targets", "check_same_shape", "describe"]
+
+
+def describe(value: Any) -> str:
+    """Return shape and type of a tensor, or what a network returned instead of one.
+
+    >>> describe(torch.zeros(3, 2))
+    '(3, 2) float32'
+    >>> describe((torch.zeros(3, 2), torch.zeros(3)))
+    'a tuple of (3, 2) float32, (3,) float32'
+    >>> describe({"mean": torch.zeros(3)})
+    'a dict of mean (3,) float32'
+    """
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {', '.join(map(describe, value))}"
+    if isinstance(value, dict):
+        return f"a dict of {', '.join(f'{name} {describe(each)}' for name, each in value.items())}"
+    return f"{value!r:.60}" if value is None else f"a {type(value).__name__}"
+
+
+def check_elementwise_targets(owner: str, targets: Tensor, width: int) -> None:
+    """Refuse targets of a split that are not float32 `(N, width)`."""
+    if targets.dtype != torch.float32 or targets.shape[1:] != (width,):
+        raise UsageError(
+            f"{owner} was given targets {describe(targets)}: they must be ({len(targets)}, {width}) float32"
+        )
+
+
+def check_elementwise_outputs(owner: str, network: str, outputs: Tensor, width: int) -> None:
+    """Refuse outputs that are not `(B, width)`: one for each target."""
+    if outputs.shape[1:] != (width,):
+        raise UsageError(
+            f"{owner} has {width} target{'s' * (width != 1)} a sample, but {network} returns outputs of shape "
+            f"{tuple(outputs.shape)} for {len(outputs)} samples: it must return one output a target"
+        )
+
+
+def check_same_shape(owner: str, outputs: Tensor, targets: Tensor) -> None:
+    """Refuse targets of a batch that are not of the outputs' shape, or not floating point.
+
+    Targets `(B,)` would broadcast against outputs `(B, 1)` to `(B, B)`, which gives a wrong loss and only a warning.
+    """
+    # Any floating point: a trainer of another precision converts the targets.
+    if outputs.shape != targets.shape or not targets.is_floating_point():
+        raise UsageError(
+            f"{owner} was given targets {describe(targets)} for outputs {describe(outputs)}: they must be float32 of "
+            "exactly the outputs' shape"
+        )

@@ -1,0 +1,72 @@
+"""When `train/*` is logged, also over an interruption of the run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from firstlight.distributed.gather import all_gather_objects
+from firstlight.metrics.split_metrics import SplitMetrics
+
+__all__ = ["TrainLog"]
+
+
+class TrainLog:
+    """Computes `train/*` after every `log_every_n_steps` optimiser steps.
+
+    A checkpoint holds the batches of each process that are not logged yet, so that a resumed run logs the same values
+    as an uninterrupted one.
+
+    Args:
+        metrics: Metrics of the training batches.
+    """
+
+    def __init__(self, metrics: SplitMetrics) -> None:
+        self.metrics = metrics
+        self._logged_step = 0
+        self._saved: Mapping[str, Any] = {}
+
+    def start(self, trainer: Trainer, device: torch.device) -> None:
+        """Forget all batches, or restore those of the checkpoint and log what was due when it was saved."""
+        saved, self._saved = self._saved, {}
+        self._logged_step = trainer.global_step
+        self.metrics.reset()
+        if not trainer.ckpt_path or not saved or len(saved["batches"]) != trainer.world_size:
+            return
+        trainer.callback_metrics.update(saved["callback_metrics"])
+        if not all(saved["batches"]):  # All processes compute together, so all restore or none.
+            return
+        self._logged_step = saved["logged_step"]
+        self.metrics.load_state_dict(saved["batches"][trainer.global_rank], device)
+        # Callbacks save a step before it is logged, except for the last step of an epoch.
+        if values := self.compute_if_due(trainer):
+            trainer.callback_metrics.update(values)
+            numbers = {name: float(value) for name, value in values.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics({**numbers, "epoch": saved["epoch"]}, step=trainer.global_step - 1)
+
+    def compute_if_due(self, trainer: Trainer) -> dict[str, Tensor]:
+        """Return `train/*` of the batches since the last call that returned some, if it is time to log."""
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
+        if not every or step <= self._logged_step or step % every:
+            return {}
+        self._logged_step = step
+        return self.metrics.compute()
+
+    def state_dict(self, trainer: Trainer) -> dict[str, Any]:
+        """Return what is not logged yet on each process; all processes call this together."""
+        if not trainer.log_every_n_steps:  # type: ignore[attr-defined]  # set outside the class
+            return {}
+        metrics = trainer.callback_metrics
+        return {
+            "logged_step": self._logged_step,
+            "epoch": trainer.current_epoch,
+            "callback_metrics": {name: value for name, value in metrics.items() if name.startswith("train/")},
+            "batches": all_gather_objects(trainer, self.metrics.state_dict()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Keep the state until `start`."""
+        self._saved = state
