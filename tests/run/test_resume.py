@@ -20,7 +20,7 @@ def test_a_run_goes_on_where_it_ended_and_moves_once_to_the_new_horizon(tmp_path
     done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=3", cwd=tmp_path)
     assert newest(tmp_path) == run
     assert (run / "metrics.csv").read_bytes().startswith(before)
-    assert "planned with 80 optimiser steps and now has 120: at step 80" in done.stderr
+    assert "the plan changes from 80 to 120 optimiser steps: at step 80" in done.stderr
     rates = [value for _, value in logged(run, "lr")]
     first, then = WarmupCosine(), WarmupCosine(warmup_steps=4)
     expected = [first(step, 80) for step in range(80)] + [then(step, 120) for step in range(80, 120)]
