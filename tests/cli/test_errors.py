@@ -78,7 +78,7 @@ CASES = {
     "no training batches": (["--trainer.limit_train_batches=0"], r"trainer\.limit_train_batches=0 trains nothing"),
     "a sum for a loss": (
         ["--model.loss.init_args.reduction=sum"],
-        r"CrossEntropyLoss gives \S+ for some samples and \S+ for them twice: it is no mean",
+        r"CrossEntropyLoss returns the loss \S+ for some samples and \S+ for the same samples twice: it must be a mean",
     ),
     "a folder as a file": (["--config=."], r"config: \S+ is no file$"),
     "a negative learning rate": (["--model.optimizer.lr=-1"], r"optimizer: Invalid learning rate: -1\.0"),
@@ -88,7 +88,7 @@ CASES = {
     ),
     "a loss that is no number": (
         ["--model.loss.init_args.reduction=none"],
-        r"CrossEntropyLoss gives \(3,\) float32: a loss is one number",
+        r"CrossEntropyLoss returns \(3,\) float32: it must return the mean loss",
     ),
     "no epochs": (["--trainer.max_epochs=0"], r"trainer\.max_epochs=0 trains nothing"),
     "no steps": (["--trainer.max_steps=0"], r"trainer\.max_steps=0 trains nothing"),
@@ -109,9 +109,9 @@ CASES = {
     ),
     "a class of another kind": (["--model.network=torch.optim.Adam"], r"torch\.optim\.Adam.*not.*subclass of Module"),
     "a file that is not there": (["--config=digits_mpl.yaml"], r"there is no file .*digits_mpl\.yaml"),
-    "a monitor that no metric has": (["--model.monitor=val/acc"], r"monitor=val/acc is no metric.*mean val/accuracy"),
-    "labels outside the classes": (["--model.classes=5"], r"classes=5, so labels are 0 to 4, but 628 of 1257 are not"),
-    "a network with too few logits": (["--model.network.out_features=9"], r"classes=10, but MLP gives .*\(3, 9\)"),
+    "a monitor that no metric has": (["--model.monitor=val/acc"], r"unknown monitor=val/acc; .*mean val/accuracy"),
+    "labels outside the classes": (["--model.classes=5"], r"classes=5, so labels must be 0 to 4, but 628 of 1257"),
+    "a network with too few logits": (["--model.network.out_features=9"], r"classes=10, but MLP returns .*\(3, 9\)"),
     "a network for other inputs": (
         ["--model.network=firstlight.networks.SimpleNet"],
         r"SimpleNet cannot take .*\(1, 8, 8\)",

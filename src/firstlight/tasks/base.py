@@ -239,16 +239,17 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
 
     def check_structure(self, outputs: Any) -> None:
         """Raise a UsageError if outputs that are no tensor reach a method that takes only tensors."""
-        override = None
-        if self._has_library_loss() or (not self.is_overridden("compute_loss") and not self._passes_outputs_to_loss()):
-            override = "compute_loss"
-        elif self.val_metrics.has_metrics and not self.is_overridden("metric_inputs"):
-            override = "metric_inputs"
-        if override:
-            raise UsageError(
-                f"{type(self.network).__name__} returned {describe(outputs)}, but {type(self).__name__}.{override} "
-                f"expects a tensor: return a tensor, or override {override}"
-            )
+        passes_on = type(self).compute_loss is Task.compute_loss and not _is_library(type(self.loss))
+        takes_tensors = {
+            "compute_loss": not self.is_overridden("compute_loss") and not passes_on,
+            "metric_inputs": not self.is_overridden("metric_inputs") and self.val_metrics.has_metrics,
+        }
+        for method, is_true in takes_tensors.items():
+            if is_true:
+                raise UsageError(
+                    f"{type(self.network).__name__} returned {describe(outputs)}, but {type(self).__name__}.{method} "
+                    f"expects a tensor: return a tensor, or override {method}"
+                )
 
     def check_monitor(self, logged: Collection[str]) -> None:
         """Raise a UsageError if `monitor` is not among the names that are logged."""
@@ -261,13 +262,6 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
     def is_overridden(self, method: str) -> bool:
         """Return whether a subclass outside firstlight overrides a method."""
         return not _is_library(getattr(type(self), method))
-
-    def _has_library_loss(self) -> bool:
-        """Return whether the loss is known to take a tensor and to return one."""
-        return not self.is_overridden("compute_loss") and _is_library(type(self.loss))
-
-    def _passes_outputs_to_loss(self) -> bool:
-        return type(self).compute_loss is Task.compute_loss
 
     def _check_parts(self, network: object, optimizer: object, schedule: object, loss: object) -> None:
         """Refuse parts that cannot be called: the command line builds a part only if its annotation says what it is."""
@@ -290,8 +284,9 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         is_better_higher: dict[str, bool | None] = {"val/loss": False}
         is_better_higher |= {f"val/{name}": metric.higher_is_better for name, metric in metrics.items()}
         if self.monitor not in is_better_higher:
-            # A term of the loss: its name is checked when the loss is first computed.
-            if self._has_library_loss() and not self.is_overridden("validation_step"):
+            # It may be a term of the loss, whose names are known when the loss is first computed.
+            is_own = self.is_overridden("compute_loss") or self.is_overridden("validation_step")
+            if _is_library(type(self.loss)) and not is_own:
                 self.check_monitor(is_better_higher)
             return "min"
         if is_better_higher[self.monitor] is None:
