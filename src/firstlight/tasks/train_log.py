@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from firstlight.distributed.gather import all_gather_objects
+from firstlight.distributed import all_gather_objects
 from firstlight.metrics.split_metrics import SplitMetrics
 
 __all__ = ["TrainLog"]
