@@ -18,7 +18,11 @@ from firstlight.losses import (
 )
 
 LOSSES = [loss for name in firstlight.losses.__all__ if inspect.isclass(loss := getattr(firstlight.losses, name))]
-BATCHES = {"many of a label": [0, 1, 2, 0, 1, 2, 0, 0, 1], "some alone": [0, 1, 2, 3, 0, 1], "one pair": [0, 0, 1]}
+BATCHES = {
+    "several samples per label": [0, 1, 2, 0, 1, 2, 0, 0, 1],
+    "some labels once": [0, 1, 2, 3, 0, 1],
+    "one pair": [0, 0, 1],
+}
 
 every_loss = pytest.mark.parametrize("loss", LOSSES)
 every_batch = pytest.mark.parametrize("labels", BATCHES.values(), ids=BATCHES)
@@ -35,7 +39,7 @@ def value_and_gradient(loss, embeddings, labels):
 
 
 class HalfSquares(MeanReducer):
-    """Make the paper's pairs of the reference's, which costs each pair by the distance itself."""
+    """Turn the distance `d` that the reference charges for a pair into the paper's `d**2 / 2`."""
 
     def element_reduction(self, losses, *args):
         return super().element_reduction(losses.square() / 2, *args)
@@ -43,7 +47,7 @@ class HalfSquares(MeanReducer):
 
 @every_batch
 @pytest.mark.parametrize("margin", [0.5, 1.0, 3.0])
-def test_contrastive_loss_equals_the_reference_in_value_and_gradient(labels, margin):
+def test_contrastive_loss_equals_the_reference(labels, margin):
     embeddings = embeddings_of(labels)
     theirs = reference.ContrastiveLoss(
         neg_margin=margin, distance=LpDistance(normalize_embeddings=False), reducer=HalfSquares()
@@ -55,7 +59,7 @@ def test_contrastive_loss_equals_the_reference_in_value_and_gradient(labels, mar
 
 @every_batch
 @pytest.mark.parametrize("temperature", [0.07, 0.5, 2.0])
-def test_supervised_contrastive_loss_equals_the_reference_in_value_and_gradient(labels, temperature):
+def test_supervised_contrastive_loss_equals_the_reference(labels, temperature):
     embeddings = embeddings_of(labels)
     ours, theirs = SupervisedContrastiveLoss(temperature), reference.SupConLoss(temperature)
     torch.testing.assert_close(
@@ -63,8 +67,8 @@ def test_supervised_contrastive_loss_equals_the_reference_in_value_and_gradient(
     )
 
 
-def test_contrastive_loss_computes_equation_4_pair_by_pair():
-    labels, margin = BATCHES["some alone"], 0.9
+def test_contrastive_loss_equals_equation_4_summed_over_pairs():
+    labels, margin = BATCHES["some labels once"], 0.9
     embeddings = embeddings_of(labels).detach()
     equal, unequal = [], []
     for i in range(len(labels)):
@@ -78,8 +82,8 @@ def test_contrastive_loss_computes_equation_4_pair_by_pair():
     assert contrastive_loss(embeddings, torch.tensor(labels), margin).item() == pytest.approx(expected)
 
 
-def test_supervised_contrastive_loss_computes_equation_2_sample_by_sample():
-    labels, temperature = BATCHES["some alone"], 0.3
+def test_supervised_contrastive_loss_equals_equation_2_summed_over_samples():
+    labels, temperature = BATCHES["some labels once"], 0.3
     embeddings = embeddings_of(labels).detach()
     directions = embeddings / embeddings.norm(dim=1, keepdim=True)
     per_sample = []
@@ -95,7 +99,7 @@ def test_supervised_contrastive_loss_computes_equation_2_sample_by_sample():
 
 @every_loss
 @every_batch
-def test_the_gradient_equals_finite_differences(loss, labels):
+def test_gradient_equals_finite_differences(loss, labels):
     function, labels = loss(), torch.tensor(labels)
     assert torch.autograd.gradcheck(lambda embeddings: function(embeddings, labels), embeddings_of(labels))
 
@@ -112,14 +116,14 @@ DEGENERATE = {
 
 @every_loss
 @pytest.mark.parametrize(("embeddings", "labels"), DEGENERATE.values(), ids=DEGENERATE)
-def test_a_degenerate_batch_has_a_finite_loss_and_gradient(loss, embeddings, labels):
+def test_degenerate_batches_have_a_finite_loss_and_gradient(loss, embeddings, labels):
     value, gradient = value_and_gradient(loss(), embeddings.clone().requires_grad_(), labels)
     assert value.isfinite() and value >= 0
     assert gradient.isfinite().all()
 
 
-def test_a_small_temperature_overflows_nothing():
-    labels = BATCHES["some alone"]
+def test_small_temperature_does_not_overflow():
+    labels = BATCHES["some labels once"]
     value, gradient = value_and_gradient(SupervisedContrastiveLoss(1e-3), embeddings_of(labels, torch.float32), labels)
     assert value.isfinite() and gradient.isfinite().all()
     exact, _ = value_and_gradient(
@@ -130,8 +134,8 @@ def test_a_small_temperature_overflows_nothing():
 
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_single_precision(loss, dtype):
-    labels = BATCHES["many of a label"]
+def test_half_precision_inputs_are_computed_in_float32(loss, dtype):
+    labels = BATCHES["several samples per label"]
     halves = embeddings_of(labels).detach().to(dtype).requires_grad_()
     value, gradient = value_and_gradient(loss(), halves, labels)
     expected, wanted = value_and_gradient(loss(), halves.detach().float().requires_grad_(), labels)
@@ -141,8 +145,8 @@ def test_half_precision_is_computed_in_single_precision(loss, dtype):
 
 
 @every_loss
-def test_mixed_precision_changes_no_value(loss):
-    labels = BATCHES["many of a label"]
+def test_autocast_does_not_change_the_loss(loss):
+    labels = BATCHES["several samples per label"]
     embeddings = embeddings_of(labels, torch.float32)
     expected, wanted = value_and_gradient(loss(), embeddings, labels)
     with torch.autocast("cpu", torch.bfloat16):
@@ -152,7 +156,7 @@ def test_mixed_precision_changes_no_value(loss):
 
 
 @every_loss
-def test_the_compiled_loss_equals_the_eager_one(loss):
+def test_compiled_loss_equals_the_eager_one(loss):
     function = loss()
     torch.compiler.reset()
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -163,9 +167,9 @@ def test_the_compiled_loss_equals_the_eager_one(loss):
         )
 
 
-# Eight of a label: seven others share the probability.
+# With eight samples of a label, the seven others share the probability.
 @pytest.mark.parametrize(("loss", "least"), [(ContrastiveLoss, 0), (SupervisedContrastiveLoss, math.log(7))])
-def test_training_comes_close_to_the_least_loss_there_is(loss, least):
+def test_training_comes_close_to_the_minimum_of_the_loss(loss, least):
     labels = torch.arange(4).repeat(8)
     torch.manual_seed(0)
     inputs = nn.functional.one_hot(labels, 4) + 0.1 * torch.randn(32, 4)
@@ -182,15 +186,17 @@ def test_training_comes_close_to_the_least_loss_there_is(loss, least):
 
 @every_loss
 @pytest.mark.parametrize("shapes", [((4, 3), (4, 1)), ((4, 3), (3,)), ((4, 3, 2), (4,)), ((4,), (4,))])
-def test_shapes_that_do_not_fit_are_refused(loss, shapes):
+def test_mismatched_shapes_are_refused(loss, shapes):
     embeddings, labels = (torch.ones(shape) for shape in shapes)
-    with pytest.raises(UsageError, match=r"they are \(B, D\) and \(B,\)"):
+    with pytest.raises(UsageError, match=r"they must be \(B, D\) and \(B,\)"):
         loss()(embeddings, labels)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
-def test_options_out_of_range_are_refused(value):
-    with pytest.raises(UsageError, match=f"margin={value}"):
+def test_options_outside_their_range_are_refused(value):
+    with pytest.raises(UsageError, match=f"ContrastiveLoss was given margin={value}: it must be above 0"):
         ContrastiveLoss(value)
-    with pytest.raises(UsageError, match=f"temperature={value}"):
+    with pytest.raises(
+        UsageError, match=f"SupervisedContrastiveLoss was given temperature={value}: it must be above 0"
+    ):
         SupervisedContrastiveLoss(value)

@@ -9,7 +9,7 @@ from torch import nn
 import firstlight.networks
 from firstlight.networks import MLP, ConvNet
 
-# By class: constructor examples, each with the shape of its inputs and that of its outputs.
+# For each class: arguments of the constructor, shape of the inputs, shape of the outputs.
 EXAMPLES = {
     "MLP": [
         ({"in_features": 12, "hidden": [8, 6], "out_features": 3}, (5, 12), (5, 3)),
@@ -34,7 +34,7 @@ EXAMPLES = {
         ({"in_channels": 3, "out_features": 10, "width": 4}, (5, 3, 32, 32), (5, 10)),
         ({"in_channels": 1, "out_features": 2, "depth": 8, "width": 4}, (5, 1, 7, 9), (5, 2)),
     ],
-    # A module inside another is made anew for each network, as a YAML file makes it.
+    # A nested module is built for each network, as from a YAML file.
     "EmbeddingNet": [
         ({"backbone": partial(MLP, 12, [8], 6), "features": 6, "dimensions": 3}, (5, 12), (5, 3)),
         ({"backbone": partial(ConvNet, 1, [4, 8], 6), "features": 6, "dimensions": 2}, (5, 1, 8, 8), (5, 2)),
@@ -75,12 +75,12 @@ def inputs_of(shape, name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_has_an_example_here(name):
+def test_every_network_has_an_example(name):
     assert EXAMPLES.get(name), f"firstlight.networks.{name} has no row in EXAMPLES of {__file__}: add one"
 
 
 @every_network
-def test_outputs_have_their_documented_shape_and_are_finite(name, options, shape, out_shape):
+def test_outputs_have_the_documented_shape_and_are_finite(name, options, shape, out_shape):
     outputs = build(name, options)(inputs_of(shape, name))
     assert outputs.shape == out_shape
     assert outputs.isfinite().all()
@@ -96,9 +96,9 @@ def test_every_parameter_gets_a_gradient(name, options, shape, out_shape):
 
 
 @every_network
-def test_a_state_dict_gives_another_instance_the_same_outputs(name, options, shape, out_shape):
+def test_state_dict_restores_the_same_outputs(name, options, shape, out_shape):
     network, other = build(name, options, seed=0), build(name, options, seed=1).eval()
-    network(inputs_of(shape, name))  # Moves the statistics of batch normalisation too.
+    network(inputs_of(shape, name))  # Updates the running statistics of batch normalisation.
     network.eval()
     assert not torch.equal(network(inputs_of(shape, name)), other(inputs_of(shape, name)))
     other.load_state_dict(copy.deepcopy(network.state_dict()))
@@ -106,7 +106,7 @@ def test_a_state_dict_gives_another_instance_the_same_outputs(name, options, sha
 
 
 @every_network
-def test_evaluation_is_deterministic_and_treats_each_sample_alone(name, options, shape, out_shape):
+def test_evaluation_is_deterministic_and_independent_of_the_batch(name, options, shape, out_shape):
     network, inputs = build(name, options).eval(), inputs_of(shape, name)
     outputs = network(inputs)
     assert torch.equal(outputs, network(inputs))
@@ -114,7 +114,7 @@ def test_evaluation_is_deterministic_and_treats_each_sample_alone(name, options,
 
 
 @every_network
-def test_the_compiled_network_equals_the_eager_one(name, options, shape, out_shape):
+def test_compiled_network_equals_the_eager_one(name, options, shape, out_shape):
     network = build(name, options).eval()
     torch.compiler.reset()
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
@@ -122,7 +122,7 @@ def test_the_compiled_network_equals_the_eager_one(name, options, shape, out_sha
 
 
 @pytest.mark.parametrize("name", ["MLP", "ConvNet", "ResNet"])
-def test_all_but_the_last_layer_is_a_network_of_its_own(name):
+def test_all_but_the_last_layer_is_a_network(name):
     options, shape, _ = EXAMPLES[name][0]
     network = build(name, options).eval()
     features = network[:-1](inputs_of(shape, name))

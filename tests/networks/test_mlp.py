@@ -21,31 +21,31 @@ def inputs_of(shape):
 
 
 @pytest.mark.parametrize("widths", [(0, [4], 2), (3, [0], 2), (3, [4, -1], 2), (3, [], 0), (3, [4], -2)])
-def test_a_width_below_one_is_refused(widths):
-    with pytest.raises(UsageError, match="at least 1"):
+def test_width_below_one_is_refused(widths):
+    with pytest.raises(UsageError, match="must be at least 1"):
         MLP(*widths)
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, float("nan")])
-def test_a_dropout_that_is_no_probability_is_refused(dropout):
-    with pytest.raises(UsageError, match=f"dropout={dropout}"):
+def test_dropout_outside_its_range_is_refused(dropout):
+    with pytest.raises(UsageError, match=rf"MLP was given dropout={dropout}: it must be in \[0, 1\)"):
         MLP(3, [4], 2, dropout=dropout)
 
 
 @pytest.mark.parametrize("kind", [SimpleNet, RegularizedNet])
-def test_the_net_of_the_fundamentals_has_as_many_parameters_as_its_widths_say(kind):
+def test_fundamentals_networks_have_235146_parameters(kind):
     expected = (784 * 256 + 256) + (256 * 128 + 128) + (128 * 10 + 10)
     assert sum(parameter.numel() for parameter in kind().parameters()) == expected == 235_146
 
 
-def test_an_mlp_without_hidden_layers_is_linear():
+def test_mlp_without_hidden_layers_is_linear():
     network = MLP(6, [], 2)
     inputs = inputs_of((4, 2, 3))
     expected = inputs.reshape(4, 6) @ network.output.weight.T + network.output.bias
     torch.testing.assert_close(network(inputs), expected)
 
 
-def test_the_regularized_net_drops_only_while_it_trains():
+def test_regularized_net_applies_dropout_only_in_training_mode():
     network, simple, inputs = RegularizedNet(), SimpleNet(), inputs_of((2, 784))
     simple.load_state_dict(network.state_dict())
     network.train()
@@ -54,7 +54,7 @@ def test_the_regularized_net_drops_only_while_it_trains():
     assert torch.equal(network(inputs), simple(inputs))
 
 
-def test_the_regularized_net_drops_three_units_of_ten_in_each_hidden_layer():
+def test_regularized_net_drops_30_percent_of_each_hidden_layer():
     torch.manual_seed(0)
     shares = []
     for layer in (RegularizedNet().train().hidden0, RegularizedNet().train().hidden1):
@@ -66,7 +66,7 @@ def test_the_regularized_net_drops_three_units_of_ten_in_each_hidden_layer():
     assert shares == pytest.approx([0.3, 0.3], abs=0.01)
 
 
-def test_batch_norm_centres_each_unit_over_the_batch_and_needs_no_bias_before_it():
+def test_batch_norm_standardises_each_unit_over_the_batch_without_a_bias_before_it():
     layer = MLP(6, [5], 2, norm="batch", activation=nn.Identity).train().hidden0
     outputs = layer(inputs_of((64, 6)) * 10 + 3)
     torch.testing.assert_close(outputs.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
@@ -74,7 +74,7 @@ def test_batch_norm_centres_each_unit_over_the_batch_and_needs_no_bias_before_it
     assert layer[0].bias is None
 
 
-def test_layer_norm_centres_each_sample_over_its_units():
+def test_layer_norm_standardises_each_sample_over_its_units():
     layer = MLP(6, [50], 2, norm="layer", activation=nn.Identity).hidden0
     outputs = layer(inputs_of((4, 6)) * 10 + 3)
     torch.testing.assert_close(outputs.mean(1), torch.zeros(4), atol=1e-5, rtol=0)
@@ -82,7 +82,7 @@ def test_layer_norm_centres_each_sample_over_its_units():
     assert layer[0].bias is not None
 
 
-def test_an_mlp_without_norm_has_no_normalisation_layer_and_no_dropout_layer():
+def test_mlp_has_no_norm_and_no_dropout_layer_by_default():
     kinds = {type(module) for module in MLP(6, [5, 4], 2).modules()}
     assert not kinds & {nn.BatchNorm1d, nn.LayerNorm, nn.Dropout}
 
@@ -96,7 +96,7 @@ def test_an_activation_given_by_class_is_applied_after_every_hidden_layer_and_no
     torch.testing.assert_close(network(inputs), hidden @ network.output.weight.T + network.output.bias)
 
 
-def test_a_residual_mlp_adds_the_input_of_a_hidden_layer_where_the_widths_agree_and_only_there():
+def test_residual_mlp_adds_the_input_only_where_widths_are_equal():
     network, inputs = MLP(6, [6, 5, 5], 2, residual=True), inputs_of((3, 6))
     hidden = inputs
     for layer, adds in ((network.hidden0[0], True), (network.hidden1[0], False), (network.hidden2[0], True)):
@@ -104,17 +104,17 @@ def test_a_residual_mlp_adds_the_input_of_a_hidden_layer_where_the_widths_agree_
     torch.testing.assert_close(network(inputs), hidden @ network.output.weight.T + network.output.bias)
 
 
-def test_the_residual_option_changes_no_key_of_the_state_dict():
+def test_residual_does_not_change_the_keys_of_the_state_dict():
     assert MLP(6, [6, 5], 2).state_dict().keys() == MLP(6, [6, 5], 2, residual=True).state_dict().keys()
 
 
-def test_a_residual_mlp_whose_widths_never_agree_is_refused():
-    with pytest.raises(UsageError, match=r"residual=True.*\[6, 5, 4\].*no two in a row are equal"):
+def test_residual_without_two_equal_neighbouring_widths_is_refused():
+    with pytest.raises(UsageError, match=r"residual=True and widths \[6, 5, 4\]: two neighbours must be equal"):
         MLP(6, [5, 4], 4, residual=True)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_gradient_dies_in_twenty_sigmoid_layers_and_lives_with_residuals_or_batch_norm(seed):
+def test_gradient_vanishes_in_20_sigmoid_layers_but_not_with_residuals_or_batch_norm(seed):
     def ratio(**options):
         torch.manual_seed(seed)
         network = MLP(64, [64] * 20, 10, **options)
@@ -128,14 +128,14 @@ def test_the_gradient_dies_in_twenty_sigmoid_layers_and_lives_with_residuals_or_
     assert ratio(activation=nn.Sigmoid, norm="batch") > 1e-3
 
 
-def test_xavier_draws_uniformly_with_the_variance_of_glorot_and_bengio():
+def test_xavier_is_uniform_with_the_variance_of_glorot_and_bengio():
     torch.manual_seed(0)
     weight = MLP(400, [200], 2, init="xavier").hidden0[0].weight
     assert weight.std().item() == pytest.approx(math.sqrt(2 / (400 + 200)), rel=0.01)
     assert weight.abs().max().item() == pytest.approx(math.sqrt(6 / (400 + 200)), rel=0.001)
 
 
-def test_kaiming_draws_normally_with_the_variance_of_he_et_al():
+def test_kaiming_is_normal_with_the_variance_of_he_et_al():
     torch.manual_seed(0)
     weight = MLP(400, [200], 2, init="kaiming").hidden0[0].weight
     assert weight.std().item() == pytest.approx(math.sqrt(2 / 400), rel=0.01)
@@ -144,14 +144,14 @@ def test_kaiming_draws_normally_with_the_variance_of_he_et_al():
 
 
 @pytest.mark.parametrize("activation", FORMULAS)
-def test_kaiming_keeps_the_variance_from_layer_to_layer_for_any_activation(activation):
+def test_kaiming_preserves_the_variance_for_every_activation(activation):
     torch.manual_seed(0)
     layer = MLP(1000, [1000], 2, activation=activation, init="kaiming").hidden0[0]
     assert layer(FORMULAS[activation](torch.randn(200, 1000))).square().mean().item() == pytest.approx(1, rel=0.03)
 
 
 @pytest.mark.parametrize("init", ["kaiming", "xavier"])
-def test_an_initialisation_by_name_draws_every_layer_and_sets_its_bias_to_zero(init):
+def test_init_scheme_applies_to_every_layer_and_zeroes_the_biases(init):
     torch.manual_seed(0)
     network = MLP(300, [300, 300], 300, init=init)
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
@@ -160,7 +160,7 @@ def test_an_initialisation_by_name_draws_every_layer_and_sets_its_bias_to_zero(i
     assert not any(layer.bias.any() for layer in linear)
 
 
-def test_the_default_initialisation_is_that_of_torch():
+def test_default_initialisation_is_that_of_torch():
     torch.manual_seed(0)
     expected = [nn.Linear(6, 5), nn.Linear(5, 2)]
     torch.manual_seed(0)
@@ -173,11 +173,14 @@ def test_the_default_initialisation_is_that_of_torch():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"init": "xaver"}, "init=xaver is none of default, kaiming, xavier; did you mean xavier?"),
-        ({"norm": "group"}, "MLP was given norm=group: it is batch, layer or None"),
+        (
+            {"init": "xaver"},
+            "MLP was given init=xaver: it must be one of default, kaiming, xavier; did you mean xavier?",
+        ),
+        ({"norm": "group"}, "MLP was given norm=group: it must be one of batch, layer, None"),
     ],
 )
-def test_a_name_that_is_unknown_is_refused(options, message):
+def test_unknown_option_names_are_refused(options, message):
     with pytest.raises(UsageError) as error:
         MLP(6, [5], 2, **options)
     assert str(error.value) == message

@@ -14,18 +14,18 @@ def inputs_of(shape):
 
 
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
-def test_a_resnet_has_as_many_parameters_as_the_paper_says(depth, millions):
+def test_resnet_has_the_number_of_parameters_of_the_paper(depth, millions):
     parameters = sum(parameter.numel() for parameter in ResNet(3, 10, depth).parameters())
     assert parameters / 1e6 == pytest.approx(millions, abs=0.05 if depth == 110 else 0.005)
 
 
 @pytest.mark.parametrize("depth", [8, 20])
-def test_a_resnet_has_as_many_layers_with_weights_as_its_depth_says_and_is_20_deep_by_default(depth):
+def test_depth_is_the_number_of_layers_with_weights_and_20_by_default(depth):
     network = ResNet(3, 10) if depth == 20 else ResNet(3, 10, depth)
     assert sum(isinstance(module, nn.Conv2d | nn.Linear) for module in network.modules()) == depth
 
 
-def test_each_stage_has_twice_the_channels_and_half_the_pixels():
+def test_each_stage_doubles_the_channels_and_halves_height_and_width():
     network, hidden = ResNet(3, 10, width=4), inputs_of((2, 3, 32, 32))
     shapes = []
     for layer in (network.stem, network.stage0, network.stage1, network.stage2):
@@ -35,24 +35,24 @@ def test_each_stage_has_twice_the_channels_and_half_the_pixels():
 
 
 @pytest.mark.parametrize(("stage", "shape"), [(0, (3, 4, 6, 6)), (1, (3, 4, 6, 6))])
-def test_a_residual_block_computes_what_its_formula_says(stage, shape):
+def test_residual_block_equals_its_formula(stage, shape):
     block, inputs = ResNet(1, 2, depth=8, width=4).train().get_submodule(f"stage{stage}.0"), inputs_of(shape)
     stride = 1 + stage
     first, second = block.first.convolution.weight, block.second.convolution.weight
     hidden = batch_norm(conv2d(inputs, first, padding=1, stride=stride), None, None, training=True).relu()
     hidden = batch_norm(conv2d(hidden, second, padding=1), None, None, training=True)
-    # Option A: the identity on every other pixel, and zeros in the new channels.
+    # Option A: identity on every other pixel, zeros in the new channels.
     hidden[:, :4] += inputs if stage == 0 else inputs[:, :, ::2, ::2]
     torch.testing.assert_close(block(inputs), hidden.relu())
 
 
-def test_a_resnet_ends_with_the_mean_over_the_pixels_and_a_linear_layer():
+def test_resnet_ends_with_global_average_pooling_and_a_linear_layer():
     network, inputs = ResNet(1, 3, depth=8, width=4).eval(), inputs_of((2, 1, 9, 7))
     hidden = network.stage2(network.stage1(network.stage0(network.stem(inputs))))
     torch.testing.assert_close(network(inputs), hidden.mean((2, 3)) @ network.output.weight.T + network.output.bias)
 
 
-def test_a_resnet_starts_with_the_variance_of_he_et_al():
+def test_initial_weights_have_the_variance_of_he_et_al():
     torch.manual_seed(0)
     network = ResNet(3, 10, width=32)
     weight = network.stage2[1].first.convolution.weight
@@ -61,12 +61,12 @@ def test_a_resnet_starts_with_the_variance_of_he_et_al():
 
 
 @pytest.mark.parametrize("depth", [-4, 2, 7, 18, 21])
-def test_a_depth_that_is_not_6n_and_2_is_refused(depth):
-    with pytest.raises(UsageError, match=f"depth={depth}: it is 6"):
+def test_depth_other_than_6n_plus_2_is_refused(depth):
+    with pytest.raises(UsageError, match=f"depth={depth}: it must be 6"):
         ResNet(3, 10, depth)
 
 
 @pytest.mark.parametrize("size", ["in_channels", "out_features", "width"])
-def test_a_size_below_one_is_refused(size):
-    with pytest.raises(UsageError, match=f"ResNet was given {size}=0: it is at least 1"):
+def test_size_below_one_is_refused(size):
+    with pytest.raises(UsageError, match=f"ResNet was given {size}=0: it must be at least 1"):
         ResNet(**{"in_channels": 3, "out_features": 10, size: 0})

@@ -26,7 +26,7 @@ def language_model(**options):
 
 
 def spread(network):
-    """Weights wide enough that every position makes a difference well above rounding."""
+    """Draw weights so large that every position changes the outputs by more than rounding."""
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.4)
     return network
@@ -39,7 +39,7 @@ def padded(sequences, before=0, length=12):
 
 @both_norms
 @pytest.mark.parametrize("before", [0, 3])
-def test_a_padded_batch_is_classified_as_each_sequence_by_itself(norm, before):
+def test_padding_does_not_change_classifier_outputs(norm, before):
     network = classifier(norm=norm)
     alone = torch.cat([network(torch.tensor([sequence])) for sequence in SEQUENCES])
     torch.testing.assert_close(network(padded(SEQUENCES, before)), alone)
@@ -47,7 +47,7 @@ def test_a_padded_batch_is_classified_as_each_sequence_by_itself(norm, before):
 
 @both_norms
 @pytest.mark.parametrize("before", [0, 3])
-def test_a_padded_batch_is_continued_as_each_sequence_by_itself(norm, before):
+def test_padding_does_not_change_language_model_outputs(norm, before):
     network = language_model(norm=norm)
     outputs = network(padded(SEQUENCES, before))
     for row, sequence in zip(outputs, SEQUENCES, strict=True):
@@ -57,7 +57,7 @@ def test_a_padded_batch_is_continued_as_each_sequence_by_itself(norm, before):
 
 @both_norms
 @pytest.mark.parametrize("network", [classifier, language_model])
-def test_a_row_of_padding_alone_gives_finite_outputs_and_gradients(network, norm):
+def test_row_of_only_padding_gives_finite_outputs_and_gradients(network, norm):
     network = network(norm=norm)
     outputs = network(torch.tensor([[0, 0, 0], [1, 2, 3]]))
     outputs.square().sum().backward()
@@ -66,7 +66,7 @@ def test_a_row_of_padding_alone_gives_finite_outputs_and_gradients(network, norm
 
 
 def gradients(network, outputs_of):
-    """Norm of the gradient of the outputs that are asked for, with regard to the embedding of each position."""
+    """Return for each position the norm of the gradient of the selected outputs with respect to its embedding."""
     seen = {}
 
     def keep(module, inputs, outputs):
@@ -81,24 +81,24 @@ def gradients(network, outputs_of):
 
 @both_norms
 @pytest.mark.parametrize("position", range(6))
-def test_no_position_of_a_language_model_sees_its_future_and_each_sees_its_past(norm, position):
+def test_language_model_attends_to_the_past_and_never_to_the_future(norm, position):
     found = gradients(language_model(norm=norm), lambda outputs: outputs[0, position].square())
     assert (found[: position + 1] > 1e-6).all()
     assert (found[position + 1 :] == 0).all()
 
 
-def test_a_classifier_sees_every_position():
+def test_classifier_attends_to_every_position():
     assert (gradients(classifier(), lambda outputs: outputs.square()) > 1e-6).all()
 
 
-def test_the_order_of_the_tokens_makes_a_difference():
+def test_order_of_the_tokens_changes_the_outputs():
     network = classifier()
     outputs = network(torch.tensor([[1, 2, 3, 4], [4, 2, 3, 1]]))
     assert (outputs[0] - outputs[1]).abs().max() > 1e-3
 
 
 def by_hand(block, x, causal):
-    """Attention written out: complex numbers turn the pairs, loops go over heads and queries."""
+    """Compute attention with complex rotations and loops over heads and queries."""
     batch, length, width = x.shape
     size = width // block.heads
     projected = functional.linear(x, block.attention_inputs.weight, block.attention_inputs.bias)
@@ -118,7 +118,7 @@ def by_hand(block, x, causal):
 
 @both_norms
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_block_computes_what_its_formula_says(norm, causal):
+def test_encoder_block_equals_its_formula(norm, causal):
     torch.manual_seed(0)
     block = spread(EncoderBlock(width=8, heads=2, hidden=20, dropout=0.5, norm=norm)).eval()
     x = torch.randn(3, 5, 8)
@@ -136,7 +136,7 @@ def test_a_block_computes_what_its_formula_says(norm, causal):
     torch.testing.assert_close(outputs, expected)
 
 
-def test_a_tied_language_model_has_one_tensor_for_its_embedding_and_its_output():
+def test_tied_language_model_shares_one_tensor_between_embedding_and_output():
     tied, untied = language_model(), language_model(tied=False)
     assert tied.output.weight is tied.embedding.weight
     assert untied.output.weight is not untied.embedding.weight
@@ -144,7 +144,7 @@ def test_a_tied_language_model_has_one_tensor_for_its_embedding_and_its_output()
     assert count[1] - count[0] == 11 * 16
 
 
-def test_an_untrained_language_model_is_as_unsure_as_a_uniform_one():
+def test_untrained_language_model_has_the_loss_of_a_uniform_distribution():
     torch.manual_seed(0)
     tokens = torch.randint(1, 257, (4, 64))
     loss = functional.cross_entropy(TransformerLM()(tokens).flatten(0, 1), tokens.roll(1, 1).flatten())
@@ -152,7 +152,7 @@ def test_an_untrained_language_model_is_as_unsure_as_a_uniform_one():
 
 
 @pytest.mark.parametrize("network", [classifier, language_model])
-def test_dropout_acts_only_while_the_network_trains(network):
+def test_dropout_is_applied_only_in_training_mode(network):
     tokens = padded(SEQUENCES)
     dropping, plain = network(dropout=0.5), network()
     assert torch.equal(dropping(tokens), plain(tokens))
@@ -161,9 +161,9 @@ def test_dropout_acts_only_while_the_network_trains(network):
 
 
 @pytest.mark.parametrize("network", [classifier, language_model])
-def test_a_sequence_above_the_limit_is_refused_in_one_line(network):
+def test_sequence_longer_than_max_length_is_refused_in_one_line(network):
     network().forward(torch.ones(1, 12, dtype=torch.int64))
-    with pytest.raises(UsageError, match="max_length=12, but was given sequences of 13 tokens") as error:
+    with pytest.raises(UsageError, match="sequences of 13 tokens: they must have at most max_length=12") as error:
         network().forward(torch.ones(1, 13, dtype=torch.int64))
     assert "\n" not in str(error.value)
 
@@ -171,16 +171,23 @@ def test_a_sequence_above_the_limit_is_refused_in_one_line(network):
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        ({"width": 12, "heads": 4}, "width=12 and heads=4"),
+        ({"width": 12, "heads": 4}, "width=12 and heads=4: width must be a multiple of 2 \\* heads, which is 8"),
         ({"layers": 0}, "layers=0"),
         ({"heads": 0}, "heads=0"),
         ({"hidden": 0}, "hidden=0"),
         ({"vocabulary": -1}, "vocabulary=-1"),
         ({"max_length": 0}, "max_length=0"),
-        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"dropout": 1.0}, r"TransformerClassifier was given dropout=1.0: it must be in \[0, 1\)"),
+        ({"norm": "per"}, r"norm=per: it must be one of pre, post"),
         ({"out_features": 0}, "out_features=0"),
     ],
 )
-def test_a_number_out_of_its_range_is_refused_by_name(options, found):
+def test_invalid_arguments_are_refused_by_name(options, found):
     with pytest.raises(UsageError, match=found):
         TransformerClassifier(**{"out_features": 2, **options})
+
+
+@pytest.mark.parametrize("options", [{"width": 12, "heads": 4}, {"heads": 0}, {"dropout": -0.1}, {"norm": "none"}])
+def test_encoder_block_refuses_invalid_arguments_itself(options):
+    with pytest.raises(UsageError, match="EncoderBlock was given"):
+        EncoderBlock(**{"width": 8, "heads": 2, "hidden": 20, "dropout": 0.0, "norm": "pre", **options})

@@ -1,4 +1,4 @@
-"""Losses that torch does not have; what it has is used as it is."""
+"""Losses that torch does not have."""
 
 from firstlight.losses.contrastive import ContrastiveLoss, contrastive_loss
 from firstlight.losses.supervised_contrastive import SupervisedContrastiveLoss, supervised_contrastive_loss

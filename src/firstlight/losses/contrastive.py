@@ -6,31 +6,30 @@ Shapes: `B` batch, `D` width of an embedding.
 import torch
 from torch import Tensor, nn
 
-from firstlight.errors import UsageError
-from firstlight.losses.embeddings import prepared
+from firstlight.errors import check_range
+from firstlight.losses.embeddings import check_embeddings
 
 __all__ = ["ContrastiveLoss", "contrastive_loss"]
 
 
 def contrastive_loss(embeddings: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
-    """Pull embeddings of one label together, and push those of different labels apart until they are `margin` apart.
+    """Return a loss that pulls equal labels together and pushes different labels at least `margin` apart.
 
-    For a pair at the Euclidean distance `d` it is equation 4 of the paper: `d**2 / 2` when the labels are equal,
-    `max(0, margin - d)**2 / 2` when they are not. The paper sums over given pairs; here all pairs of the batch are
-    taken, and the mean over the equal ones and the mean over the others are added, so that the more numerous kind does
-    not outweigh the other. A batch without pairs of a kind has 0 for their mean. At `d = 0`, where the distance has
-    no gradient, 0 is taken.
+    A pair at the Euclidean distance `d` costs `d**2 / 2` if its labels are equal and `max(0, margin - d)**2 / 2` if
+    not (equation 4 of the paper). Deviation: the paper sums over given pairs. Here the loss is the mean over all
+    positive pairs of the batch plus the mean over all negative pairs, so that the larger group does not dominate. The
+    mean of an empty group is 0. The gradient at `d = 0`, where the distance is not differentiable, is 0.
 
     Args:
-        embeddings: `(B, D)`, taken as they are, not normalised.
+        embeddings: `(B, D)`; they are not normalised here.
         labels: `(B,)`.
-        margin: Distance from which on a pair of different labels costs nothing, above 0.
+        margin: Distance above which a negative pair costs nothing, above 0.
 
     Returns:
         The loss `()`, at least 0, in float32 or better.
 
     Raises:
-        UsageError: When the shapes do not fit.
+        UsageError: If the shapes do not fit.
 
     >>> embeddings = torch.tensor([[0.0, 0.0], [0.6, 0.0], [0.0, 0.4]])
     >>> contrastive_loss(embeddings[:2], torch.tensor([0, 0])).item()  # 0.6 ** 2 / 2
@@ -38,7 +37,7 @@ def contrastive_loss(embeddings: Tensor, labels: Tensor, margin: float = 1.0) ->
     >>> contrastive_loss(embeddings[::2], torch.tensor([0, 1])).item()  # (1 - 0.4) ** 2 / 2
     0.18000000715255737
     """
-    distances = nn.functional.pdist(prepared(embeddings, labels))
+    distances = nn.functional.pdist(check_embeddings(embeddings, labels))
     first, second = torch.triu_indices(len(labels), len(labels), offset=1, device=labels.device)
     equal = labels[first] == labels[second]
     pulled = torch.where(equal, distances.square(), 0).sum() / equal.sum().clamp(min=1)
@@ -50,17 +49,15 @@ class ContrastiveLoss(nn.Module):
     """`contrastive_loss` of embeddings `(B, D)` and labels `(B,)`.
 
     Args:
-        margin: Distance from which on a pair of different labels costs nothing, above 0. Normalised embeddings are at
-            most 2 apart.
+        margin: Distance above which a negative pair costs nothing, above 0. Normalised embeddings are at most 2 apart.
 
     Raises:
-        UsageError: When `margin` is not above 0.
+        UsageError: If `margin` is not above 0.
     """
 
     def __init__(self, margin: float = 1.0) -> None:
         super().__init__()
-        if not margin > 0:
-            raise UsageError(f"ContrastiveLoss was given margin={margin}: it is above 0")
+        check_range(type(self).__name__, "(0, inf)", margin=margin)
         self.margin = margin
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the losses of embeddings share.
+"""Check the inputs of losses that compare embeddings.
 
 Shapes: `B` batch, `D` width of an embedding.
 """
@@ -8,18 +8,18 @@ from torch import Tensor
 
 from firstlight.errors import UsageError
 
-__all__ = ["prepared"]
+__all__ = ["check_embeddings"]
 
 
-def prepared(embeddings: Tensor, labels: Tensor) -> Tensor:
-    """Return embeddings `(B, D)` that belong to labels `(B,)`, as float32 where they are of lower precision.
+def check_embeddings(embeddings: Tensor, labels: Tensor) -> Tensor:
+    """Return embeddings `(B, D)` in float32 or better, after a check that they fit labels `(B,)`.
 
     Raises:
-        UsageError: When the shapes do not fit: labels `(B, 1)` would broadcast to a wrong number.
+        UsageError: If the shapes do not fit. Labels `(B, 1)` would broadcast to a wrong loss.
     """
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
         raise UsageError(
             f"the loss was given embeddings of shape {tuple(embeddings.shape)} and labels of shape "
-            f"{tuple(labels.shape)}: they are (B, D) and (B,)"
+            f"{tuple(labels.shape)}: they must be (B, D) and (B,)"
         )
     return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))

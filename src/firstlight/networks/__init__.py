@@ -1,4 +1,4 @@
-"""Networks: plain `nn.Module`s from inputs to outputs. They know no loss, metric or optimiser."""
+"""Networks: plain `nn.Module` classes that map inputs to outputs and know no loss, metric or optimiser."""
 
 from firstlight.networks.convnet import ConvNet
 from firstlight.networks.embedding import EmbeddingNet

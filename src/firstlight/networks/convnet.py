@@ -8,37 +8,37 @@ from itertools import pairwise
 
 from torch import nn
 
-from firstlight.errors import UsageError
-from firstlight.networks.layers import ConvBlock, Layers, check_dropout, check_sizes
+from firstlight.errors import UsageError, check_range
+from firstlight.networks.layers import ConvBlock, Layers
 
 __all__ = ["ConvNet"]
 
 
 class ConvNet(Layers):
-    """Stages of `ConvBlock`s with 2x2 max pooling between them, the mean over all pixels, and one linear layer.
+    """Stages of `ConvBlock`s with 2x2 max pooling between them, global average pooling, and one linear layer.
 
-    Inputs are `(B, in_channels, H, W)` of any size that can be halved as often as there are poolings: `H` and `W` are
-    at least `2 ** (len(widths) - 1)`. Outputs are `(B, out_features)`, without an activation.
+    Inputs are `(B, in_channels, H, W)`. `H` and `W` must be at least `2 ** (len(widths) - 1)`, because each pooling
+    halves them. Outputs are `(B, out_features)`, without an activation.
 
     Args:
         in_channels: Channels of the images: 1 for grey, 3 for colour.
-        widths: Channels of each stage.
+        widths: Channels of each stage, at least one stage.
         out_features: Number of outputs.
         blocks: Number of `ConvBlock`s in each stage.
-        dropout: Probability that a feature is dropped before the linear layer, in [0, 1).
+        dropout: Probability of dropping a feature before the linear layer, in [0, 1).
 
     Raises:
-        UsageError: When there is no stage, a number is below 1 or the dropout is outside [0, 1).
+        UsageError: If there is no stage, a number is below 1 or the dropout is outside [0, 1).
     """
 
     def __init__(
         self, in_channels: int, widths: list[int], out_features: int, blocks: int = 1, dropout: float = 0.0
     ) -> None:
         name = type(self).__name__
-        check_sizes(name, in_channels=in_channels, widths=widths, out_features=out_features, blocks=blocks)
-        check_dropout(name, dropout)
+        check_range(name, "[1, inf)", in_channels=in_channels, widths=widths, out_features=out_features, blocks=blocks)
+        check_range(name, "[0, 1)", dropout=dropout)
         if not widths:
-            raise UsageError(f"{name} was given widths=[]: it has at least one stage")
+            raise UsageError(f"{name} was given widths=[]: it must have at least one stage")
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for index, (inputs, width) in enumerate(pairwise([in_channels, *widths])):
             if index:

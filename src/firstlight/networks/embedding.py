@@ -1,4 +1,4 @@
-"""Networks whose outputs are compared with each other.
+"""Networks that map inputs to embeddings, which retrieval and contrastive losses compare.
 
 Shapes: `B` batch, `D` dimensions of an embedding.
 """
@@ -8,30 +8,28 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from firstlight.errors import UsageError
-from firstlight.networks.layers import check_sizes
+from firstlight.errors import check_range
 
 __all__ = ["EmbeddingNet"]
 
 
 class EmbeddingNet(nn.Module):
-    """A backbone and a projection head of linear, ReLU, linear, scaled to length 1 (Chen et al., "SimCLR", 2020).
+    """A backbone, a projection head of linear, ReLU, linear, and L2 normalisation (Chen et al., "SimCLR", 2020).
 
-    Inputs are what the backbone takes; outputs are `(B, dimensions)`, each with a Euclidean norm of 1.
+    The backbone defines the shape of the inputs. Outputs are `(B, dimensions)`, each with a Euclidean norm of 1.
 
     Args:
         backbone: Maps inputs to `(B, features)`.
-        features: Number of outputs of the backbone, and the width of the head's hidden layer.
-        dimensions: Numbers in an embedding, at least 2: with one, nothing but its sign would be left.
+        features: Number of outputs of the backbone and width of the head's hidden layer.
+        dimensions: Size of an embedding, at least 2: one number of length 1 keeps only its sign.
 
     Raises:
-        UsageError: When a number is too small.
+        UsageError: If a number is too small.
     """
 
     def __init__(self, backbone: nn.Module, features: int, dimensions: int) -> None:
-        check_sizes(type(self).__name__, features=features)
-        if dimensions < 2:
-            raise UsageError(f"{type(self).__name__} was given dimensions={dimensions}: an embedding has at least 2")
+        check_range(type(self).__name__, "[1, inf)", features=features)
+        check_range(type(self).__name__, "[2, inf)", dimensions=dimensions)
         super().__init__()
         self.backbone = backbone
         self.head = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, dimensions))

@@ -9,34 +9,34 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from firstlight.errors import UsageError
-from firstlight.networks.layers import Init, Layers, check_dropout, check_sizes, initialise
+from firstlight.errors import UsageError, check_range
+from firstlight.networks.layers import Init, Layers, check_choice, initialise
 
 __all__ = ["MLP", "RegularizedNet", "SimpleNet"]
 
 
 class MLP(Layers):
-    """Linear layers with an activation after each but the last.
+    """Hidden layers of linear, normalisation, activation, dropout, and a linear output layer.
 
-    A hidden layer is linear, normalisation, activation, dropout, in this order. Inputs of any shape `(B, ...)` are
-    flattened to `(B, in_features)`; outputs are `(B, out_features)`, without an activation.
+    Inputs of any shape `(B, ...)` are flattened to `(B, in_features)`. Outputs are `(B, out_features)`, without an
+    activation.
 
     Args:
         in_features: Number of input features, after flattening.
         hidden: Widths of the hidden layers; an empty list gives a linear model.
         out_features: Number of outputs.
         activation: Class of the activation, for example `torch.nn.ReLU` or `torch.nn.GELU`.
-        dropout: Probability that a hidden unit is dropped, in [0, 1).
-        norm: `"batch"` (Ioffe and Szegedy, 2015), `"layer"` (Ba et al., 2016) or none.
-        residual: Add the input of a hidden layer to its output where both are equally wide, after the activation:
-            the gradient then has a way back that nothing shrinks (He et al., "Identity Mappings in Deep Residual
-            Networks", 2016).
-        init: `"kaiming"` (He et al., 2015) for the activation, `"xavier"` (Glorot and Bengio, 2010), both with biases
-            of 0, or `"default"`, which is torch's.
+        dropout: Probability of dropping a hidden unit, in [0, 1).
+        norm: `"batch"` (Ioffe and Szegedy, 2015), `"layer"` (Ba et al., 2016) or None.
+        residual: Whether to add the input of a hidden layer to its output, after the activation, where both have the
+            same width. The identity path passes the gradient back unchanged (He et al., "Identity Mappings in Deep
+            Residual Networks", 2016).
+        init: `"kaiming"` (He et al., 2015), `"xavier"` (Glorot and Bengio, 2010) or `"default"`, which is torch's. See
+            `firstlight.networks.layers.initialise`.
 
     Raises:
-        UsageError: When a width is below 1, the dropout is outside [0, 1), a name is unknown, or no hidden layer is as
-            wide as its input although `residual` is asked for.
+        UsageError: If a width is below 1, the dropout is outside [0, 1), `norm` or `init` is unknown, or `residual` is
+            set and no hidden layer is as wide as its input.
     """
 
     def __init__(
@@ -51,16 +51,15 @@ class MLP(Layers):
         init: Init = "default",
     ) -> None:
         name = type(self).__name__
-        check_sizes(name, in_features=in_features, hidden=hidden, out_features=out_features)
-        check_dropout(name, dropout)
-        if norm not in ("batch", "layer", None):
-            raise UsageError(f"{name} was given norm={norm}: it is batch, layer or None")
+        check_range(name, "[1, inf)", in_features=in_features, hidden=hidden, out_features=out_features)
+        check_range(name, "[0, 1)", dropout=dropout)
+        check_choice(name, ("batch", "layer", None), norm=norm)
         widths = [in_features, *hidden]
         if residual and not any(inputs == outputs for inputs, outputs in pairwise(widths)):
-            raise UsageError(f"{name} was given residual=True, but of the widths {widths} no two in a row are equal")
+            raise UsageError(f"{name} was given residual=True and widths {widths}: two neighbours must be equal")
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         for index, (inputs, outputs) in enumerate(pairwise(widths)):
-            # Batch normalisation takes the mean away, so a bias before it would do nothing.
+            # Batch normalisation subtracts the mean, so a bias before it has no effect.
             layer: list[nn.Module] = [nn.Linear(inputs, outputs, bias=norm != "batch")]
             if norm is not None:
                 layer.append(nn.BatchNorm1d(outputs) if norm == "batch" else nn.LayerNorm(outputs))
@@ -74,7 +73,7 @@ class MLP(Layers):
 
 
 class SimpleNet(MLP):
-    """The net of the fundamentals: 784-256-128-10 with ReLU, ten logits for a 28x28 image."""
+    """The first network of the fundamentals: 784-256-128-10 with ReLU, ten logits for a 28x28 image."""
 
     def __init__(self) -> None:
         super().__init__(784, [256, 128], 10)
@@ -88,7 +87,7 @@ class RegularizedNet(MLP):
 
 
 class _Residual(nn.Sequential):
-    """Layers to whose output their input is added."""
+    """A sequence of layers plus a shortcut: the input is added to the output."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs = inputs

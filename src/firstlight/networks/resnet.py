@@ -8,8 +8,8 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
-from firstlight.errors import UsageError
-from firstlight.networks.layers import ConvBlock, Layers, check_sizes, initialise
+from firstlight.errors import UsageError, check_range
+from firstlight.networks.layers import ConvBlock, Layers, initialise
 
 __all__ = ["ResNet"]
 
@@ -17,27 +17,28 @@ __all__ = ["ResNet"]
 class ResNet(Layers):
     """The CIFAR-10 residual network of the paper, with its initialisation (He et al., 2015).
 
-    A `ConvBlock`, then three stages of residual blocks of two convolutions each, `width`, `2 * width` and `4 * width`
-    channels wide, the second and third on half the pixels, then the mean over all pixels and one linear layer. Where
-    the width changes, the shortcut takes every other pixel and has zeros in the new channels: option A of the paper,
-    which has no parameters and is what it used on CIFAR-10.
+    The network is a `ConvBlock`, three stages of residual blocks, global average pooling and one linear layer. A
+    residual block has two convolutions. The stages have `width`, `2 * width` and `4 * width` channels; the second and
+    the third halve height and width. There the shortcut is option A of the paper, its choice for CIFAR-10: it takes
+    every other pixel and pads the new channels with zeros, without parameters.
 
     Inputs are `(B, in_channels, H, W)` of any size; outputs are `(B, out_features)`, without an activation.
 
     Args:
         in_channels: Channels of the images: 1 for grey, 3 for colour.
         out_features: Number of outputs.
-        depth: Layers with weights, `6 * n + 2` for `n` blocks a stage, at least 8.
+        depth: Number of layers with weights, `6 * n + 2` for `n` blocks per stage, at least 8.
         width: Channels of the first stage.
 
     Raises:
-        UsageError: When a number is below 1 or the depth is none of 8, 14, 20, ...
+        UsageError: If a number is below 1 or the depth is not one of 8, 14, 20, ...
     """
 
     def __init__(self, in_channels: int, out_features: int, depth: int = 20, width: int = 16) -> None:
-        check_sizes(type(self).__name__, in_channels=in_channels, out_features=out_features, width=width)
+        name = type(self).__name__
+        check_range(name, "[1, inf)", in_channels=in_channels, out_features=out_features, width=width)
         if depth < 8 or depth % 6 != 2:
-            raise UsageError(f"{type(self).__name__} was given depth={depth}: it is 6 * n + 2, so 8, 14, 20, 32, ...")
+            raise UsageError(f"{name} was given depth={depth}: it must be 6 * n + 2, for example 8, 14, 20 or 32")
         layers: OrderedDict[str, nn.Module] = OrderedDict(stem=ConvBlock(in_channels, width))
         inputs = width
         for stage in range(3):
@@ -55,7 +56,7 @@ class ResNet(Layers):
 
 
 class _ResidualBlock(nn.Module):
-    """Two `ConvBlock`s with the shortcut added before the last ReLU, on half the pixels where the channels change."""
+    """Two `ConvBlock`s and a shortcut, added before the last ReLU; the stride is 2 where the channels change."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

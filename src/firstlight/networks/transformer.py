@@ -1,9 +1,9 @@
 """Transformer encoders over tokens (Vaswani et al., 2017) with rotary positions (Su et al., 2021).
 
-Rotary positions stand in for the sinusoids of the paper: attention sees distances alone, so neither the place of the
-padding nor that of a window in its text makes a difference. Token 0 is padding, wherever it stands.
+Deviation from the 2017 paper: rotary positions replace its sinusoids. Attention then depends on distances alone, not
+on where padding is or where in its text a window starts. Token 0 is padding and may appear anywhere.
 
-Shapes: `B` batch, `T` tokens of the longest sequence, `D` width, `H` heads, `V` vocabulary.
+Shapes: `B` batch, `T` length of the longest sequence, `D` width, `H` heads, `V` vocabulary.
 """
 
 import math
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from firstlight.errors import UsageError
+from firstlight.errors import UsageError, check_range
+from firstlight.networks.layers import check_choice
 
 __all__ = ["EncoderBlock", "Transformer", "TransformerClassifier", "TransformerLM"]
 
@@ -23,14 +24,18 @@ class EncoderBlock(nn.Module):
 
     Args:
         width: `D`, a multiple of `2 * heads`.
-        heads: `H`.
-        hidden: Units of the feed-forward layer.
-        dropout: Probability that a unit is dropped before it is added to the residual, in [0, 1).
+        heads: `H`, number of attention heads.
+        hidden: Number of hidden units of the feed-forward layer.
+        dropout: Probability of dropping a unit before it is added to the residual, in [0, 1).
         norm: `"post"` is the paper's `norm(f(x) + x)`, `"pre"` is `x + f(norm(x))` (Xiong et al., 2020).
+
+    Raises:
+        UsageError: If a number is out of range or `norm` is unknown.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, norm: Literal["pre", "post"]) -> None:
         super().__init__()
+        _check_block(type(self).__name__, width, heads, hidden, dropout, norm)
         self.heads = heads
         self.norm = norm
         self.attention_norm = nn.LayerNorm(width)
@@ -41,55 +46,54 @@ class EncoderBlock(nn.Module):
         self.hidden_output = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, inputs: Tensor, rotation: tuple[Tensor, Tensor], visible: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         """Return `(B, T, D)`.
 
         Args:
             inputs: `(B, T, D)`.
-            rotation: Cosine and sine of each position, both `(T, D / H)`.
-            visible: `(B, 1, T, T)`, true where a query (third axis) may see a key (last axis).
+            rotation: Cosine and sine of the angles of each position, both `(T, D / H)`.
+            mask: `(B, 1, T, T)`, true where a query (third axis) may attend to a key (last axis).
         """
         if self.norm == "pre":
-            inputs = inputs + self.dropout(self.attend(self.attention_norm(inputs), rotation, visible))
+            inputs = inputs + self.dropout(self.attend(self.attention_norm(inputs), rotation, mask))
             outputs: Tensor = inputs + self.dropout(self.feed_forward(self.feed_forward_norm(inputs)))
             return outputs
-        inputs = self.attention_norm(self.dropout(self.attend(inputs, rotation, visible)) + inputs)
+        inputs = self.attention_norm(self.dropout(self.attend(inputs, rotation, mask)) + inputs)
         outputs = self.feed_forward_norm(self.dropout(self.feed_forward(inputs)) + inputs)
         return outputs
 
-    def attend(self, inputs: Tensor, rotation: tuple[Tensor, Tensor], visible: Tensor) -> Tensor:
-        """Return what each position reads from those that it may see, `(B, T, D)`."""
-        split = self.attention_inputs(inputs).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        queries, keys = _rotate(split[:2], rotation)
-        read = scaled_dot_product_attention(queries, keys, split[2], attn_mask=visible)
-        outputs: Tensor = self.attention_output(read.transpose(1, 2).flatten(2))
+    def attend(self, inputs: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """Return the outputs of multi-head attention, `(B, T, D)`."""
+        projected = self.attention_inputs(inputs).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        queries, keys = _rotate(projected[:2], rotation)
+        attended = scaled_dot_product_attention(queries, keys, projected[2], attn_mask=mask)
+        outputs: Tensor = self.attention_output(attended.transpose(1, 2).flatten(2))
         return outputs
 
     def feed_forward(self, inputs: Tensor) -> Tensor:
-        """Return what each position makes of itself, `(B, T, D)`."""
+        """Return the outputs of the feed-forward layer, `(B, T, D)`."""
         outputs: Tensor = self.hidden_output(gelu(self.hidden(inputs)))
         return outputs
 
 
 class Transformer(nn.Module):
-    """Embedded tokens, encoder blocks, and a last normalisation where the blocks normalise first.
+    """Token embedding, encoder blocks, and a last layer normalisation with `norm="pre"`.
 
-    Weights are drawn from a normal distribution, whose deviation is 0.02 for a width of 768 (Radford et al., 2019) and
-    goes with the inverse root of the width. That of weights which end a residual branch is narrower, by the root of
-    the number of branches.
+    Weights are normal with a standard deviation of `0.02 * sqrt(768 / D)`, which is GPT-2's for its width of 768
+    (Radford et al., 2019). Weights at the end of a residual branch are divided by `sqrt(2 * layers)`, as in GPT-2.
 
     Args:
-        vocabulary: `V`, the number of token ids, padding included: 257 for bytes that are shifted by one.
+        vocabulary: `V`, the number of token ids including padding: 257 for bytes shifted by one.
         width: `D`, a multiple of `2 * heads`.
         layers: Number of blocks.
-        heads: `H`.
-        hidden: Units of a feed-forward layer; four times the width when none is given.
-        dropout: Probability that a unit of the embedding or of a branch is dropped, in [0, 1).
+        heads: `H`, number of attention heads of each block.
+        hidden: Number of hidden units of a feed-forward layer; None: four times the width.
+        dropout: Probability of dropping a unit of the embedding or of a residual branch, in [0, 1).
         norm: `"pre"` or `"post"`, see `EncoderBlock`.
-        max_length: Most tokens of a sequence.
+        max_length: Largest number of tokens in a sequence.
 
     Raises:
-        UsageError: When a number is out of its range.
+        UsageError: If a number is out of range or `norm` is unknown.
     """
 
     cosine: Tensor
@@ -109,17 +113,8 @@ class Transformer(nn.Module):
         super().__init__()
         name = type(self).__name__
         hidden = 4 * width if hidden is None else hidden
-        sizes = {"vocabulary": vocabulary, "width": width, "layers": layers, "heads": heads, "hidden": hidden}
-        for key, value in {**sizes, "max_length": max_length}.items():
-            if value < 1:
-                raise UsageError(f"{name} was given {key}={value}: it is at least 1")
-        if width % (2 * heads):
-            raise UsageError(
-                f"{name} was given width={width} and heads={heads}: each head takes an even number of features, so the "
-                f"width is a multiple of {2 * heads}"
-            )
-        if not 0 <= dropout < 1:
-            raise UsageError(f"{name} was given dropout={dropout}: it is a probability in [0, 1)")
+        check_range(name, "[1, inf)", vocabulary=vocabulary, layers=layers, max_length=max_length)
+        _check_block(name, width, heads, hidden, dropout, norm)
         self.max_length = max_length
         self.embedding = nn.Embedding(vocabulary, width)
         self.dropout = nn.Dropout(dropout)
@@ -136,29 +131,30 @@ class Transformer(nn.Module):
                 last.weight.data /= math.sqrt(2 * layers)
 
     def encode(self, tokens: Tensor, causal: bool) -> Tensor:
-        """Return what the blocks make of tokens `(B, T)` int64: `(B, T, D)`.
+        """Return the features of each token after the last block, `(B, T, D)`.
 
         Args:
-            tokens: `(B, T)` int64, 0 where there is padding.
-            causal: No position sees a later one.
+            tokens: `(B, T)` int64, 0 for padding.
+            causal: Whether a position attends only to itself and earlier positions.
 
         Raises:
-            UsageError: When there are more than `max_length` tokens in a sequence.
+            UsageError: If a sequence has more than `max_length` tokens.
         """
         length = tokens.shape[1]
         if length > self.max_length:
             raise UsageError(
-                f"{type(self).__name__} has max_length={self.max_length}, but was given sequences of {length} tokens"
+                f"{type(self).__name__} was given sequences of {length} tokens: they must have at most "
+                f"max_length={self.max_length}"
             )
-        visible = (tokens != 0)[:, None, None, :]
+        mask = (tokens != 0)[:, None, None, :]
         if causal:
-            visible = visible & torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
-        # Padding with nothing before it would see nothing at all, which a softmax cannot express.
-        visible = visible | torch.eye(length, dtype=torch.bool, device=tokens.device)
+            mask = mask & torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+        # Each position attends to itself: a softmax over no key at all, as for leading padding, is NaN.
+        mask = mask | torch.eye(length, dtype=torch.bool, device=tokens.device)
         features = self.dropout(self.embedding(tokens))
         rotation = (self.cosine[:length], self.sine[:length])
         for block in self.blocks:
-            features = block(features, rotation, visible)
+            features = block(features, rotation, mask)
         encoded: Tensor = self.last_norm(features)
         return encoded
 
@@ -170,27 +166,26 @@ class Transformer(nn.Module):
 
 
 class TransformerClassifier(Transformer):
-    """Tokens `(B, T)` int64 to outputs `(B, out_features)`: a linear map of the mean over what is no padding.
+    """Map tokens `(B, T)` int64 to outputs `(B, out_features)`: the mean over the tokens, then a linear layer.
 
-    Every position sees every other one. A sequence of padding alone has the mean 0.
+    Every position attends to every other one. Padding does not count in the mean, which is 0 without any token.
 
     Args:
         out_features: Number of outputs.
-        **options: What every `Transformer` takes.
+        **options: Arguments of `Transformer`.
 
     Raises:
-        UsageError: When a number is out of its range, or a sequence is longer than `max_length`.
+        UsageError: If a number is out of range, `norm` is unknown or a sequence is longer than `max_length`.
     """
 
     def __init__(self, out_features: int, **options: Any) -> None:
         super().__init__(**options)
-        if out_features < 1:
-            raise UsageError(f"{type(self).__name__} was given out_features={out_features}: it is at least 1")
+        check_range(type(self).__name__, "[1, inf)", out_features=out_features)
         self.output = nn.Linear(self.embedding.embedding_dim, out_features)
         self._initialise(self.output)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the outputs of each sequence."""
+        """Return the outputs of each sequence, `(B, out_features)`."""
         encoded = self.encode(tokens, causal=False)
         real = (tokens != 0).unsqueeze(-1)
         mean = (encoded * real).sum(1) / real.sum(1).clamp(min=1)
@@ -199,14 +194,14 @@ class TransformerClassifier(Transformer):
 
 
 class TransformerLM(Transformer):
-    """Tokens `(B, T)` int64 to logits `(B, T, V)` of the token that follows each; no position sees a later one.
+    """Map tokens `(B, T)` int64 to logits `(B, T, V)` of the next token; no position attends to a later one.
 
     Args:
-        tied: The embedding is the output's weight too (Press and Wolf, 2017).
-        **options: What every `Transformer` takes.
+        tied: Whether embedding and output layer share their weights (Press and Wolf, 2017).
+        **options: Arguments of `Transformer`.
 
     Raises:
-        UsageError: When a number is out of its range, or a sequence is longer than `max_length`.
+        UsageError: If a number is out of range, `norm` is unknown or a sequence is longer than `max_length`.
     """
 
     def __init__(self, tied: bool = True, **options: Any) -> None:
@@ -217,13 +212,24 @@ class TransformerLM(Transformer):
             self.output.weight = self.embedding.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits of what follows each token."""
+        """Return the logits of the token that follows each token, `(B, T, V)`."""
         logits: Tensor = self.output(self.encode(tokens, causal=True))
         return logits
 
 
+def _check_block(owner: str, width: int, heads: int, hidden: int, dropout: float, norm: str) -> None:
+    check_range(owner, "[1, inf)", width=width, heads=heads, hidden=hidden)
+    check_range(owner, "[0, 1)", dropout=dropout)
+    check_choice(owner, ("pre", "post"), norm=norm)
+    if width % (2 * heads):
+        raise UsageError(
+            f"{owner} was given width={width} and heads={heads}: "
+            f"width must be a multiple of 2 * heads, which is {2 * heads}"
+        )
+
+
 def _rotate(vectors: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair of features by the angle of its position: `(..., T, D / H)`."""
+    """Rotate each pair of features of `vectors` `(..., T, D / H)` by the angle of its position."""
     cosine, sine = (table.to(vectors.dtype) for table in rotation)
     first, second = vectors.chunk(2, dim=-1)
     return vectors * cosine + torch.cat([-second, first], dim=-1) * sine
