@@ -7,7 +7,7 @@ from firstlight.data import DataModule, Samples
 
 
 class Arrays(DataModule):
-    """Any arrays as a data module."""
+    """A data module of any arrays."""
 
     def __init__(self, inputs, targets, class_names=(), options=None, **fields):
         super().__init__(**(options or {}))
@@ -35,12 +35,12 @@ def images(rows=40, **options):
 
 
 def in_batches(module, loader):
-    """Return inputs and targets of a loader as they come to a network."""
+    """Return the batches of a loader as the network gets them."""
     return [module.on_after_batch_transfer(batch, 0) for batch in loader]
 
 
 def write_table(folder):
-    """Write a table of a number, a category and one of two labels; return its path."""
+    """Write a table with a number, a category and a binary label per row; return its path."""
     generator = np.random.default_rng(0)
     towns = generator.choice(["Oslo", "Rome"], 200)
     lines = [f"{generator.normal():.4f},{town},{'yes' if index % 3 else 'no'}" for index, town in enumerate(towns)]
@@ -55,7 +55,7 @@ def idx(values):
 
 
 def write_idx(folder, compressed=True, train=300, test=60):
-    """Write four IDX files as MNIST has them; return their folder."""
+    """Write the four IDX files of MNIST with random pixels; return their folder."""
     generator = np.random.default_rng(0)
     for part, count in (("train", train), ("t10k", test)):
         files = {
@@ -69,7 +69,7 @@ def write_idx(folder, compressed=True, train=300, test=60):
 
 
 def write_text(folder):
-    """Write 20,000 letters at random; return the path of the file."""
+    """Write 20,000 random letters; return the path of the file."""
     letters = np.random.default_rng(0).integers(97, 120, 20_000, np.uint8)
     (folder / "a.txt").write_bytes(letters.tobytes())
     return str(folder / "a.txt")

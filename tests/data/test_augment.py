@@ -1,4 +1,4 @@
-"""Augmentation by kornia, from the extra `vision`, as a config names it."""
+"""Augmentation with kornia, from the extra `vision`."""
 
 import csv
 
@@ -13,7 +13,7 @@ from firstlight.tasks import Classification
 from tests.data.helpers import images, ready
 from tests.helpers import CONFIG, firstlight, newest
 
-augmentation = pytest.importorskip("kornia.augmentation", reason="kornia, of the extra `vision`, is not installed")
+augmentation = pytest.importorskip("kornia.augmentation", reason="kornia, from the extra `vision`, is not installed")
 
 KINDS = {
     "rotate": lambda: augmentation.RandomRotation(degrees=30.0, p=1.0),
@@ -23,7 +23,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-def test_each_sample_of_a_batch_is_augmented_by_itself(make):
+def test_samples_of_a_batch_are_augmented_differently(make):
     data = ready(images(augment=[make()]))
     one = data.samples.inputs[:1].repeat(16, axis=0)
     torch.manual_seed(0)
@@ -34,7 +34,7 @@ def test_each_sample_of_a_batch_is_augmented_by_itself(make):
     assert len(plain.flatten(1).unique(dim=0)) == 1
 
 
-def test_a_flip_flips_about_half_of_the_samples_and_nothing_else():
+def test_flip_flips_half_of_the_samples_and_changes_nothing_else():
     data = ready(images(rows=400, augment=[augmentation.RandomHorizontalFlip(p=0.5)]))
     pixels = torch.from_numpy(data.samples.inputs)
     plain, found = data.prepare_batch(pixels), data.prepare_batch(pixels, train=True)
@@ -43,7 +43,7 @@ def test_a_flip_flips_about_half_of_the_samples_and_nothing_else():
     assert 150 < flipped.sum() < 250
 
 
-def test_augmentation_repeats_with_its_seed():
+def test_same_seed_repeats_the_augmentation():
     data = ready(images(augment=[make() for make in KINDS.values()]))
     found = []
     for seed in (5, 5, 6):
@@ -53,7 +53,7 @@ def test_augmentation_repeats_with_its_seed():
     assert not torch.equal(found[0], found[2])
 
 
-def test_what_is_outside_of_a_shifted_image_is_black():
+def test_shifted_images_are_filled_with_black():
     data = ready(images(augment=[augmentation.RandomAffine(degrees=0.0, translate=(0.3, 0.3), p=1.0)]))
     state = data.state_dict()
     found = (
@@ -63,7 +63,7 @@ def test_what_is_outside_of_a_shifted_image_is_black():
     assert found.max().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_a_checkpoint_of_a_program_with_augmentation_loads_its_weights_only(tmp_path):
+def test_checkpoint_of_a_program_with_augmentation_loads_with_weights_only(tmp_path):
     data = Digits(augment=[augmentation.RandomRotation(degrees=10.0)])
     task = Classification(MLP(64, [], 10), torch.nn.CrossEntropyLoss(), torch.optim.SGD, Constant(), 10)
     quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -77,7 +77,7 @@ def test_a_checkpoint_of_a_program_with_augmentation_loads_its_weights_only(tmp_
     assert found[0]["test/loss"] > 0
 
 
-def test_a_config_names_augmentation_by_its_class(tmp_path):
+def test_config_can_name_augmentations(tmp_path):
     (tmp_path / "augment.yaml").write_text(
         "data:\n  init_args:\n    augment:\n"
         "      - class_path: kornia.augmentation.RandomRotation\n        init_args: {degrees: 10.0, p: 1.0}\n"

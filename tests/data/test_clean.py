@@ -12,7 +12,12 @@ def clean(inputs, targets, missing="refuse", **fields):
 
 
 BAD = {
-    "nan": ([[0.0], [np.nan]], [0, 1], {}, r"^1 row with .*: row 1 column 0 \(nan\); missing=drop"),
+    "nan": (
+        [[0.0], [np.nan]],
+        [0, 1],
+        {},
+        r"^1 row with missing or invalid values: row 1 column 0 \(nan\); missing=drop",
+    ),
     "infinity": ([[0.0, np.inf]], [0], {}, r"row 0 column 1 \(inf\)"),
     "too large for float32": ([[1.0], [1e39]], [0, 1], {}, r"row 1 column 0 \(1e\+39\)"),
     "text": ([["1", "apple"]], [0], {}, r"row 0 column 1 \(apple\)"),
@@ -27,32 +32,32 @@ BAD = {
         np.full((9, 1), np.nan),
         np.arange(9),
         {},
-        r"^9 rows .*row 0 .*row 1 .*row 2 column 0 \(nan\), \.\.\.; on",
+        r"^9 rows .*row 0 .*row 1 .*row 2 column 0 \(nan\), \.\.\.; missing=drop drops such rows, missing=mean fills",
     ),
-    "other lengths": (np.zeros((3, 1)), np.zeros(2), {}, "3 inputs but 2 targets"),
-    "no sample": (np.zeros((0, 3)), np.zeros(0), {}, "no sample at all"),
-    "no column": (np.zeros((3, 0)), np.zeros(3), {}, r"shape \(3, 0\)"),
-    "one axis": (np.zeros(3), np.zeros(3), {}, r"shape \(3,\): the first axis is samples, the second columns"),
-    "unsigned integers": (np.zeros((3, 1), np.uint16), np.zeros(3), {}, "inputs are uint16: pixels are uint8"),
-    "a negative token": ([[1, 2], [3, -1]], [0, 1], {}, "row 1 column 1 is -1: tokens are at least 0"),
+    "other lengths": (np.zeros((3, 1)), np.zeros(2), {}, "3 inputs, but 2 targets"),
+    "no sample": (np.zeros((0, 3)), np.zeros(0), {}, "there are no samples"),
+    "no column": (np.zeros((3, 0)), np.zeros(3), {}, r"shape \(3, 0\): .* with no empty axis"),
+    "one axis": (np.zeros(3), np.zeros(3), {}, r"shape \(3,\): they must be \(samples, columns, \.\.\.\)"),
+    "unsigned integers": (np.zeros((3, 1), np.uint16), np.zeros(3), {}, "inputs are uint16: use uint8 for pixels"),
+    "a negative token": ([[1, 2], [3, -1]], [0, 1], {}, "row 1 column 1 is -1: tokens must be at least 0"),
     "a negative label": (
         [[0.0]] * 3,
         [0, 1, -1],
         {"class_names": ["a", "b"]},
-        "row 2 has the label -1: labels are 0 to",
+        "row 2 has the label -1: labels must be integers from 0 to 1, the classes are a, b",
     ),
     "a label too large": (
         [[0.0]] * 3,
         [0, 2, 1],
         {"class_names": ["a", "b"]},
-        "row 1 has the label 2: .* 0 to 1.* a, b",
+        "row 1 has the label 2: .* 0 to 1, .* a, b",
     ),
-    "half a label": ([[0.0]] * 2, [0, 0.5], {"class_names": ["a", "b"]}, r"row 1 has the label 0\.5"),
+    "a fraction as label": ([[0.0]] * 2, [0, 0.5], {"class_names": ["a", "b"]}, r"row 1 has the label 0\.5"),
     "neither 0 nor 1": (
         [[0.0]] * 2,
         [[0], [2]],
         {"class_names": ["a", "b"]},
-        "row 1 has the label 2: labels are 0 to 1",
+        "row 1 has the label 2: labels must be integers from 0 to 1",
     ),
     "one name for two classes": ([[0.0]] * 2, [[0], [1]], {"class_names": ["a"]}, r"\(2, 1\) do not fit 1 class name"),
     "two names for three columns": ([[0.0]], [[0, 1, 1]], {"class_names": ["a", "b"]}, r"\(1, 3\) do not fit 2 class"),
@@ -60,23 +65,23 @@ BAD = {
 
 
 @pytest.mark.parametrize(("inputs", "targets", "fields", "message"), BAD.values(), ids=BAD)
-def test_what_cannot_be_trained_on_is_refused_by_row_and_column(inputs, targets, fields, message):
+def test_bad_data_is_refused_by_row_and_column(inputs, targets, fields, message):
     with pytest.raises(UsageError, match=message):
         clean(inputs, targets, **fields)
 
 
-def test_a_dropped_row_before_does_not_move_the_row_that_is_named():
+def test_messages_name_the_loaded_row_after_others_were_dropped():
     with pytest.raises(UsageError, match="row 2 has the label 7"):
         clean([[np.nan], [0], [0]], [0, 1, 7], "drop", class_names=["a", "b"])
 
 
-def test_text_that_reads_as_numbers_becomes_numbers():
+def test_text_of_numbers_becomes_numbers():
     inputs, _, rows = clean(np.array([["1", "2.5"], ["-3", "4e2"]]), np.arange(2))
     assert inputs.tolist() == [[1, 2.5], [-3, 400]]
     assert (inputs.dtype, rows.tolist()) == (np.float64, [0, 1])
 
 
-def test_dropping_leaves_out_bad_rows_with_their_targets():
+def test_missing_drop_drops_bad_rows_with_their_targets():
     inputs = np.arange(10.0).reshape(5, 2, 1)
     inputs[1, 0] = np.nan
     inputs[3, 1] = np.inf
@@ -85,24 +90,24 @@ def test_dropping_leaves_out_bad_rows_with_their_targets():
     assert targets.tolist() == rows.tolist() == [0, 2, 4]
 
 
-def test_data_without_one_good_row_is_refused_even_when_dropping():
-    with pytest.raises(UsageError, match="no row is left: 2 rows"):
+def test_missing_drop_of_all_rows_is_refused():
+    with pytest.raises(UsageError, match="missing=drop drops all rows: 2 rows"):
         clean(np.full((2, 2), np.nan), np.arange(2), "drop")
 
 
 @pytest.mark.parametrize("missing", [np.nan, None, "", "NA"])
-def test_what_is_missing_stays_nan_when_it_is_to_be_filled(missing):
+def test_missing_mean_keeps_missing_inputs_as_nan(missing):
     inputs, _, _ = clean(np.array([["1", missing]], object), [0], "mean")
     np.testing.assert_array_equal(inputs, [[1, np.nan]])
 
 
 @pytest.mark.parametrize("bad", [np.inf, "apple"])
-def test_what_is_wrong_is_refused_when_what_is_missing_is_filled(bad):
+def test_missing_mean_refuses_invalid_values(bad):
     with pytest.raises(UsageError, match="row 0 column 1"):
         clean(np.array([[1, bad]], object), [0], "mean")
 
 
-def test_a_missing_target_is_never_filled():
+def test_missing_mean_refuses_missing_targets():
     with pytest.raises(UsageError, match="row 1 target"):
         clean(np.zeros((2, 1)), [0, np.nan], "mean")
 
@@ -121,7 +126,7 @@ def test_a_missing_target_is_never_filled():
         (np.array([5, 6], np.uint8), [], (2,), np.int64),
     ],
 )
-def test_targets_have_the_shape_and_type_of_the_contract(targets, names, shape, kind):
+def test_targets_have_the_documented_shape_and_type(targets, names, shape, kind):
     found = clean(np.zeros((2, 1)), targets, class_names=names)[1]
     assert (found.shape, found.dtype) == (shape, kind)
     assert found.flatten().tolist() == targets.flatten().tolist()

@@ -1,4 +1,4 @@
-"""What every data module keeps to. A module that cannot be made without arguments has a line in `MADE`."""
+"""Tests of the contract that every data module fulfils. Modules with required arguments are built by `BUILDERS`."""
 
 import io
 
@@ -11,7 +11,7 @@ from firstlight.data import MNIST, Corpus, DataModule, Digits, FashionMNIST, Lab
 from tests.data.helpers import in_batches, ready, write_idx, write_labelled, write_table, write_text
 
 SPLITS = ("train", "val", "test")
-MADE = {
+BUILDERS = {
     Corpus: lambda folder, **options: Corpus(write_text(folder), **options),
     LabelledText: lambda folder, **options: LabelledText(write_labelled(folder), **options),
     MNIST: lambda folder, **options: MNIST(write_idx(folder), **options),
@@ -30,13 +30,13 @@ every_module = pytest.mark.parametrize("kind", MODULES)
 
 
 @pytest.fixture(scope="module")
-def make(tmp_path_factory):
+def build(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
 
-    def made(kind, **options):
-        return MADE[kind](folder, **options) if kind in MADE else kind(**options)
+    def built(kind, **options):
+        return BUILDERS[kind](folder, **options) if kind in BUILDERS else kind(**options)
 
-    return made
+    return built
 
 
 def rows_of(data):
@@ -49,55 +49,55 @@ def as_numbers(data, split):
 
 
 def joined(batches, whole):
-    """Return the inputs of all batches: one of tokens may be padded to less than all of them are."""
+    """Return the inputs of all batches, padded to the length of the whole split."""
     return torch.cat(
         [torch.nn.functional.pad(inputs, (0, whole.shape[-1] - inputs.shape[-1])) for inputs, _ in batches]
     )
 
 
 def strata(data):
-    """Return what the split is stratified by, for all samples, or None."""
+    """Return a function from a split to its class labels, or None if the split is not stratified."""
     targets = torch.cat([data.dataset(split).targets for split in SPLITS])
     single = targets.ndim == 1 or targets.shape[1] == 1
     return (lambda split: data.dataset(split).targets.flatten().long()) if data.class_names and single else None
 
 
-def test_discovery_finds_the_digits():
+def test_discovery_finds_digits():
     assert Digits in MODULES
 
 
 @every_module
-def test_splits_are_disjoint_and_complete(kind, make):
-    data = ready(make(kind))
+def test_splits_are_disjoint_and_complete(kind, build):
+    data = ready(build(kind))
     rows = np.concatenate([data.rows(split) for split in SPLITS])
     assert sorted(rows.tolist()) == list(range(len(data.load().targets)))
 
 
 @every_module
-def test_splits_have_the_shares_that_were_asked_for(kind, make):
-    data = ready(make(kind, val_fraction=0.2, test_fraction=0.3))
-    marks = data.load().split
-    if marks is None:
+def test_splits_have_the_requested_fractions(kind, build):
+    data = ready(build(kind, val_fraction=0.2, test_fraction=0.3))
+    own_split = data.load().split
+    if own_split is None:
         count = len(data.load().targets)
         assert [len(data.indices[split]) / count for split in SPLITS] == pytest.approx([0.5, 0.2, 0.3], abs=2 / count)
-    elif not (marks == "val").any():
-        trained = (marks == "train").sum()
+    elif not (own_split == "val").any():
+        trained = (own_split == "train").sum()
         assert len(data.indices["val"]) / trained == pytest.approx(0.2, abs=2 / trained)
 
 
 @every_module
-def test_a_split_of_the_data_itself_is_kept(kind, make):
-    data = ready(make(kind))
-    marks = data.load().split
-    if marks is None:
+def test_own_split_of_the_data_is_kept(kind, build):
+    data = ready(build(kind))
+    own_split = data.load().split
+    if own_split is None:
         pytest.skip("the data has no split")
-    assert set(data.rows("test")) == set(np.flatnonzero(marks == "test"))
-    assert set(data.rows("train")) <= set(np.flatnonzero(marks == "train"))
+    assert set(data.rows("test")) == set(np.flatnonzero(own_split == "test"))
+    assert set(data.rows("train")) <= set(np.flatnonzero(own_split == "train"))
 
 
 @every_module
-def test_class_shares_of_each_split_are_those_of_the_whole(kind, make):
-    data = ready(make(kind))
+def test_splits_are_stratified_by_class(kind, build):
+    data = ready(build(kind))
     labels = strata(data)
     if labels is None or data.load().split is not None:
         pytest.skip("not stratified as a whole")
@@ -108,24 +108,24 @@ def test_class_shares_of_each_split_are_those_of_the_whole(kind, make):
 
 
 @every_module
-def test_the_split_depends_on_split_seed_alone(kind, make):
+def test_split_depends_only_on_split_seed(kind, build):
     found = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         np.random.seed(seed)
-        found.append(rows_of(ready(make(kind, split_seed=5))))
+        found.append(rows_of(ready(build(kind, split_seed=5))))
     assert found[0] == found[1]
-    data = ready(make(kind, split_seed=6))
-    other, marks = rows_of(data), data.load().split
-    free = SPLITS if marks is None else () if (marks == "val").any() else ("train", "val")
+    data = ready(build(kind, split_seed=6))
+    other, own_split = rows_of(data), data.load().split
+    free = SPLITS if own_split is None else () if (own_split == "val").any() else ("train", "val")
     assert all(set(other[split]) != set(found[0][split]) for split in free)
 
 
 @every_module
-def test_the_split_leaves_the_global_generators_alone(kind, make):
+def test_split_does_not_advance_the_global_generators(kind, build):
     torch.manual_seed(3)
     np.random.seed(3)
-    ready(make(kind))
+    ready(build(kind))
     drawn = torch.rand(1).item(), np.random.rand()
     torch.manual_seed(3)
     np.random.seed(3)
@@ -133,8 +133,8 @@ def test_the_split_leaves_the_global_generators_alone(kind, make):
 
 
 @every_module
-def test_training_inputs_have_mean_zero_and_deviation_one(kind, make):
-    data = ready(make(kind))
+def test_training_inputs_have_mean_zero_and_deviation_one(kind, build):
+    data = ready(build(kind))
     inputs = as_numbers(data, "train")
     if not inputs.is_floating_point():
         pytest.skip("tokens are never scaled")
@@ -146,8 +146,8 @@ def test_training_inputs_have_mean_zero_and_deviation_one(kind, make):
 
 
 @every_module
-def test_other_splits_are_scaled_as_the_training_split_is(kind, make):
-    data = ready(make(kind))
+def test_all_splits_are_scaled_with_the_training_statistics(kind, build):
+    data = ready(build(kind))
     inputs = {split: as_numbers(data, split) for split in SPLITS}
     if not inputs["train"].is_floating_point():
         pytest.skip("tokens are never scaled")
@@ -164,8 +164,8 @@ def test_other_splits_are_scaled_as_the_training_split_is(kind, make):
 
 
 @every_module
-def test_batches_hold_each_sample_of_a_split_once_with_its_target(kind, make):
-    data = ready(make(kind, batch_size=100))
+def test_loaders_yield_each_sample_once_with_its_target(kind, build):
+    data = ready(build(kind, batch_size=100))
     loaders = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
     for split, loader in zip(SPLITS, loaders, strict=True):
         batches = list(loader)
@@ -181,13 +181,13 @@ def test_batches_hold_each_sample_of_a_split_once_with_its_target(kind, make):
 
 
 @every_module
-def test_a_batch_can_be_that_of_all_processes(kind, make):
-    assert make(kind, batch_size=24, batch_size_is="global").batch_size_is == "global"
+def test_batch_size_can_be_global(kind, build):
+    assert build(kind, batch_size=24, batch_size_is="global").batch_size_is == "global"
 
 
 @every_module
-def test_batches_on_their_device_have_the_types_of_the_contract(kind, make):
-    data = ready(make(kind))
+def test_batches_have_the_types_of_the_contract(kind, build):
+    data = ready(build(kind))
     inputs, targets = in_batches(data, data.train_dataloader())[0]
     assert inputs.dtype in (torch.float32, torch.int64)
     assert targets.dtype in (torch.float32, torch.int64)
@@ -202,8 +202,8 @@ def test_batches_on_their_device_have_the_types_of_the_contract(kind, make):
 
 
 @every_module
-def test_images_and_tokens_stay_small_in_memory(kind, make):
-    data = ready(make(kind))
+def test_images_and_tokens_keep_their_small_types_in_memory(kind, build):
+    data = ready(build(kind))
     inputs, raw = data.dataset("train").inputs, data.load().inputs
     if raw.dtype.kind in "iu":
         assert inputs.numpy().dtype == raw.dtype
@@ -211,8 +211,8 @@ def test_images_and_tokens_stay_small_in_memory(kind, make):
 
 
 @every_module
-def test_predictions_come_in_the_order_of_the_test_rows(kind, make):
-    data = ready(make(kind))
+def test_predict_batches_follow_the_order_of_the_test_rows(kind, build):
+    data = ready(build(kind))
     inputs = joined(data.predict_dataloader(), data.dataset("test").inputs)
     assert torch.equal(inputs, data.dataset("test").inputs)
     raw = data.load().inputs
@@ -221,8 +221,8 @@ def test_predictions_come_in_the_order_of_the_test_rows(kind, make):
 
 
 @every_module
-def test_state_goes_through_a_file_to_another_instance(kind, make):
-    first, second = ready(make(kind)), ready(make(kind))
+def test_state_dict_survives_a_file_and_restores_another_instance(kind, build):
+    first, second = ready(build(kind)), ready(build(kind))
     if first.fitted["mean"] is not None:
         first.fitted["mean"] = first.fitted["mean"] + 1
     file = io.BytesIO()
@@ -232,7 +232,7 @@ def test_state_goes_through_a_file_to_another_instance(kind, make):
     second.load_state_dict(torch.load(file, weights_only=True))
     inputs = second.dataset("test").inputs
     assert repr(second.state_dict()) == repr(first.state_dict())
-    third = make(kind)
+    third = build(kind)
     third.load_state_dict(first.state_dict())
     third.setup()
     assert torch.equal(third.dataset("test").inputs, inputs)
@@ -241,13 +241,13 @@ def test_state_goes_through_a_file_to_another_instance(kind, make):
 
 
 @every_module
-def test_there_is_no_state_before_setup(kind, make):
-    assert make(kind).state_dict() == {}
+def test_state_dict_is_empty_before_setup(kind, build):
+    assert build(kind).state_dict() == {}
 
 
 @every_module
-def test_setup_loads_only_once(kind, make, monkeypatch):
-    data = ready(make(kind))
+def test_setup_loads_only_once(kind, build, monkeypatch):
+    data = ready(build(kind))
     monkeypatch.setattr(data, "load", lambda: pytest.fail("loaded a second time"))
     data.setup("fit")
     data.setup("test")
@@ -255,8 +255,8 @@ def test_setup_loads_only_once(kind, make, monkeypatch):
 
 
 @every_module
-def test_hyperparameters_are_plain(kind, make):
+def test_hyperparameters_are_plain(kind, build):
     file = io.BytesIO()
-    torch.save(dict(make(kind).hparams), file)
+    torch.save(dict(build(kind).hparams), file)
     file.seek(0)
     assert torch.load(file, weights_only=True)["batch_size"] == 32

@@ -1,4 +1,4 @@
-"""A run's checkpoint and a file of the user's own, from the command line."""
+"""Score a new file with the checkpoint of a run, from the command line."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ trainer: {max_epochs: 10, log_every_n_steps: 1, enable_progress_bar: false}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that learned from a table who is older than 40."""
+    """Return a run that was trained on a table to tell who is older than 40."""
     folder = tmp_path_factory.mktemp("run")
     generator = random.Random(0)
     ages = [generator.randint(20, 60) for _ in range(200)]
@@ -47,7 +47,7 @@ def new(tmp_path):
     return write
 
 
-def test_a_file_without_targets_is_predicted_with_the_classes_of_the_run(run, new):
+def test_predict_on_a_file_without_targets_uses_the_classes_of_the_run(run, new):
     given = new("city,note,age\nRome,a,25\nLima,b,59\nOslo,c,22\nRome,d,55\n")
     assert main(["predict", "--run", str(run), *given]) == 0
     written = max(run.glob("evaluations/predict-*")) / "predictions.csv"
@@ -57,7 +57,7 @@ def test_a_file_without_targets_is_predicted_with_the_classes_of_the_run(run, ne
     assert rows[0].keys() == {"index", "prediction", "probabilities/old", "probabilities/young"}
 
 
-def test_all_rows_of_a_file_with_targets_are_tested(run, new):
+def test_test_on_a_new_file_uses_all_rows(run, new):
     given = new("city,age,age group\nRome,25,young\nOslo,21,young\nOslo,22,young\nRome,55,young\n")
     assert main(["test", "--run", str(run), *given]) == 0
     results = json.loads(max(run.glob("evaluations/test-*")).joinpath("results.json").read_text())
@@ -67,16 +67,20 @@ def test_all_rows_of_a_file_with_targets_are_tested(run, new):
 @pytest.mark.parametrize(
     ("verb", "text", "message"),
     [
-        ("test", "city,age\nRome,25\n", "new.csv: there is no column age group among city, age: it can be predicted"),
-        ("validate", "city,age,age group\nRome,25,young\n", "all of it is the test split"),
-        ("predict", "city\nRome\n", "new.csv: there is no column age among city"),
+        ("test", "city,age\nRome,25\n", "new.csv has no column age group; available: city, age: only predict works"),
+        (
+            "validate",
+            "city,age,age group\nRome,25,young\n",
+            "new.csv has no val split: .* so all samples are test samples",
+        ),
+        ("predict", "city\nRome\n", "new.csv has no column age; available: city"),
         ("predict", "city,age\nRome,x\n", "new.csv: 1 row with .* line 2 column age (x)"),
         ("predict", "city,age,age group\nRome,25,baby\n", "line 2 column age group is baby, .* classes old, young"),
         ("predict", "", "new.csv is empty"),
-        ("fit", "city,age\nRome,25\n", "new.csv: there is no column age group"),
+        ("fit", "city,age\nRome,25\n", "new.csv has no column age group"),
     ],
 )
-def test_a_file_that_does_not_fit_ends_with_one_line(verb, text, message, run, new, capsys):
+def test_file_that_does_not_fit_the_run_ends_with_one_line(verb, text, message, run, new, capsys):
     before = sorted(run.rglob("*"))
     assert main([verb, "--run", str(run), *new(text)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -84,10 +88,13 @@ def test_a_file_that_does_not_fit_ends_with_one_line(verb, text, message, run, n
     assert sorted(run.rglob("*")) == before
 
 
-def test_a_fit_does_not_go_on_with_another_file(run, new, capsys):
+def test_resuming_with_another_file_is_refused(run, new, capsys):
     config, results = ((run / name).read_bytes() for name in ("config.yaml", "results.json"))
     changed = (run.parents[2] / "data.csv").read_text() + "\n30,Rome,young\n"
     assert main(["fit", "--run", str(run), *new(changed), "--trainer.max_epochs=11"]) == 2
-    assert "new.csv is not what the checkpoint was trained on: go on with the same data" in capsys.readouterr().err
+    assert (
+        "new.csv is not the data that the checkpoint was trained on: resume with the same data"
+        in capsys.readouterr().err
+    )
     assert [config, results] == [(run / name).read_bytes() for name in ("config.yaml", "results.json")]
     assert not list(Path(run).glob("*-until-*"))

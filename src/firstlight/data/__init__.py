@@ -1,13 +1,12 @@
-"""Data modules: load, clean, split, scale, batch."""
+"""Data modules: load, clean, split, fit, scale, batch."""
 
 from firstlight.data.base import DataModule
 from firstlight.data.samples import Samples
-from firstlight.data.sources.breast_cancer import BreastCancer
 from firstlight.data.sources.corpus import Corpus, PythonDocs
-from firstlight.data.sources.diabetes import Diabetes
 from firstlight.data.sources.digits import Digits
 from firstlight.data.sources.labelled_text import LabelledText, UnicodeNames
 from firstlight.data.sources.mnist import MNIST, FashionMNIST
+from firstlight.data.sources.sklearn_tables import BreastCancer, Diabetes
 from firstlight.data.sources.table import Table
 from firstlight.data.sources.tensors import Tensors
 

@@ -1,4 +1,4 @@
-"""Files of the user's own: read whole, or refused in one line that names the file."""
+"""Read the user's files, or refuse them in one line that names the file."""
 
 import csv
 import hashlib
@@ -14,13 +14,13 @@ __all__ = ["Csv", "digest_of", "missing_column", "read_bytes", "read_csv", "read
 
 @dataclass(frozen=True)
 class Csv:
-    """A CSV file as it was read.
+    """The content of a CSV file.
 
     Args:
         header: Names of the columns.
-        rows: Without empty lines; each has a value for each column.
-        lines: Line of the file where each row begins, from 1, as an editor shows it.
-        digest: Of the content.
+        rows: Values of each row, one per column. Empty lines are left out.
+        lines: Line number where each row begins, from 1, as an editor shows it.
+        digest: Digest of the content.
     """
 
     header: list[str]
@@ -30,10 +30,10 @@ class Csv:
 
 
 def read_bytes(path: str) -> bytes:
-    """Return what a file holds.
+    """Return the content of a file.
 
     Raises:
-        UsageError: When it cannot be read.
+        UsageError: If it cannot be read.
     """
     try:
         return Path(path).read_bytes()
@@ -42,40 +42,43 @@ def read_bytes(path: str) -> bytes:
 
 
 def digest_of(*contents: bytes | memoryview) -> str:
-    """Return what tells these contents from any others."""
+    """Return the SHA-256 digest of the concatenated contents."""
     digest = hashlib.sha256()
     for content in contents:
         digest.update(content)
     return digest.hexdigest()
 
 
-def read_text(content: bytes, path: str, otherwise: str = "") -> str:
-    """Return what UTF-8 stands for, without a byte order mark.
+def read_text(content: bytes, path: str, hint: str = "") -> str:
+    """Return UTF-8 content as text, without a byte order mark.
+
+    Args:
+        content: Content of the file.
+        path: Path of the file, for the message.
+        hint: End of the message: what the user can do about it.
 
     Raises:
-        UsageError: When it is not UTF-8; `otherwise` says what else can be done.
+        UsageError: If it is not UTF-8.
     """
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UsageError(
-            f"{path} is not UTF-8: line {line} has the byte 0x{content[error.start]:02x}{otherwise}"
-        ) from error
+        raise UsageError(f"{path} is not UTF-8: line {line} has the byte 0x{content[error.start]:02x}{hint}") from error
 
 
 def read_csv(path: str) -> Csv:
-    """Return what a CSV file in UTF-8 holds.
+    """Return the content of a CSV file in UTF-8.
 
     Raises:
-        UsageError: When it cannot be read, is not separated by commas, a column has no name of its own, or a row has
-            not as many values as the header.
+        UsageError: If it cannot be read, is not separated by commas, has empty or equal column names, or a row has
+            more or fewer values than the header.
     """
     content = read_bytes(path)
     text = read_text(content, path)
     if (at := content.find(b"\0")) >= 0:
         line = content.count(b"\n", 0, at) + 1
-        raise UsageError(f"{path} is no CSV file: line {line} has the byte 0x00")
+        raise UsageError(f"{path} is not a CSV file: line {line} has the byte 0x00")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     found: list[tuple[int, list[str]]] = []
     begins = 1
@@ -85,28 +88,28 @@ def read_csv(path: str) -> Csv:
                 found.append((begins, row))
             begins = reader.line_num + 1
     except csv.Error as error:
-        raise UsageError(f"{path} is no CSV file: line {begins}: {error}") from error
+        raise UsageError(f"{path} is not a CSV file: line {begins}: {error}") from error
     if not found:
-        raise UsageError(f"{path} is empty: its first line names the columns")
+        raise UsageError(f"{path} is empty: its first line must name the columns")
     (_, header), *rows = found
     for separator in (";", "\t", "|"):
         if len(header) == 1 and separator in header[0]:
-            raise UsageError(f"{path}: its values are separated by {separator!r}, in a CSV file they are by commas")
+            raise UsageError(f"{path}: values are separated by {separator!r}: they must be separated by commas")
     for index, name in enumerate(header):
         if not name or name in header[:index]:
-            raise UsageError(f"{path}: column {index + 1} is named {name!r}: each column has a name of its own")
+            raise UsageError(f"{path}: column {index + 1} is named {name!r}: column names must be unique and not empty")
     for line, row in rows:
         if len(row) != len(header):
             values = f"{len(row)} value{'s' * (len(row) != 1)}"
-            raise UsageError(f"{path}: line {line} has {values}, but the header names {len(header)} columns")
+            raise UsageError(f"{path}: line {line} has {values}, but the header has {len(header)} columns")
     if not rows:
         raise UsageError(f"{path} has no rows below its header")
     return Csv(header, [row for _, row in rows], [line for line, _ in rows], digest_of(content))
 
 
 def missing_column(path: str, wanted: Sequence[str], columns: Sequence[str]) -> str:
-    """Return in words which wanted column of a file is not there, or nothing when all are."""
+    """Return a message about the first wanted column that a file does not have, or `""` if it has all of them."""
     for name in wanted:
         if name not in columns:
-            return f"{path}: there is no column {name} among {', '.join(columns)}{did_you_mean(name, columns)}"
+            return f"{path} has no column {name}; available: {', '.join(columns)}{did_you_mean(name, columns)}"
     return ""

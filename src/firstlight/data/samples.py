@@ -1,6 +1,6 @@
-"""What data modules load, and what their batches are taken from.
+"""The samples that data modules load, and the dataset that batches are taken from.
 
-Shapes: `N` samples, `K` targets of a sample, `B` of a batch; `...` whatever one sample is shaped like.
+Shapes: `N` samples, `K` targets per sample, `B` batch; `...` shape of one sample.
 """
 
 from collections.abc import Sequence
@@ -21,25 +21,26 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Samples:
-    """What a data module loads, before anything is done to it.
+    """Samples as a data module loads them, before any preparation.
 
-    The type of the inputs says what they are. uint8 is pixels, or what else is counted from 0 to 255: it stays uint8 in
-    memory and in the loader's batches, and becomes scaled floats on the device. int8 to int64 are tokens, at least 0:
-    they are never scaled, and become int64 on the device. Everything else is numbers, or text that reads as numbers:
-    it is scaled once, in memory.
+    The type of the inputs determines their preparation:
+
+    - uint8: pixels. They stay uint8 in memory and in the loader's batches, and become scaled floats on the device.
+    - int8 to int64: tokens, at least 0. They are never scaled, and become int64 on the device.
+    - Everything else: numbers, or text that can be converted to numbers. They are scaled once, in memory.
 
     Args:
-        inputs: `(N, ...)`, at least two axes; each column or channel, the second axis, is scaled by itself.
-        targets: With class names, `(N,)` class indices, or `(N, K)` zeros and ones: `K` = 1 with the names of 0 and 1,
-            or a column for each name. Without, integers `(N, ...)` as they are (tokens), or numbers `(N, K)`, of which
-            `(N,)` becomes `(N, 1)`. None where there is nothing but inputs to predict for.
-        class_names: Name of each class; empty where targets are no classes.
-        split: `(N,)`, `"train"`, `"val"` or `"test"` for each sample, where the data says so.
-        columns: Names of the inputs' columns and then the targets', for messages.
-        source: What messages call the data, for example the name of a file.
-        lines: Line of the file for each row, from 1, where rows are lines of a file.
-        digest: Of the content, where it may be another one when a checkpoint is used: see `DataModule`.
-        missing_reason: Why nothing can be learned from these samples, for example that there is no column of targets.
+        inputs: `(N, ...)`, at least two axes. Each column or channel (second axis) is scaled separately.
+        targets: With `class_names`, class indices `(N,)`, or zeros and ones: `(N, 1)` for two classes, `(N, K)` for
+            `K` labels. Without, integers `(N, ...)`, for example tokens, or numbers `(N, K)` or `(N,)`, which becomes
+            `(N, 1)`. None if there are no targets, for prediction.
+        class_names: Name of each class; empty if targets are not classes.
+        split: `(N,)`, `"train"`, `"val"` or `"test"` for each sample, if the data defines its own split.
+        columns: Names of the columns of inputs, then of targets, for messages.
+        source: Name of the data in messages, for example the path of a file.
+        lines: Line number of each row, from 1, if rows come from a text file.
+        digest: Digest of the content. A checkpoint recognises the data that it was trained on by it.
+        missing_reason: Why these samples cannot be trained on, for example because the target column is missing.
     """
 
     inputs: NDArray[Any]
@@ -53,17 +54,17 @@ class Samples:
     missing_reason: str = ""
 
     def location(self, row: int) -> str:
-        """Return what messages call a row as it was loaded: its line in a file, or its index from 0."""
+        """Return how messages name a row of the loaded data: its line in the file, or its index from 0."""
         return f"line {self.lines[row]}" if self.lines else f"row {row}"
 
 
 class TensorBatches(Dataset[Batch]):
-    """Samples in memory, of which a batch is taken by one indexing.
+    """Samples in memory; a batch is taken with one indexing operation.
 
     Args:
         inputs: `(N, ...)`.
         targets: `(N, ...)`.
-        rows: `(M,)` int64, which of them, in this order; all by default. They are not copied.
+        rows: `(M,)` int64, the rows that belong to this dataset, in this order; None: all. Samples are not copied.
     """
 
     def __init__(self, inputs: Tensor, targets: Tensor, rows: Tensor | None = None) -> None:
@@ -77,37 +78,37 @@ class TensorBatches(Dataset[Batch]):
 
     @property
     def inputs(self) -> Tensor:
-        """All inputs, copied where they are some rows of others."""
+        """All inputs; a copy if the dataset has only some of the rows."""
         return self._inputs if self._rows is None else self._inputs[self._rows]
 
     @property
     def targets(self) -> Tensor:
-        """All targets, as `inputs`."""
+        """All targets; a copy if the dataset has only some of the rows."""
         return self._targets if self._rows is None else self._targets[self._rows]
 
     @property
     def device(self) -> torch.device:
-        """Where the samples lie."""
+        """Device of the samples."""
         return self._inputs.device
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
+        """Size of the samples in bytes."""
         return (self._inputs.nbytes + self._targets.nbytes) * len(self) // max(len(self._inputs), 1)
 
     def to(self, device: torch.device) -> "TensorBatches":
-        """Return the same samples in the memory of a device, where batches are taken then."""
+        """Return a copy of the samples in the memory of a device."""
         return TensorBatches(self.inputs.to(device), self.targets.to(device))
 
     def __getitem__(self, index: int | Sequence[int] | Tensor) -> Batch:
-        """Return one sample, or the batch of the samples at several indices."""
+        """Return one sample, or a batch for several indices."""
         if isinstance(index, Sequence) or (isinstance(index, Tensor) and index.ndim == 1):
             return self.__getitems__(index)
         row = index if self._rows is None else self._rows[index]
         return self._inputs[row], self._targets[row]
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> Batch:
-        """Return the batch of the samples at `indices`."""
+        """Return the batch of samples at `indices`."""
         index = indices if isinstance(indices, Tensor) else torch.as_tensor(indices)
         if self._rows is not None:
             index = self._rows.index_select(0, index)

@@ -1,4 +1,4 @@
-"""Which samples train, which validate and which test."""
+"""Split samples into training, validation and test samples."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +15,19 @@ Indices = NDArray[np.int64]
 def split(
     samples: Samples, rows: Indices, val_fraction: float, test_fraction: float, seed: int
 ) -> dict[Split, Indices]:
-    """Return the positions of each split, with the classes in the same proportions in each.
+    """Return the indices of the samples of each split, stratified by class.
 
-    Where the samples are marked, the marks are kept: only a missing validation split is cut, from training.
+    If the samples define their own split, it is kept. Only a missing validation split is taken from the training split.
 
     Args:
         samples: After `clean`.
-        rows: Row of each sample in the data as it was loaded, for messages.
-        val_fraction: Share of all samples that validates; where they are marked, of those marked to train.
-        test_fraction: Share of all samples that tests; where they are marked, the marks say it.
-        seed: Of the shuffling.
+        rows: Row of each sample in the loaded data, for messages.
+        val_fraction: Share of all samples for validation. With an own split: share of its training samples.
+        test_fraction: Share of all samples for testing. With an own split: ignored.
+        seed: Seed of the shuffling.
 
     Raises:
-        UsageError: When a split would be empty, or a class has too few samples for one in each.
+        UsageError: If a split would be empty, or a class has fewer samples than there are splits.
     """
     targets = samples.targets
     assert targets is not None
@@ -39,7 +39,7 @@ def split(
         parts = {name: np.flatnonzero(samples.split == name) for name in SPLITS}
         for name in ("train", "test"):
             if not len(parts[name]):
-                raise UsageError(f"the {name} split is empty: no row is marked {name}")
+                raise UsageError(f"the {name} split is empty: no row has split={name}")
         if len(parts["val"]):
             return parts
         train = parts["train"]
@@ -50,7 +50,8 @@ def split(
     for name, fraction in fractions.items():
         size = round(fraction * whole)
         if not 0 < size < len(train):
-            raise UsageError(f"the {name} split is empty: {fraction} of {whole} samples is {size}")
+            empty = "train" if size else name
+            raise UsageError(f"the {empty} split is empty: {name}_fraction={fraction} of {whole} samples is {size}")
         try:
             train, parts[name] = train_test_split(
                 train, test_size=size, random_state=seed, stratify=None if labels is None else labels[train]
@@ -61,9 +62,10 @@ def split(
 
 
 def _refuse_small_classes(labels: Indices, rows: Indices, samples: Samples, needed: int) -> None:
-    found, counts = np.unique(labels, return_counts=True)
-    for label in found[counts < needed][:1]:
+    classes, counts = np.unique(labels, return_counts=True)
+    for label in classes[counts < needed][:1]:
         where = ", ".join(samples.location(row) for row in rows[labels == label])
         raise UsageError(
-            f"too few samples of class {samples.class_names[label]} ({where}) to have one in each of {needed} splits"
+            f"class {samples.class_names[label]} has too few samples ({where}): it must have at least {needed}, one for "
+            "each split"
         )

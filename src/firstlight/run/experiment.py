@@ -277,7 +277,7 @@ class Experiment:
                     f"with another {', '.join(hindrances)} a run cannot resume exactly; --allow_inexact resumes anyway"
                 )
             if isinstance(self.datamodule, DataModule):
-                self.datamodule.exact = False
+                self.datamodule.resume_exactly = False
         for path, (before, now) in changed.items():
             if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
                 print(f"change {path} was {before} and is {now}")

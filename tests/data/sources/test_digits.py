@@ -9,7 +9,7 @@ from firstlight.errors import UsageError
 from tests.data.helpers import in_batches, ready
 
 
-def test_digits_are_those_of_scikit_learn():
+def test_digits_equal_those_of_scikit_learn():
     data = ready(Digits())
     images, labels = load_digits(return_X_y=True)
     for split in ("train", "val", "test"):
@@ -20,20 +20,20 @@ def test_digits_are_those_of_scikit_learn():
 
 
 @pytest.mark.parametrize("size", [8, 28])
-def test_digits_have_the_size_that_was_asked_for(size):
+def test_digits_have_the_requested_size(size):
     data = ready(Digits(size=size, batch_size=7))
     inputs, targets = in_batches(data, data.train_dataloader())[0]
     assert (inputs.shape, inputs.dtype) == ((7, 1, size, size), torch.float32)
     assert (targets.shape, targets.dtype) == ((7,), torch.int64)
 
 
-def test_enlarged_digits_are_those_of_another_bilinear_enlargement():
+def test_enlarged_digits_equal_those_of_pillow():
     small, large = Digits().load().inputs[:20, 0], Digits(size=28).load().inputs[:20, 0]
     for image, enlarged in zip(small, large, strict=True):
         expected = Image.fromarray(image.astype(np.float32)).resize((28, 28), Image.Resampling.BILINEAR)
         np.testing.assert_allclose(enlarged, expected, atol=0.51)
 
 
-def test_digits_smaller_than_they_come_are_refused():
-    with pytest.raises(UsageError, match="size=7"):
+def test_size_below_8_is_refused():
+    with pytest.raises(UsageError, match="Digits was given size=7: it must be at least 8"):
         Digits(size=7)

@@ -1,1 +1,1 @@
-"""Data sources: one data set or kind of file a module."""
+"""One data set or kind of file per module. Import their classes from `firstlight.data`."""

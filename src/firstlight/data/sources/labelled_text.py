@@ -1,6 +1,6 @@
-"""Text as bytes, for classification: the user's own, and the names of Unicode's characters.
+"""Text as bytes for classification: texts in a CSV file, and the names of Unicode characters.
 
-A token is a byte shifted by one, so that 0 is padding. Shapes: `N` texts, `B` of a batch, `T` tokens of the longest.
+A token is a byte plus one, so that 0 is padding. Shapes: `N` texts, `B` batch, `T` tokens of the longest text.
 """
 
 import logging
@@ -17,58 +17,60 @@ from torch import Tensor
 from firstlight.data.base import DataModule
 from firstlight.data.files import digest_of, missing_column, read_csv
 from firstlight.data.samples import Batch, Samples, TensorBatches
-from firstlight.errors import UsageError
+from firstlight.errors import UsageError, check_range
 
 __all__ = ["LabelledText", "PaddedBatches", "Texts", "UnicodeNames"]
 
 _log = logging.getLogger(__name__)
 
-_FEWEST = 100
-"""Names of a category of `UnicodeNames`."""
+_MIN_NAMES = 100
+"""Smallest category of `UnicodeNames`."""
 
 
 class PaddedBatches(TensorBatches):
-    """Samples that are padded with 0 at the end, whose batches are cut to their longest.
+    """Samples padded with 0 at the end; each batch is cut to its longest sample.
 
     Args:
-        inputs: `(N, T)`, each with something in it.
+        inputs: `(N, T)`, each with at least one token.
         targets: `(N, ...)`.
+        rows: As for `TensorBatches`.
     """
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> Batch:
-        """Return the batch of the samples at `indices`."""
+        """Return the batch of samples at `indices`."""
         inputs, targets = super().__getitems__(indices)
         longest = int(inputs.count_nonzero(dim=1).max())
         return inputs[:, :longest], targets
 
 
 class Texts(DataModule):
-    """Tokens `(B, T)` int64, padded at the end; targets are class indices `(B,)` int64. A subclass says what `load` is.
+    """Texts as tokens `(B, T)` int64, padded at the end; targets are class indices `(B,)` int64.
+
+    A subclass implements `load`.
 
     Args:
-        max_length: Bytes that are kept of a text, at least 1; how many texts are longer is said.
-        **options: What every `DataModule` takes.
+        max_length: Bytes after which a text is cut, at least 1. A warning gives the number of texts that were cut.
+        **options: Arguments of `DataModule`.
 
     Raises:
-        UsageError: When a number is out of its range.
+        UsageError: If a number is out of range.
     """
 
-    batches = PaddedBatches
+    dataset_class = PaddedBatches
 
     def __init__(self, max_length: int = 256, **options: Any) -> None:
         super().__init__(**options)
-        if max_length < 1:
-            raise UsageError(f"{type(self).__name__} was given max_length={max_length}: it is at least 1")
+        check_range(type(self).__name__, "[1, inf)", max_length=max_length)
         self.max_length = max_length
 
     def tokens(self, texts: Sequence[str], source: str) -> NDArray[np.int16]:
-        """Return the tokens of texts `(N, T)`, and say how many were cut."""
+        """Return the tokens of texts, `(N, T)`, and warn if some were cut."""
         encoded = [text.encode() for text in texts]
         longer = sum(len(each) > self.max_length for each in encoded)
         if longer:
             _log.warning(
-                f"{source}: {longer:,} of {len(texts):,} texts are longer than max_length={self.max_length} bytes, and "
-                "were cut"
+                f"{source}: {longer:,} of {len(texts):,} texts were cut, they are longer than "
+                f"max_length={self.max_length} bytes"
             )
         cut = [np.frombuffer(each[: self.max_length], np.uint8) for each in encoded]
         tokens = np.zeros((len(cut), max(1, *map(len, cut))), np.int16)
@@ -78,16 +80,16 @@ class Texts(DataModule):
 
 
 class LabelledText(Texts):
-    """Texts of a CSV file in UTF-8, see `Texts`. The classes are the labels that it has, in alphabetical order.
+    """Texts of a CSV file in UTF-8, see `Texts`. The classes are the labels in the file, sorted.
 
     Args:
-        path: The file; its first line names the columns.
-        text: Column of the text.
-        label: Column of the label. A file without it can be predicted for.
-        **options: What `Texts` and every `DataModule` takes.
+        path: Path of the file. Its first line names the columns.
+        text: Name of the column of texts.
+        label: Name of the column of labels. Prediction does not need it.
+        **options: Arguments of `Texts` and `DataModule`.
 
     Raises:
-        UsageError: When a number is out of its range, or the file cannot be used.
+        UsageError: If a number is out of range or the file cannot be used.
     """
 
     def __init__(self, path: str, text: str = "text", label: str = "label", **options: Any) -> None:
@@ -100,37 +102,37 @@ class LabelledText(Texts):
         """Return the texts and their labels.
 
         Raises:
-            UsageError: When a column is missing, or a row has a label that the checkpoint at hand has not learned.
+            UsageError: If the column of texts is missing, or a label is unknown to the checkpoint.
         """
         file = read_csv(self.path)
         if missing := missing_column(self.path, [self.text], file.header):
             raise UsageError(missing)
-        table = {name: [row[place] for row in file.rows] for place, name in enumerate(file.header)}
-        known: dict[str, Any] = {"source": self.path, "lines": file.lines, "digest": file.digest}
+        table = {name: [row[index] for row in file.rows] for index, name in enumerate(file.header)}
+        fields: dict[str, Any] = {"source": self.path, "lines": file.lines, "digest": file.digest}
         tokens = self.tokens(table[self.text], self.path)
         missing_reason = missing_column(self.path, [self.label], file.header)
         if missing_reason:
-            return Samples(tokens, None, missing_reason=missing_reason, **known)
+            return Samples(tokens, None, missing_reason=missing_reason, **fields)
         labels = table[self.label]
         names = self.class_names or sorted(set(labels) - {""})
         for line, label in zip(file.lines, labels, strict=True):
             if label not in (*names, ""):
                 raise UsageError(
-                    f"{self.path}: line {line} has the {self.label} {label!r}, but the checkpoint was trained on the "
+                    f"{self.path}: line {line} column {self.label} is {label}, but the checkpoint was trained on the "
                     f"classes {', '.join(names)}"
                 )
-        # What is empty stays so, for `clean` to refuse or to drop.
+        # Empty labels stay empty: `clean` refuses or drops them.
         targets = np.array([names.index(label) if label else "" for label in labels], object)
-        return Samples(tokens, targets, names, **known)
+        return Samples(tokens, targets, names, **fields)
 
 
 class UnicodeNames(Texts):
-    """Which general category a character has, by its name in Unicode, see `Texts`. Nothing is downloaded.
+    """Names of Unicode characters; the classes are their general categories. See `Texts`. Nothing is downloaded.
 
-    `LATIN SMALL LETTER A WITH ACUTE` is `Ll`, a lower-case letter. Left out are names that a rule makes (of Hangul
-    syllables, and all that end with the code point) and categories with fewer than 100 names.
+    For example, `LATIN SMALL LETTER A WITH ACUTE` is `Ll`, a lower-case letter. Left out are names that follow from the
+    code point (Hangul syllables, and names that end with the code point) and categories with fewer than 100 names.
 
-    Each release of Python has its own version of Unicode, so figures name the version of Python.
+    The data depends on the version of Python, so results must name it.
 
     Source: the module `unicodedata` of the standard library.
     """
@@ -138,14 +140,14 @@ class UnicodeNames(Texts):
     def load(self) -> Samples:
         """Return the names and their categories."""
         named = ((unicodedata.name(each, ""), each) for each in map(chr, range(sys.maxunicode + 1)))
-        own = [
+        described = [
             (name, unicodedata.category(each))
             for name, each in named
             if name and not name.startswith("HANGUL SYLLABLE ") and not name.endswith(f"{ord(each):X}")
         ]
-        counts = Counter(kind for _, kind in own)
-        kinds = sorted(kind for kind, count in counts.items() if count >= _FEWEST)
-        names, labels = zip(*((name, kinds.index(kind)) for name, kind in own if kind in kinds), strict=True)
+        counts = Counter(kind for _, kind in described)
+        kinds = sorted(kind for kind, count in counts.items() if count >= _MIN_NAMES)
+        names, labels = zip(*((name, kinds.index(kind)) for name, kind in described if kind in kinds), strict=True)
         source = f"Unicode {unicodedata.unidata_version}"
         digest = digest_of("\n".join(names).encode())
         return Samples(self.tokens(names, source), np.array(labels), kinds, source=source, digest=digest)

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST: 70,000 grey images of 28x28 pixels in ten classes, of which the last 10,000 test.
+"""MNIST and Fashion-MNIST: 60,000 training and 10,000 test images of 28x28 grey pixels in ten classes.
 
 Sources: LeCun, Bottou, Bengio and Haffner, "Gradient-based learning applied to document recognition", 1998; Xiao, Rasul
 and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms", 2017.
@@ -22,18 +22,18 @@ __all__ = ["MNIST", "FashionMNIST"]
 
 
 class MNIST(DataModule):
-    """Inputs `(B, 1, 28, 28)` float32, targets `(B,)` int64 from 0 to 9; the official test split.
+    """Handwritten digits: inputs `(B, 1, 28, 28)` float32, targets `(B,)` int64 from 0 to 9; the official test split.
 
-    The four IDX files, raw or as `.gz`, are looked for in `root`, `root/raw` and `root/NAME/raw`, where NAME is that of
-    the class and torchvision's place for them.
+    The four IDX files, raw or as `.gz`, are searched in `root`, `root/raw` and `root/NAME/raw`. NAME is the name of the
+    class; torchvision stores its downloads there.
 
     Args:
         root: Folder of the files.
-        download: Whether to fetch them into `root/NAME/raw` when they are not there, which takes torchvision.
-        **options: What every `DataModule` takes.
+        download: Whether to download missing files into `root/NAME/raw`, which needs torchvision.
+        **options: Arguments of `DataModule`.
 
     Raises:
-        UsageError: When a value is out of its range, or a file is not there or not what it should be.
+        UsageError: If an argument is out of range, or a file is missing or invalid.
     """
 
     labels: tuple[str, ...] = tuple("0123456789")
@@ -44,58 +44,59 @@ class MNIST(DataModule):
         self.download = download
 
     def load(self) -> Samples:
-        """Return the images and labels of both parts."""
-        images, targets, marks = [], [], []
+        """Return the images and labels of the official training and test split."""
+        images, targets, splits = [], [], []
         for part, split in (("train", "train"), ("t10k", "test")):
             images_file = self._file(f"{part}-images-idx3-ubyte")
             pixels = read_idx(images_file, 3)
             if pixels.shape[1:] != (28, 28):
                 found = "x".join(map(str, pixels.shape[1:]))
                 raise UsageError(
-                    f"{images_file} has images of {found} pixels, but those of {type(self).__name__} have 28x28"
+                    f"{images_file} has images of {found} pixels: {type(self).__name__} images must have 28x28"
                 )
             labels_file = self._file(f"{part}-labels-idx1-ubyte")
             labels = read_idx(labels_file, 1)
             if len(labels) != len(pixels):
-                raise UsageError(f"{labels_file} has {len(labels)} labels, but there are {len(pixels)} images")
+                raise UsageError(f"{labels_file} has {len(labels)} labels, but {images_file} has {len(pixels)} images")
             unknown = np.flatnonzero(labels >= len(self.labels))
             if len(unknown):
                 raise UsageError(
-                    f"{labels_file}: label {unknown[0]}, counted from 0, is {labels[unknown[0]]}: they are 0 to 9"
+                    f"{labels_file}: the label at index {unknown[0]} is {labels[unknown[0]]}: it must be 0 to 9"
                 )
             images.append(pixels)
             targets.append(labels)
-            marks += [split] * len(labels)
+            splits += [split] * len(labels)
         inputs = np.concatenate(images)[:, None]
-        return Samples(inputs, np.concatenate(targets), list(self.labels), np.array(marks), source=self.root)
+        return Samples(inputs, np.concatenate(targets), list(self.labels), np.array(splits), source=self.root)
 
     def _file(self, name: str) -> Path:
         kind = type(self).__name__
         folders = [Path(self.root), Path(self.root, "raw"), Path(self.root, kind, "raw")]
         paths = [path for folder in folders for path in (folder / name, folder / f"{name}.gz")]
         if self.download and not any(path.is_file() for path in paths):
-            self._fetch(kind)
+            self._download(kind)
         for path in paths:
             if path.is_file():
                 return path
-        raise UsageError(f"there is no {name} or {name}.gz in {', '.join(map(str, folders))}: download=true fetches it")
+        raise UsageError(
+            f"cannot find {name} or {name}.gz in {', '.join(map(str, folders))}: download=true downloads it"
+        )
 
-    def _fetch(self, kind: str) -> None:
+    def _download(self, kind: str) -> None:
         try:
             from torchvision import datasets
-        except (ImportError, RuntimeError) as error:  # RuntimeError where it was built for another torch.
-            raise UsageError(f"download=true needs torchvision, in the extra `download`: {error}") from error
+        except (ImportError, RuntimeError) as error:  # RuntimeError: it was built for another torch.
+            raise UsageError(f"download=true needs torchvision, from the extra `download`: {error}") from error
         try:
             getattr(datasets, kind)(self.root, download=True)
         except (OSError, RuntimeError) as error:
-            raise UsageError(f"cannot fetch {kind} into {self.root}: {error}") from error
+            raise UsageError(f"cannot download {kind} into {self.root}: {error}") from error
 
 
 class FashionMNIST(MNIST):
-    """Inputs `(B, 1, 28, 28)` float32, targets `(B,)` int64: ten kinds of clothes; the official test split.
+    """Ten kinds of clothes in the format of `MNIST`, with the same arguments; the official test split.
 
-    Debian's package `dataset-fashion-mnist` puts the files into `/usr/share/datasets/fashion-mnist`. Everything else is
-    as in `MNIST`.
+    Debian's package `dataset-fashion-mnist` installs the files in `/usr/share/datasets/fashion-mnist`.
     """
 
     labels = (
@@ -113,14 +114,14 @@ class FashionMNIST(MNIST):
 
 
 def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
-    """Return the array of an IDX file of unsigned bytes, which may be compressed.
+    """Return the array of an IDX file of unsigned bytes.
 
     Args:
-        path: The file; one whose name ends in `.gz` is decompressed.
-        axes: Number of axes that it must have.
+        path: Path of the file. If it ends in `.gz`, the file is decompressed.
+        axes: Number of axes that the array must have.
 
     Raises:
-        UsageError: When it cannot be read, is truncated, or is another kind of file.
+        UsageError: If the file cannot be read, is truncated or is not an IDX file with `axes` axes.
     """
     content = read_bytes(str(path))
     if path.suffix == ".gz":
@@ -131,10 +132,13 @@ def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
     magic, start = bytes([0, 0, 8, axes]), 4 + 4 * axes
     if content[:4] != magic:
         raise UsageError(
-            f"{path} begins with {content[:4].hex(' ') or 'nothing'}, but an IDX file of it with {magic.hex(' ')}"
+            f"{path} is not an IDX file with {axes} axes: it begins with {content[:4].hex(' ') or 'nothing'} and "
+            f"must begin with {magic.hex(' ')}"
         )
     shape = np.frombuffer(content[4:start].ljust(4 * axes, b"\0"), ">u4").tolist()
     if len(content) != start + math.prod(shape):
         expected = " x ".join(map(str, shape))
-        raise UsageError(f"{path} has {len(content) - start} bytes for {expected} values: it is truncated or too long")
+        raise UsageError(
+            f"{path} has {len(content) - start} bytes for {expected} values: it must have one byte for each"
+        )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

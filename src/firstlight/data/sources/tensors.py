@@ -1,6 +1,6 @@
-"""Arrays or tensors that a program has at hand.
+"""Arrays or tensors of a program as a data module.
 
-Shapes: `N` samples, `K` targets of a sample; `...` whatever one sample is shaped like.
+Shapes: `N` samples, `K` targets per sample; `...` shape of one sample.
 """
 
 from typing import Any
@@ -19,18 +19,18 @@ __all__ = ["Tensors"]
 
 
 class Tensors(DataModule):
-    """Batches of what a program gives; `Samples` says what its types and shapes mean.
+    """Arrays or tensors in memory; `Samples` describes the types and shapes.
 
     Args:
-        inputs: `(N, ...)`: floats are numbers, uint8 pixels, int8 to int64 tokens.
-        targets: `(N,)` classes or `(N, K)`; none to predict with a checkpoint. Whole numbers `(N,)` without
-            `class_names` are classes called 0, 1, ....
+        inputs: `(N, ...)`: floats for numbers, uint8 for pixels, int8 to int64 for tokens.
+        targets: `(N,)` classes or `(N, K)`; None to predict with a checkpoint. Integers `(N,)` without `class_names`
+            are classes named 0, 1, and so on.
         class_names: Name of each class.
         split: `"train"`, `"val"` or `"test"` for each sample.
-        **options: What every `DataModule` takes.
+        **options: Arguments of `DataModule`.
 
     Raises:
-        UsageError: When a value is out of its range, or inputs or targets are no numbers.
+        UsageError: If an argument is out of range, or inputs or targets are not numbers.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Tensors(DataModule):
         self._split = None if split is None else np.array(split)
 
     def load(self) -> Samples:
-        """Return what was given."""
+        """Return the arrays as samples."""
         targets, names = self._targets, self._class_names or self.class_names
         if targets is not None and not names and targets.ndim == 1 and targets.dtype.kind in "iu" and len(targets):
             names = [str(label) for label in range(targets.max() + 1)]
@@ -61,5 +61,5 @@ class Tensors(DataModule):
 def _array(values: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:
     array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if array.dtype.kind not in "biuf":
-        raise UsageError(f"Tensors was given {name} of type {array.dtype}: they are numbers")
+        raise UsageError(f"Tensors was given {name} of type {array.dtype}: they must be numbers")
     return array

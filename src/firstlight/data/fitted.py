@@ -1,0 +1,43 @@
+"""Compare the data at hand with the fitted state of a checkpoint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from firstlight.data.samples import Samples
+from firstlight.errors import UsageError
+
+__all__ = ["COMPARED_FIELDS", "check_compatible", "is_other_data"]
+
+COMPARED_FIELDS = ("class_names", "columns")
+"""Fields of `Samples` that must be equal to those that the checkpoint was trained on."""
+
+
+def is_other_data(fitted: Mapping[str, Any], samples: Samples) -> bool:
+    """Return whether a checkpoint was trained on data with another content; False without a checkpoint."""
+    return bool(fitted) and fitted["digest"] != samples.digest
+
+
+def check_compatible(fitted: Mapping[str, Any], samples: Samples, source: str, columns: int, split: str) -> None:
+    """Refuse samples that do not fit the checkpoint.
+
+    Args:
+        fitted: Fitted state of the checkpoint.
+        samples: After `clean`.
+        source: Name of the data in messages.
+        columns: Number of columns or channels that the network gets.
+        split: Digest of the rows of each split.
+
+    Raises:
+        UsageError: If classes or columns differ, or the same data is split in another way.
+    """
+    assert samples.targets is not None
+    if fitted["digest"] == samples.digest and fitted["split"] != split:
+        options = "split_seed, val_fraction, test_fraction and missing"
+        raise UsageError(f"the checkpoint was trained on another split of {source}: use the same {options}")
+    for name in COMPARED_FIELDS if samples.targets.size else ["columns"]:
+        expected, found = fitted[name], getattr(samples, name)
+        if expected != found:
+            raise UsageError(f"the checkpoint was trained on the {name} {expected}, but {source} has {found}")
+    mean = fitted["mean"]
+    if mean is not None and len(mean) != columns:
+        raise UsageError(f"the checkpoint was trained on {len(mean)} columns or channels, but {source} has {columns}")
