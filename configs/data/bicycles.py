@@ -1,7 +1,7 @@
-"""Write `bicycles.csv` beside this file: what 600 second-hand bicycles cost, all of it invented.
+"""Write `bicycles.csv` next to this file: prices of 600 second-hand bicycles, all invented.
 
-The price is a formula of kind, frame, brakes, age and distance, times some noise. Then one cell in twenty-five of the
-inputs is blanked. The same seed gives the same file, byte for byte.
+The price is a formula of kind, frame, brakes, age and kilometres, times random noise. Then each input cell is emptied
+with probability 0.04. The seed is fixed, so every run writes the same bytes.
 """
 
 import csv
@@ -14,7 +14,7 @@ BRAKES = {"rim": 0.9, "disc": 1.15, "coaster": 0.8}
 
 
 def main() -> None:
-    """Write the file."""
+    """Generate the rows and write the file."""
     draw = random.Random(0)
     rows = []
     for _ in range(600):
@@ -23,8 +23,8 @@ def main() -> None:
         kilometres = round(age * draw.lognormvariate(6.5, 0.7) / 10) * 10
         price = KINDS[kind] * FRAMES[frame] * BRAKES[brakes] * 0.9**age / (1 + kilometres / 40_000)
         inputs = [kind, frame, brakes, age, kilometres]
-        blanked = ["" if draw.random() < 0.04 else value for value in inputs]
-        rows.append([*blanked, round(price * draw.lognormvariate(0, 0.08))])
+        with_missing = ["" if draw.random() < 0.04 else value for value in inputs]
+        rows.append([*with_missing, round(price * draw.lognormvariate(0, 0.08))])
     with Path(__file__).with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(
             [["kind", "frame", "brakes", "age", "kilometres", "price"], *rows]

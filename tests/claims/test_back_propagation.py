@@ -1,4 +1,4 @@
-"""Chapter 2: the chain rule by hand, and what becomes of the gradient in deep nets."""
+"""Chapter 2: back-propagation by hand, and vanishing gradients in deep networks."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_back_propagation_by_hand_equals_autograd():
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-14, rtol=1e-10)
 
 
-def test_a_step_of_sgd_takes_the_learning_rate_times_the_gradient_away():
+def test_sgd_step_subtracts_learning_rate_times_gradient():
     weight = nn.Parameter(torch.randn(3, 4))
     before = weight.detach().clone()
     optimizer = torch.optim.SGD([weight], lr=0.1)
@@ -44,7 +44,7 @@ def test_a_step_of_sgd_takes_the_learning_rate_times_the_gradient_away():
     torch.testing.assert_close(weight.detach(), before - 0.1 * 2 * before)
 
 
-def first_to_last(seed, **options):
+def gradient_ratio(seed, **options):
     """Return the gradient norm of the first of 20 hidden layers, divided by that of the output layer."""
     torch.manual_seed(seed)
     net = MLP(64, [64] * 20, 10, **options)
@@ -55,8 +55,8 @@ def first_to_last(seed, **options):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_gradient_of_20_sigmoid_layers_dies_toward_the_first(seed):
-    assert first_to_last(seed, activation=nn.Sigmoid) < 1e-6  # measured: 2e-17 to 4e-17
+def test_gradient_vanishes_in_20_sigmoid_layers(seed):
+    assert gradient_ratio(seed, activation=nn.Sigmoid) < 1e-6  # measured: 2e-17 to 4e-17
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -65,10 +65,10 @@ def test_the_gradient_of_20_sigmoid_layers_dies_toward_the_first(seed):
     [{"residual": True}, {"norm": "batch"}, {"init": "kaiming"}],  # measured: 0.05 to 0.09, 28 to 46, 0.5 to 1.4
     ids=["residual", "batch normalisation", "kaiming"],
 )
-def test_relu_with_residual_connections_or_batch_normalisation_or_its_initialisation_keeps_the_gradient(options, seed):
-    assert first_to_last(seed, **options) > 1e-2
+def test_gradient_of_20_relu_layers_survives_with_residuals_batch_norm_or_kaiming(options, seed):
+    assert gradient_ratio(seed, **options) > 1e-2
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_relu_alone_is_not_enough_with_the_default_initialisation(seed):
-    assert first_to_last(seed) < 1e-5  # measured: 1e-7 to 4e-7
+def test_gradient_vanishes_in_20_relu_layers_with_default_initialisation(seed):
+    assert gradient_ratio(seed) < 1e-5  # measured: 1e-7 to 4e-7

@@ -9,7 +9,7 @@ from firstlight.networks import MLP, SimpleNet
 GRID = torch.linspace(-12, 12, 240_001, dtype=torch.float64)
 
 
-def test_softmax_of_the_logits_of_the_simple_net_sums_to_one():
+def test_softmax_of_the_logits_sums_to_one():
     torch.manual_seed(0)
     logits = SimpleNet()(torch.randn(32, 1, 28, 28) * 100)
     probabilities = logits.double().softmax(dim=1)
@@ -18,7 +18,7 @@ def test_softmax_of_the_logits_of_the_simple_net_sums_to_one():
 
 
 @pytest.mark.parametrize(
-    ("activation", "least", "most"),
+    ("activation", "lower", "upper"),
     [
         (nn.ReLU, 0, 12),
         (nn.Sigmoid, 0, 1),
@@ -27,19 +27,19 @@ def test_softmax_of_the_logits_of_the_simple_net_sums_to_one():
         (nn.SiLU, -0.27846, 12),
     ],
 )
-def test_each_activation_keeps_its_range_and_comes_near_its_ends(activation, least, most):
+def test_activations_reach_the_bounds_of_their_range_and_stay_inside(activation, lower, upper):
     outputs = activation()(GRID)
-    assert outputs.min().item() == pytest.approx(least, abs=1e-4)
-    assert outputs.max().item() == pytest.approx(most, abs=1e-4)
+    assert outputs.min().item() == pytest.approx(lower, abs=1e-4)
+    assert outputs.max().item() == pytest.approx(upper, abs=1e-4)
 
 
-def test_the_least_value_of_gelu_is_about_minus_0_17_at_about_minus_0_75():
+def test_minimum_of_gelu_is_minus_0_17_at_minus_0_75():
     outputs = nn.GELU()(GRID)
     assert outputs.min().item() == pytest.approx(-0.17, abs=5e-4)
     assert GRID[outputs.argmin()].item() == pytest.approx(-0.7518, abs=1e-3)
 
 
-def test_layers_without_activations_are_one_linear_map_and_with_them_they_are_not():
+def test_network_is_linear_without_activations_and_nonlinear_with_them():
     torch.manual_seed(0)
     inputs, zero = torch.randn(64, 12, dtype=torch.float64), torch.zeros(1, 12, dtype=torch.float64)
 

@@ -8,11 +8,11 @@ import torch
 from firstlight.data import Digits
 from firstlight.networks import MLP
 from firstlight.schedules import Constant
-from tests.claims.training import GUESS, descend, samples
+from tests.claims.training import UNIFORM_LOSS, descend, samples
 
 
 def after_first_norm(norm):
-    """Return what the first normalisation of a fresh net makes of a batch of digits."""
+    """Return the outputs of the first normalisation layer of an untrained network for a batch of digits."""
     torch.manual_seed(0)
     net = MLP(64, [32, 32], 10, norm=norm)
     inputs, _ = samples(Digits(), "train")
@@ -20,7 +20,7 @@ def after_first_norm(norm):
 
 
 @pytest.mark.parametrize(("norm", "axis"), [("batch", 0), ("layer", 1)])
-def test_it_gives_zero_mean_and_unit_variance_over_the_batch_or_over_the_features(norm, axis):
+def test_normalisation_gives_mean_0_and_variance_1_over_batch_or_features(norm, axis):
     outputs = after_first_norm(norm)
     other = 1 - axis
     torch.testing.assert_close(outputs.mean(axis), torch.zeros(outputs.shape[other]), atol=1e-5, rtol=0)
@@ -28,18 +28,18 @@ def test_it_gives_zero_mean_and_unit_variance_over_the_batch_or_over_the_feature
     assert outputs.mean(other).abs().max() > 0.1
 
 
-def trained(norm, init, lr, seed, steps):
+def final_loss(norm, init, lr, seed, steps):
     optimizer = partial(torch.optim.SGD, lr=lr)
     return descend(lambda: MLP(64, [64] * 4, 10, norm=norm, init=init), optimizer, Constant(), seed, steps)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_batch_normalisation_stands_a_learning_rate_at_which_the_plain_net_diverges(seed):
-    assert not trained(None, "kaiming", lr=2.0, seed=seed, steps=150) < GUESS
-    assert trained("batch", "kaiming", lr=2.0, seed=seed, steps=150) < 0.3  # measured over ten seeds: at most 0.09
+def test_batch_normalisation_trains_at_a_learning_rate_that_diverges_without_it(seed):
+    assert not final_loss(None, "kaiming", lr=2.0, seed=seed, steps=150) < UNIFORM_LOSS
+    assert final_loss("batch", "kaiming", lr=2.0, seed=seed, steps=150) < 0.3  # measured over ten seeds: at most 0.09
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_batch_normalisation_learns_in_the_steps_that_the_plain_net_needs_to_set_out(seed):
-    assert trained(None, "default", lr=0.05, seed=seed, steps=60) > 0.95 * GUESS
-    assert trained("batch", "default", lr=0.05, seed=seed, steps=60) < 0.6  # measured over ten seeds: at most 0.35
+def test_batch_normalisation_learns_within_60_steps_and_the_plain_network_does_not(seed):
+    assert final_loss(None, "default", lr=0.05, seed=seed, steps=60) > 0.95 * UNIFORM_LOSS
+    assert final_loss("batch", "default", lr=0.05, seed=seed, steps=60) < 0.6  # measured over ten seeds: at most 0.35

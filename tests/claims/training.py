@@ -1,4 +1,4 @@
-"""How the claims are measured: the digits, a training loop by hand, and a run of a task."""
+"""Helpers of the claims tests: data, a hand-written training loop, and a run of a task."""
 
 import math
 from functools import partial
@@ -12,30 +12,30 @@ from firstlight.data import Digits
 from firstlight.schedules import Cosine
 from firstlight.tasks import Classification
 
-GUESS = math.log(10)
-"""Cross-entropy of a net that finds all ten digits equally likely."""
+UNIFORM_LOSS = math.log(10)
+"""Cross-entropy of equal probabilities for all ten digits."""
 
 SMALL = {"val_fraction": 0.5, "test_fraction": 0.45}
-"""90 digits to train on, 898 to validate."""
+"""Options of `Digits` that leave 90 training digits and 898 validation digits."""
 
 
 def samples(data, split):
-    """Return a whole split as a network takes it."""
+    """Return inputs and targets of a split as the network gets them."""
     data.setup()
     dataset = data.dataset(split)
     return data.prepare_batch(dataset.inputs), dataset.targets.long()
 
 
 def descend(network, optimizer, schedule, seed, steps=150):
-    """Train by hand on random batches of 64 digits; return the loss over the whole training split afterwards."""
+    """Train on random batches of 64 digits and return the final loss on the training split."""
     torch.manual_seed(seed)
     inputs, targets = samples(Digits(), "train")
     net = network()
     optimizer = optimizer(net.parameters())
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
     for _ in range(steps):
-        chosen = torch.randint(len(inputs), (64,))
-        cross_entropy(net(inputs[chosen]), targets[chosen]).backward()
+        indices = torch.randint(len(inputs), (64,))
+        cross_entropy(net(inputs[indices]), targets[indices]).backward()
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -64,6 +64,6 @@ def fit(network, data, seed, epochs=100, lr=3e-3, weight_decay=0.0, schedule=Non
 
 @torch.no_grad()
 def loss(task, data, split):
-    """Return the mean cross-entropy over a split, with nothing dropped or augmented."""
+    """Return the mean cross-entropy over a split, without dropout and augmentation."""
     inputs, targets = samples(data, split)
     return cross_entropy(task.eval()(inputs), targets).item()

@@ -187,12 +187,12 @@ def test_predict_without_targets_gives_targets_without_columns(checkpoint, tmp_p
 
 
 def test_test_without_targets_is_refused(checkpoint, tmp_path):
-    with pytest.raises(UsageError, match="Arrays has no targets: only predict works without targets"):
+    with pytest.raises(UsageError, match="only predict works without targets: Arrays has no targets"):
         trainer(tmp_path).test(
             BatchRecorder(), datamodule=new_data(targets=False), ckpt_path=checkpoint[0], weights_only=True
         )
     data = new_data(targets=False, missing_reason="new.csv has no column price")
-    with pytest.raises(UsageError, match=r"new\.csv has no column price: only predict works without targets"):
+    with pytest.raises(UsageError, match=r"only predict works without targets: new\.csv has no column price"):
         trainer(tmp_path).test(BatchRecorder(), datamodule=data, ckpt_path=checkpoint[0], weights_only=True)
 
 

@@ -227,7 +227,5 @@ def test_early_stopping_and_the_best_checkpoint_decide_alike_on_every_rank(figur
 def test_a_global_batch_that_the_processes_cannot_divide_is_refused(tmp_path):
     options = ["--config", DDP, "--data.batch_size=33", "--data.batch_size_is=global"]
     done = firstlight("fit", "--config", CONFIG, *options, cwd=tmp_path, code=2)
-    assert done.stderr == (
-        "firstlight: batch_size=33 is global and cannot be divided by 2 processes: take a multiple of them\n"
-    )
+    assert done.stderr == ("firstlight: batch_size=33 is global: it must be a multiple of the 2 processes\n")
     assert not list(tmp_path.rglob("*.ckpt"))

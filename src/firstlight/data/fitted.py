@@ -1,4 +1,4 @@
-"""Compare the data at hand with the fitted state of a checkpoint."""
+"""Compare loaded data with the fitted state of a checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any

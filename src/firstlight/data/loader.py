@@ -121,7 +121,7 @@ class Loader(DataLoader[Batch]):
             worker_init_fn=partial(_ignore_stop_signals, os.getpid()),
         )
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader promises a class of its own
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader annotates its own iterator class
         """Yield the remaining batches of the epoch."""
         if not self.num_workers:  # The same as in DataLoader, in a third of its time.
             dataset = cast(TensorBatches, self.dataset)

@@ -66,6 +66,6 @@ def _refuse_small_classes(labels: Indices, rows: Indices, samples: Samples, need
     for label in classes[counts < needed][:1]:
         where = ", ".join(samples.location(row) for row in rows[labels == label])
         raise UsageError(
-            f"class {samples.class_names[label]} has too few samples ({where}): it must have at least {needed}, one for "
-            "each split"
+            f"class {samples.class_names[label]} has too few samples ({where}): it must have at least {needed}, "
+            "one for each split"
         )

@@ -1,6 +1,7 @@
 import logging
 import unicodedata
 
+import numpy as np
 import pytest
 import torch
 
@@ -121,6 +122,13 @@ def test_unicode_names_have_the_category_of_their_character():
     for tokens, target in zip(samples.inputs[:200], samples.targets[:200], strict=True):
         character = unicodedata.lookup(as_bytes(tokens[tokens != 0]).decode())
         assert unicodedata.category(character) == data.class_names[target]
+
+
+def test_categories_with_fewer_than_100_names_are_left_out():
+    samples = UnicodeNames().load()
+    assert np.bincount(samples.targets).min() >= 100
+    assert "Sk" in samples.class_names  # 125 names
+    assert "Sc" not in samples.class_names  # 63 names
 
 
 def test_names_that_follow_from_the_code_point_are_left_out():
