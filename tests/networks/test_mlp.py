@@ -88,7 +88,7 @@ def test_mlp_has_no_norm_and_no_dropout_layer_by_default():
 
 
 @pytest.mark.parametrize("activation", FORMULAS)
-def test_an_activation_given_by_class_is_applied_after_every_hidden_layer_and_not_after_the_last(activation):
+def test_activation_follows_each_hidden_layer_but_not_the_output(activation):
     network, inputs = MLP(6, [5, 4], 2, activation=activation), inputs_of((3, 6))
     hidden = inputs
     for layer in (network.hidden0[0], network.hidden1[0]):

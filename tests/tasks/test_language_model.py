@@ -145,7 +145,7 @@ def test_fitting_samples_pass_the_check_and_the_task_goes_on_as_it_was():
         ({"network": nn.Sequential(Bigrams(), nn.Flatten())}, r"Sequential gives outputs of shape \(2, 72\)"),
         ({"network": nn.Linear(8, 9)}, r"Linear cannot take samples of shape \(8,\)"),
         ({"loss": nn.CrossEntropyLoss()}, "CrossEntropyLoss scores targets that are 0.*ignore_index=0"),
-        ({"network": TransformerLM(max_length=7)}, "max_length=7, but was given sequences of 8 tokens"),
+        ({"network": TransformerLM(max_length=7)}, "sequences of 8 tokens: they must have at most max_length=7"),
     ],
 )
 def test_samples_that_do_not_fit_are_refused_in_one_line(changes, found):

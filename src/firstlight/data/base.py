@@ -31,7 +31,7 @@ __all__ = ["DataModule"]
 _log = logging.getLogger(__name__)
 
 
-class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  # load_from_checkpoint is stricter than in Lightning
+class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  # load_from_checkpoint takes fewer arguments
     """Data that fits in memory. A subclass implements `load`; this class does the rest.
 
     The fitted state, which includes the statistics of the training split and the class names, travels in the

@@ -138,7 +138,7 @@ def test_new_file_is_encoded_with_the_fitted_state_of_the_checkpoint(path, tmp_p
         torch.testing.assert_close(inputs, trained.dataset("test").inputs[:4])
         assert data.class_names == ["a", "b", "c"]
         with pytest.raises(
-            UsageError, match=r"^only predict works .*: new\.csv has no column label; available: x, colour"
+            UsageError, match=r"^only predict works .*new\.csv has no column label; available: x, colour"
         ):
             data.test_dataloader()
 
