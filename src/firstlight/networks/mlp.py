@@ -16,10 +16,10 @@ __all__ = ["MLP", "RegularizedNet", "SimpleNet"]
 
 
 class MLP(Layers):
-    """Hidden layers of linear, normalisation, activation, dropout, and a linear output layer.
+    """Linear layers with an activation after each but the last.
 
-    Inputs of any shape `(B, ...)` are flattened to `(B, in_features)`. Outputs are `(B, out_features)`, without an
-    activation.
+    A hidden layer consists of linear, normalisation, activation and dropout, in this order. Inputs of any shape
+    `(B, ...)` are flattened to `(B, in_features)`. Outputs are `(B, out_features)`, without an activation.
 
     Args:
         in_features: Number of input features, after flattening.
