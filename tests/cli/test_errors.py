@@ -22,7 +22,7 @@ CASES = {
     ),
     "an unknown option of the data": (
         ["--data.batch_sizes=3"],
-        r"data\.batch_sizes is no option.*did you mean batch_size",
+        r"data\.batch_sizes is not an option.*did you mean batch_size",
     ),
     "an unknown option of a callback": (["--early_stopping.patiense=3"], r"did you mean --early_stopping\.patience"),
     "an unknown option of the optimiser": (
@@ -118,7 +118,7 @@ CASES = {
     "no accumulation": (["--trainer.accumulate_grad_batches=0"], r"accumulate_grad_batches=0 trains nothing"),
     "more processes than processors": (
         ["--trainer.accelerator=cpu", "--trainer.devices=999"],
-        r"trainer\.devices=999: starts 999 processes on the CPU; at most \d+ fit here",
+        r"trainer\.devices=999 starts 999 processes on the CPU; at most \d+ fit here",
     ),
     "no validation batches": (["--trainer.limit_val_batches=0"], r"the run never validates \(limit_val_batches is 0"),
     "no validation within the run": (

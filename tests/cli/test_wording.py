@@ -4,11 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from firstlight import compat
+from firstlight.cli.class_help import ShortHelp
 from firstlight.cli.parser import CLI
 from firstlight.cli.parser_errors import WORDING
 from firstlight.errors import UsageError
+from firstlight.schedules import Schedule
 from tests.helpers import CONFIG, ROOT
 
 CAUSES = {
@@ -73,3 +76,12 @@ def test_outer_lines_of_jsonargparse_still_occur(raw_error):
     options = [*CAUSES.values(), ["--model.optimizer=[1]"], ["--model.network=1"], ["--model.network.norm=bach"]]
     lines = [line.strip().removeprefix("- ") for each in options for line in raw_error(each).splitlines()]
     assert [start for start in compat._OUTER_LINES if not any(line.startswith(start) for line in lines)] == []
+
+
+@pytest.mark.parametrize(("formatter", "lists"), [(DefaultHelpFormatter, True), (ShortHelp, False)])
+def test_help_lists_subclasses_unless_they_are_removed(formatter, lists):
+    parser = ArgumentParser(formatter_class=formatter)
+    parser.add_argument("--schedule", type=Schedule)
+    text = " ".join(parser.format_help().split())
+    assert ("known subclasses: " in text and "WarmupCosine" in text) == lists
+    assert lists or "WarmupCosine" not in text

@@ -47,13 +47,8 @@ def public_classes(option: str) -> dict[str, type]:
         module = import_module(path)
         for name in getattr(module, "__all__", dir(module)):
             kind = getattr(module, name)
-            is_other_module = path == "torch.nn" and not name.endswith("Loss")
-            if (
-                isinstance(kind, type)
-                and not inspect.isabstract(kind)
-                and name not in _NOT_CONFIGURABLE
-                and not is_other_module
-            ):
+            is_selected = name.endswith("Loss") if path == "torch.nn" else name not in _NOT_CONFIGURABLE
+            if is_selected and isinstance(kind, type) and not inspect.isabstract(kind):
                 classes[f"{path}.{name}"] = kind
     return classes
 

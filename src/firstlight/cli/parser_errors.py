@@ -107,7 +107,8 @@ def _module_hint(module: str) -> str:
     """Return how to make a missing module available: the extra that installs it, or the folder to run in."""
     name = module.split(".")[0]
     for needed in requires("firstlight") or []:
-        if extra := re.match(rf"{name}\b.*extra == ['\"](\w+)['\"]", needed):
+        # `notebooks` repeats packages of other extras.
+        if extra := re.match(rf"{name}\b.*extra == ['\"](?!notebooks)(\w+)['\"]", needed):
             return f", which is in firstlight's extra {extra[1]}: pip install -e '.[{extra[1]}]'"
     return f"; run firstlight in the folder that holds {name}.py" if name == module else ""
 

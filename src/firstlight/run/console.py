@@ -11,7 +11,6 @@ __all__ = [
     "evaluated",
     "fitted",
     "interrupted",
-    "metrics",
     "no_training_logs",
     "nothing_to_do",
     "plan",
@@ -20,15 +19,6 @@ __all__ = [
     "run_directory",
     "tested",
 ]
-
-
-def metrics(values: Mapping[str, float]) -> str:
-    """Return names and values, separated by commas.
-
-    >>> metrics({"step": 720, "val/loss": 0.57012634})
-    'step 720, val/loss 0.570126'
-    """
-    return ", ".join(f"{name} {value:.6g}" for name, value in values.items())
 
 
 def changed(path: str, before: Any, now: Any) -> str:
@@ -41,12 +31,7 @@ def changed(path: str, before: Any, now: Any) -> str:
 
 
 def resumed(run: Path, step: int, logged: int) -> str:
-    """Return where a run resumes.
-
-    Args:
-        run: The run directory.
-        step: Number of optimiser steps in the checkpoint.
-        logged: Number of optimiser steps in `metrics.csv`.
+    """Return where a run resumes: `step` optimiser steps are in the checkpoint, `logged` in `metrics.csv`.
 
     >>> resumed(Path("runs/a"), 1200, 1240)
     'resume runs/a at step 1,200; the logged steps up to 1,240 are repeated'
@@ -66,7 +51,7 @@ def data(sizes: Mapping[str, int], dropped: int) -> str:
 
 
 def plan(parameters: int, total_steps: float, warmup_steps: int) -> str:
-    """Return the size of the task and the length of the run.
+    """Return the number of trainable parameters and the length of the run.
 
     >>> plan(50826, 2400, 120)
     'plan   50,826 parameters, 2,400 optimiser steps, 120 of them warm-up'
@@ -90,10 +75,8 @@ def fitted(epochs: int, steps: int, planned: float, stopped: bool) -> str:
     >>> fitted(28, 1120, 2400, stopped=True)
     'fit    28 epochs, stopped early, 1,120 of 2,400 steps'
     """
-    if stopped and steps < planned:
-        how = f"stopped early, {steps:,} of {planned:,} steps"
-    else:
-        how = f"{steps:,} step{'s' * (steps != 1)}"
+    done = f"{steps:,} step{'s' * (steps != 1)}"
+    how = f"stopped early, {steps:,} of {planned:,} steps" if stopped and steps < planned else done
     return f"fit    {epochs} epoch{'s' * (epochs != 1)}, {how}"
 
 
@@ -105,73 +88,51 @@ def nothing_to_do(steps: int, stopped: bool) -> str:
     >>> nothing_to_do(1840, stopped=True)
     'fit    nothing to do: stopped early after 1,840 steps; increase --early_stopping.patience to continue'
     """
-    if stopped:
-        return (
-            f"fit    nothing to do: stopped early after {steps:,} steps; increase --early_stopping.patience to continue"
-        )
-    return f"fit    nothing to do: all {steps:,} steps are done; increase --trainer.max_epochs to continue"
+    done = f"stopped early after {steps:,} steps" if stopped else f"all {steps:,} steps are done"
+    option = "--early_stopping.patience" if stopped else "--trainer.max_epochs"
+    return f"fit    nothing to do: {done}; increase {option} to continue"
 
 
-def best(values: Mapping[str, float]) -> str:
-    """Return when the best checkpoint was written, and its validation metrics; without values, that there is none.
+def best(metrics: Mapping[str, float]) -> str:
+    """Return when the best checkpoint was written, and its metrics; without metrics, that there is none.
 
-    >>> best({"epoch": 3, "step": 120, "val/loss": 0.25})
-    'best   epoch 3, step 120, val/loss 0.25'
+    >>> best({"epoch": 3, "step": 120, "val/loss": 0.57012634})
+    'best   epoch 3, step 120, val/loss 0.570126'
     """
-    return f"best   {metrics(values) if values else 'none: the run ended before its first validation'}"
+    return f"best   {_listed(metrics) or 'none: the run ended before its first validation'}"
 
 
-def tested(values: Mapping[str, float]) -> str:
-    """Return the test metrics of the best checkpoint.
-
-    >>> tested({"test/loss": 0.25})
-    'test   test/loss 0.25 (best checkpoint)'
-    """
-    return f"test   {metrics(values)} (best checkpoint)"
+def tested(metrics: Mapping[str, float]) -> str:
+    """Return the test metrics of the best checkpoint."""
+    return f"test   {_listed(metrics)} (best checkpoint)"
 
 
-def evaluated(verb: str, values: Mapping[str, float], checkpoint: Path, folder: Path) -> str:
-    """Return the metrics of a checkpoint, and where they were written.
-
-    >>> print(evaluated("test", {"test/loss": 0.25}, Path("best.ckpt"), Path("evaluations/test-1")))
-    test     test/loss 0.25 (best.ckpt)
-    wrote    evaluations/test-1
-    """
-    return f"{verb:<8} {metrics(values)} ({checkpoint})\nwrote    {folder}"
+def evaluated(verb: str, metrics: Mapping[str, float], checkpoint: Path, folder: Path) -> str:
+    """Return the metrics of a checkpoint, and the folder that holds them."""
+    return f"{verb:<8} {_listed(metrics)} ({checkpoint})\nwrote    {folder}"
 
 
 def predicted(samples: int, checkpoint: Path, path: Path) -> str:
-    """Return the number of predictions, and where they were written.
-
-    >>> print(predicted(270, Path("best.ckpt"), Path("predictions.csv")))
-    predict  270 samples (best.ckpt)
-    wrote    predictions.csv
-    """
+    """Return the number of predictions, and the file that holds them."""
     return f"predict  {samples:,} samples ({checkpoint})\nwrote    {path}"
 
 
 def run_directory(run: Path, tensorboard: bool) -> str:
-    """Return where the run is, and with `tensorboard` how to look at it.
-
-    >>> print(run_directory(Path("runs/digits/1"), tensorboard=True))
-    run    runs/digits/1
-    look   tensorboard --logdir runs/digits
-    """
+    """Return where the run is; with `tensorboard`, also how to look at it."""
     return f"run    {run}" + (f"\nlook   tensorboard --logdir {run.parent}" if tensorboard else "")
 
 
-def interrupted(step: int, kept: Collection[str], resume: str | None) -> str:
-    """Return where a fit was interrupted, and how to resume it.
-
-    Args:
-        step: Number of optimiser steps done.
-        kept: Names of the checkpoints that exist.
-        resume: The command that resumes the run, if it can be resumed.
+def interrupted(step: int, checkpoints: Collection[str], resume: str | None) -> str:
+    """Return where a fit was interrupted, and the command that resumes it or else the checkpoints that exist.
 
     >>> interrupted(1200, ["last.ckpt"], "firstlight fit --run runs/a")
     'interrupted at step 1,200; resume with: firstlight fit --run runs/a'
     >>> interrupted(1200, ["best.ckpt"], None)
     'interrupted at step 1,200; checkpoints: best.ckpt'
     """
-    then = f"resume with: {resume}" if resume else f"checkpoints: {', '.join(kept) or 'none yet'}"
+    then = f"resume with: {resume}" if resume else f"checkpoints: {', '.join(checkpoints) or 'none'}"
     return f"interrupted at step {step:,}; {then}"
+
+
+def _listed(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.6g}" for name, value in values.items())
