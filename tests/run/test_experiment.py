@@ -50,8 +50,16 @@ def test_results_name_metrics_best_steps_and_versions(finished):
     assert found["metrics"].keys() == {"test/loss", "test/accuracy"}
     assert found["best"].keys() == {"epoch", "step", "val/loss", "val/accuracy"}
     assert found["steps"] == 160
+    assert found["fast_loop"] is True
     assert found["checkpoint"] == "checkpoints/best.ckpt"
     assert {"python", "firstlight", "torch", "lightning"} <= found["versions"].keys()
+
+
+def test_run_without_the_fast_loop_prints_and_writes_the_reason(tmp_path):
+    options = ["--trainer.profiler=simple", "--trainer.max_steps=2", "--disable=progress"]
+    done = called("fit", "--config", CONFIG, *options, cwd=tmp_path)
+    assert done.stdout.count("loop   the fast loop is off, so steps take longer: a profiler is on\n") == 1
+    assert results(newest(tmp_path))["fast_loop"] == "a profiler is on"
 
 
 def test_best_is_the_best_of_all_validations(finished):

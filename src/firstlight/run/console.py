@@ -17,6 +17,7 @@ __all__ = [
     "predicted",
     "resumed",
     "run_directory",
+    "slow_loop",
     "tested",
 ]
 
@@ -67,6 +68,15 @@ def no_training_logs(every: int, total_steps: float) -> str:
     'log    no training metrics: --trainer.log_every_n_steps is 500, the run has 80 steps'
     """
     return f"log    no training metrics: --trainer.log_every_n_steps is {every:,}, the run has {total_steps:,} steps"
+
+
+def slow_loop(reason: str) -> str:
+    """Return that Lightning's own training loop is used.
+
+    >>> slow_loop("a profiler is on")
+    'loop   the fast loop is off, so steps take longer: a profiler is on'
+    """
+    return f"loop   the fast loop is off, so steps take longer: {reason}"
 
 
 def fitted(epochs: int, steps: int, planned: float, stopped: bool) -> str:

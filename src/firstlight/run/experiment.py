@@ -161,7 +161,7 @@ class Experiment:
         shutdown = next((each for each in every if isinstance(each, GracefulShutdown)), None)
         start = LambdaCallback(
             on_sanity_check_end=lambda trainer, _: self._checks.check_monitors(trainer, every),
-            on_train_start=lambda trainer, _: self._start(trainer, every, folder),
+            on_train_start=lambda trainer, _: self._start(trainer, every, folder, loop.reason),
         )
         trainer = self.trainer(
             default_root_dir=folder,
@@ -178,7 +178,7 @@ class Experiment:
             with (
                 interruptible(trainer, lambda: self._interrupted(trainer, folder)),
                 _ignored_warnings(resumes=checkpoint is not None),
-                fast_loop(trainer, handles_signals=shutdown is not None),
+                fast_loop(trainer, handles_signals=shutdown is not None) as loop,
             ):
                 trainer.fit(self.task, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except MisconfigurationException as error:
@@ -195,10 +195,10 @@ class Experiment:
             print(console.nothing_to_do(trainer.global_step, trainer.should_stop))
             if (folder / "results.json").is_file():
                 return None
-        return self._results(trainer, folder)
+        return self._results(trainer, folder) | {"fast_loop": loop.reason or True}
 
-    def _start(self, trainer: Trainer, every: Sequence[Callback], folder: Path) -> None:
-        """Before the first step, write `config.yaml` and print the data and the plan."""
+    def _start(self, trainer: Trainer, every: Sequence[Callback], folder: Path, slow: str | None) -> None:
+        """Before the first step, write `config.yaml`, and print the data, the plan and why the fast loop is off."""
         self._checks.check_validation(trainer, every)
         if trainer.should_stop:
             return  # The resumed run had stopped early.
@@ -215,6 +215,8 @@ class Experiment:
         log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
         if trainer.loggers and not 0 < log_every <= total:
             print(console.no_training_logs(log_every, total), flush=True)
+        if slow:
+            print(console.slow_loop(slow), flush=True)
 
     def _interrupted(self, trainer: Trainer, folder: Path) -> str:
         kept = sorted(file.name for file in (folder / "checkpoints").glob("*.ckpt"))
