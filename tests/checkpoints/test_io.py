@@ -71,9 +71,7 @@ def write_on_and_on(path, elsewhere, done, io):
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
-def test_kill_in_a_write_leaves_a_complete_checkpoint_and_the_next_start_removes_leftovers(
-    kills, figure, tmp_path
-):
+def test_kill_in_a_write_leaves_a_complete_checkpoint_and_the_next_start_removes_leftovers(kills, figure, tmp_path):
     other = Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("needs another file system at /dev/shm")

@@ -164,7 +164,10 @@ NAMES = {
         {"loss": lambda canary: {"class_path": "torch.nn.ParameterList", "init_args": {"values": [spawn(canary)]}}},
         r"SubprocessHandler, which is not a network",
     ),
-    "an optimiser as a network": ({"network": {"class_path": "torch.optim.SGD"}}, r"network"),
+    "an optimiser as a network": (
+        {"network": {"class_path": "torch.optim.SGD"}},
+        r"torch\.optim\.SGD.*not.*subclass of Module",
+    ),
     "a loss for an optimiser": ({"optimizer": {"class_path": "torch.nn.MSELoss"}}, r"optimizer"),
     "another task": ({"_class_path": "evil.Net"}, r"names evil\.Net"),
     "a task that is a function": ({"_class_path": "evil.build"}, r"names evil\.build"),
