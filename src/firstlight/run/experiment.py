@@ -148,7 +148,7 @@ class Experiment:
         diff = config_diff(yaml.safe_load(directory.read_config(run)), yaml.safe_load(self.config))
         is_exact = refuse_inexact(diff, self.allow_inexact)
         if isinstance(self.datamodule, DataModule) and not is_exact:
-            self.datamodule.exact = False
+            self.datamodule.resume_exactly = False
         if is_first_process():
             for path, values in diff.items():
                 print(console.changed(path, *values))
