@@ -1,9 +1,9 @@
 import os
 import signal
 
-# Two processors of one core: one thread is faster, and processes of a test do not fight.
+# On few processors one thread per process is faster.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Lightning's accelerator probes and TensorBoard's protobuf need no accelerator.
+# The tests run on the CPU.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 from contextlib import contextmanager
@@ -14,13 +14,13 @@ import pytest
 
 from tests.helpers import CONFIG, firstlight, newest
 
-# A shell that runs the tests in the background would let them, and what they start, ignore Ctrl-C.
+# A shell that starts the tests in the background lets them and their processes ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass
 class Figure:
-    """How many trials of a case ended well."""
+    """Number of trials of a case that succeeded."""
 
     case: str
     of: int
@@ -28,7 +28,7 @@ class Figure:
     faults: list[str] = field(default_factory=list)
 
     def trial(self, fault=""):
-        """Count a trial, which ended well unless a fault is named."""
+        """Count a trial; it succeeded if `fault` is empty."""
         self.reached += not fault
         self.faults += [str(fault)] if fault else []
 
@@ -38,9 +38,9 @@ FIGURES = pytest.StashKey[list[Figure]]()
 
 @pytest.fixture
 def figure(request):
-    """Return `figure(case, of)`, a context in which that many trials are to end well, or the test fails.
+    """Return `figure(case, of)`, a context that fails the test unless `of` trials succeed in it.
 
-    `tox -e faults` prints what was reached, also where a test fails; equal cases of several tests are added up.
+    `tox -e faults` prints the counts, also for failed tests. Counts of the same case in several tests are added.
     """
 
     @contextmanager
@@ -54,7 +54,7 @@ def figure(request):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Print the figures as a table where tests of faults were asked for."""
+    """Print the counts as a table if the tests marked `faults` were selected."""
     figures = config.stash.get(FIGURES, [])
     if not figures or "faults" not in config.option.markexpr:
         return
@@ -73,7 +73,7 @@ def finished_once(tmp_path_factory):
 
 @pytest.fixture
 def finished(finished_once, tmp_path):
-    """A run of four epochs in a folder of the test's own, and what it printed."""
+    """A folder with a run of four epochs, the run directory, and the finished process."""
     folder, done = finished_once
     copied = copytree(folder, tmp_path / "finished")
     return copied, newest(copied), done

@@ -18,13 +18,13 @@ ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "digits_mlp.yaml")
 DDP = str(ROOT / "configs" / "overlays" / "ddp.yaml")
 
-# A process that is forked from one that has imported everything starts in a tenth of the time.
+# A process forked from one that has imported everything starts in a tenth of the time.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["firstlight.cli.parser"])
 
 
 def firstlight(*args, cwd, code=0):
-    """Run the command line in a new process, as a user does."""
+    """Run the command line in a new process."""
     done = subprocess.run(
         [sys.executable, "-m", "firstlight", *args], cwd=cwd, capture_output=True, text=True, timeout=300
     )
@@ -33,10 +33,10 @@ def firstlight(*args, cwd, code=0):
 
 
 def called(*args, cwd, code=0):
-    """Run the command line in this process, where another one would show nothing more: its start costs seconds.
+    """Run the command line in this process, which saves the seconds that a new process takes to start.
 
-    Warnings are ignored, and what goes through `logging` is pytest's: neither is in `stderr`. Modules in `cwd` are
-    forgotten afterwards.
+    Warnings are ignored and pytest captures `logging`, so `stderr` has neither. Modules in `cwd` are unloaded at the
+    end.
     """
     path, out, err = sys.path[:], io.StringIO(), io.StringIO()
     try:
@@ -74,11 +74,11 @@ def files(folder):
 
 
 class Ranks:
-    """A function in processes of their own, one a rank, as a launcher such as torchrun starts them.
+    """Run a function in one new process per rank, as a launcher such as torchrun does.
 
     Args:
-        function: Called with `args` in each process, from a module of the tests; what it returns is the exit code.
-        cwd: Folder to call it in. What rank 0 prints goes there, to `printed`; what the others print is dropped.
+        function: Called with `args` in each process; must be importable. Its return value is the exit code.
+        cwd: Working directory of the processes. The output of rank 0 goes to its file `printed`.
         ranks: Number of processes.
     """
 
@@ -96,7 +96,7 @@ class Ranks:
             process.start()
 
     def wait_for(self, text):
-        """Wait until rank 0 has printed a text or has ended; tell whether it goes on."""
+        """Wait until rank 0 has printed a text or has ended; return whether it still runs."""
         deadline = time.monotonic() + 300
         while not (self.printed.is_file() and text in self.printed.read_text()):
             if self.processes[0].exitcode is not None:
@@ -106,24 +106,24 @@ class Ranks:
         return True
 
     def kill(self):
-        """End all processes as a power cut would; tell whether they had not ended before."""
+        """Kill all processes; return whether all of them were still running."""
         for process in self.processes:
             process.kill()
         return all(code == -9 for code in self.wait())
 
     def wait(self, seconds=300):
-        """Return the exit codes; those that have not ended by then have none."""
+        """Wait up to `seconds` for each process; return the exit codes, `None` for those that still run."""
         for process in self.processes:
             process.join(seconds)
         return [process.exitcode for process in self.processes]
 
     def succeed(self):
-        """Wait until all have ended without a fault."""
+        """Wait until all processes have ended, and check their exit codes."""
         assert set(self.wait()) == {0}, self.printed.read_text()
 
 
 def _rank(function, args, cwd, rank, ranks, port):
-    multiprocessing.set_start_method("fork", force=True)  # as it is for a process that was not forked from a server
+    multiprocessing.set_start_method("fork", force=True)  # Not "forkserver", which is inherited.
     os.chdir(cwd)
     output = os.open("printed" if rank == 0 else os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
@@ -132,5 +132,5 @@ def _rank(function, args, cwd, rank, ranks, port):
         from lightning.pytorch.utilities import rank_zero_only
 
         os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        rank_zero_only.rank = rank  # Lightning was imported before it could know.
+        rank_zero_only.rank = rank  # Lightning was imported before the rank was set.
     sys.exit(function(*args))

@@ -1,4 +1,4 @@
-"""`firstlight VERB ...`: which verbs there are. Nothing heavy is imported before a verb is known."""
+"""`firstlight VERB ...`. Only the verb's own module is imported, so that `firstlight --help` is instant."""
 
 import os
 import select
@@ -7,20 +7,12 @@ import traceback
 from importlib import import_module
 
 from firstlight import __version__
+from firstlight.cli import VERBS
 from firstlight.errors import TrainingError, UsageError, did_you_mean
 
-__all__ = ["VERBS", "main"]
+__all__ = ["main"]
 
-VERBS = {
-    "run": ("fit, then test the best checkpoint", "firstlight.cli.verbs:run"),
-    "fit": ("train; with --run DIR, go on from its last checkpoint", "firstlight.cli.verbs:fit"),
-    "check": ("tell in seconds what is wrong with a fit before it starts", "firstlight.cli.verbs:check"),
-    "validate": ("score a checkpoint on the validation split", "firstlight.cli.verbs:validate"),
-    "test": ("score a checkpoint on the test split", "firstlight.cli.verbs:test"),
-    "predict": ("write a checkpoint's predictions for the test split", "firstlight.cli.verbs:predict"),
-}
-
-_VERB_LINES = "\n".join(f"  {verb:<10}{line}" for verb, (line, _) in VERBS.items())
+_VERB_LINES = "\n".join(f"  {verb:<10}{line}" for verb, line in VERBS.items())
 _HELP = f"""usage: firstlight VERB [options]
 
 {_VERB_LINES}
@@ -31,12 +23,13 @@ _HELP = f"""usage: firstlight VERB [options]
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run a verb and return the exit code: 0, 2 for wrong use, said in one line, or 1 for a run that cannot go on.
+    """Run a verb and return the exit code: 0, 2 for wrong use, or 1 for a run that cannot continue.
 
-    `FIRSTLIGHT_TRACEBACK=1` shows where either was found. Any other exception is a bug and passes through.
+    Wrong use is printed in one line. `FIRSTLIGHT_TRACEBACK=1` adds the traceback. Any other exception is a bug and is
+    not caught.
     """
     verb, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
-    # A console script does not look for the user's own modules where it is called, as `python -m` does.
+    # Unlike `python -m`, a console script does not look for the user's modules in the current folder.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -45,31 +38,30 @@ def main(args: list[str] | None = None) -> int:
         elif verb == "--version":
             print(f"firstlight {__version__}")
         elif verb in VERBS:
-            module, function = VERBS[verb][1].split(":")
-            getattr(import_module(module), function)(rest)
+            getattr(import_module("firstlight.cli.verbs"), verb)(rest)
         else:
-            raise UsageError(f"there is no verb {verb}: {', '.join(VERBS)}" + did_you_mean(verb, VERBS))
-    except KeyboardInterrupt:  # before a run has begun, or after it
+            raise UsageError(f"unknown verb {verb}; available: {', '.join(VERBS)}" + did_you_mean(verb, VERBS))
+    except KeyboardInterrupt:  # Before a run has started, or after its end.
         sys.stderr.write("firstlight: interrupted\n")
         return 130
     except BrokenPipeError:
         reader = select.poll()
         reader.register(sys.stdout.fileno(), 0)
         if not reader.poll(0):
-            raise  # It was another pipe.
-        return 128 + 13  # Who reads, `head` for example, has seen enough.
+            raise  # Another pipe broke.
+        return 128 + 13  # The reader of the output, for example `head`, has ended.
     except (UsageError, TrainingError) as error:
         if os.environ.get("FIRSTLIGHT_TRACEBACK") == "1":
             traceback.print_exc()
-        # All processes of a run stop alike, and one says why.
+        # All processes of a run get the same TrainingError, and one prints it.
         if isinstance(error, UsageError) or os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
-            # In one piece: several processes write at the same time.
+            # One write, because several processes may write at the same time.
             sys.stderr.write(f"firstlight: {error}\n")
         return 2 if isinstance(error, UsageError) else 1
     finally:
         try:
             sys.stdout.flush()
-        except BrokenPipeError:  # Python would try again as it exits, and complain.
+        except BrokenPipeError:  # Python would flush again at exit, and print a message.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

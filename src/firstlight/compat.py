@@ -1,4 +1,4 @@
-"""What other libraries say that tells a user nothing, and what they refuse that works."""
+"""Workarounds: warnings of Lightning without use, an option that it refuses, and error messages of jsonargparse."""
 
 import re
 import warnings
@@ -9,18 +9,17 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 __all__ = ["innermost_statement", "let_fused_optimisers_clip", "silence_known_warnings"]
 
 _KNOWN = (
-    # Lightning 2.6.6 counts batches of an epoch; tasks and callbacks here log by the steps of the whole run.
+    # Lightning 2.6.6 counts the batches of an epoch; here, logging counts the steps of the whole run.
     r"The number of training batches \(\d+\) is smaller than the logging interval",
-    # The first of the default checkpoint callbacks is the best one, which is what Lightning takes.
+    # Lightning 2.6.6 uses the first checkpoint callback for "best", which is the right one here.
     r"`\.\w+\(ckpt_path=\"best\"\)` is called with Trainer configured with multiple `ModelCheckpoint`",
-    # Lightning 2.6.6 asks for worker processes whatever the data is; indexing a tensor in memory is faster without.
+    # Lightning 2.6.6 recommends worker processes for all data; indexing a tensor in memory is faster without.
     r"The '\w+_dataloader' does not have many workers",
-    # Lightning 2.6.6 calls what torch 2.13 deprecates; it can go when `lightning.pytorch.utilities._pytree` is mended.
+    # Lightning 2.6.6 calls a function that torch 2.13 deprecates. Remove this when Lightning's `_pytree` does not.
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 
-
-_NOISE = (
+_OUTER_LINES = (
     "Parser key",
     "Problem with given class_path",
     "Does not validate",
@@ -33,18 +32,20 @@ _NOISE = (
     "Expected a dot import path",
     "Unexpected import path format",
 )
+"""Beginnings of the lines of a jsonargparse 4.53 error that only lead to the cause. `tests/cli` tests the wording."""
 
 
 def silence_known_warnings() -> None:
-    """Ignore them from here on. Tasks and data modules call this, because they are what brings the warnings on."""
+    """Ignore the known warnings from now on. Tasks and data modules call it, because they cause the warnings."""
     for message in _KNOWN:
         warnings.filterwarnings("ignore", message)
 
 
 def let_fused_optimisers_clip(trainer: Trainer) -> Trainer:
-    """Return a trainer that clips in bfloat16 what a fused optimiser steps.
+    """Let a trainer clip gradients in bfloat16 with a fused optimiser, and return the trainer.
 
-    Lightning 2.6.6 refuses that, as if a scaler were there, whose work fused optimisers do themselves.
+    Lightning 2.6.6 refuses this combination, although it is a problem only with a gradient scaler. Remove this when
+    Lightning checks for the scaler.
     """
     precision = trainer.precision_plugin
     if isinstance(precision, MixedPrecision) and precision.scaler is None:
@@ -53,9 +54,9 @@ def let_fused_optimisers_clip(trainer: Trainer) -> Trainer:
 
 
 def innermost_statement(message: str) -> str:
-    """Return what an error of jsonargparse 4.53, which nests one explanation in another, says at its core."""
+    """Return the innermost statement of a jsonargparse 4.53 error, whose message nests several explanations."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    kept = [line for line in lines if line and not line.startswith(_NOISE)]
+    kept = [line for line in lines if line and not line.startswith(_OUTER_LINES)]
     text = "; ".join(dict.fromkeys(kept)) or " ".join(message.split())
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
     text = re.sub(r"Expected an? ", "expected ", text)

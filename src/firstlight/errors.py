@@ -1,4 +1,4 @@
-"""What is said without a traceback: wrong use, and a run that cannot go on."""
+"""Errors that end the command line without a traceback, and helpers for their messages."""
 
 import difflib
 import math
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 
 class UsageError(Exception):
-    """The caller asked for something that cannot be right.
+    """Wrong use: an option, file or part that cannot be right.
 
-    The message is one line, also where it quotes several: what was found, where, and what would be right. The command
-    line prints it and exits with code 2.
+    The message is one line: what was found, where, and what would be right. Line breaks in a quoted text become spaces.
+    The command line prints the message and exits with code 2.
 
     >>> print(UsageError("a cell of two" + chr(10) + "lines"))
     a cell of two lines
@@ -22,16 +22,16 @@ class UsageError(Exception):
 
 
 class TrainingError(Exception):
-    """A run cannot go on: neither wrong use nor a bug.
+    """A run cannot continue, although neither its use nor the code is wrong; for example, a process was killed.
 
-    The message is at most five lines: what happened, where, and what may help. The command line prints it and exits
+    The message has at most five lines: what happened, where, and what may help. The command line prints it and exits
     with code 1.
     """
 
 
 @contextmanager
 def about(source: str) -> Iterator[None]:
-    """Say before the message of a `UsageError` what it is about.
+    """Put `source` before the message of a `UsageError`.
 
     >>> with about("data.csv"):
     ...     raise UsageError("there is no row")
@@ -48,12 +48,12 @@ def check_range(owner: str, interval: str, **values: float | Sequence[float]) ->
     """Refuse values outside an interval.
 
     Args:
-        owner: What was given the values, for the message.
-        interval: Written as in mathematics: `"[0, 1)"` holds 0 and not 1, `"(0, inf)"` holds neither end.
-        **values: By name, a number or several.
+        owner: Name of the class or function that was given the values, for the message.
+        interval: Written as in mathematics: `"[0, 1)"` contains 0 and not 1, `"(0, inf)"` contains neither end.
+        **values: A number or a sequence of numbers by name.
 
     Raises:
-        UsageError: Naming the first value outside the interval; NaN is outside every interval.
+        UsageError: With the first value outside the interval. NaN is outside every interval.
 
     >>> check_range("MLP", "[0, 1)", dropout=0.5)
     >>> check_range("MLP", "[1, inf)", hidden=[64, 0])
@@ -91,5 +91,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return what a chain of causes began with: wrong use, or the exception at its bottom."""
+    """Return the first `UsageError` in a chain of causes, or the exception that started the chain."""
     return error if isinstance(error, UsageError) or error.__cause__ is None else root_cause(error.__cause__)

@@ -71,9 +71,7 @@ def write_on_and_on(path, elsewhere, done, io):
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_kill_inside_a_writing_leaves_a_whole_checkpoint_and_the_next_start_no_temporary_file(
-    kills, figure, tmp_path
-):
+def test_kill_in_a_write_leaves_a_complete_checkpoint_and_the_next_start_removes_leftovers(kills, figure, tmp_path):
     other = Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("needs another file system at /dev/shm")
@@ -94,7 +92,7 @@ def test_a_kill_inside_a_writing_leaves_a_whole_checkpoint_and_the_next_start_no
                 assert writer.is_alive() and time.monotonic() < deadline
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.1))
-            while not any(tmp_path.glob(".*")):  # until a writing begins
+            while not any(tmp_path.glob(".*")):  # Until a write starts.
                 assert writer.is_alive() and time.monotonic() < deadline
             time.sleep(rng.uniform(0, 0.005))
             writer.kill()
@@ -102,7 +100,7 @@ def test_a_kill_inside_a_writing_leaves_a_whole_checkpoint_and_the_next_start_no
             loaded = IO.load_checkpoint(path)
             assert loaded["global_step"] in (done.value, done.value + 1)
             assert same(loaded, content(loaded["global_step"], 1_000_000))
-            was_inside = any(tmp_path.glob(".*"))  # Other kills came just after it.
+            was_inside = any(tmp_path.glob(".*"))  # Other kills came just after the write.
             remove_leftovers(tmp_path)
             assert os.listdir(tmp_path) == ["last.ckpt"] and not os.listdir(elsewhere)
             if was_inside:
@@ -112,7 +110,7 @@ def test_a_kill_inside_a_writing_leaves_a_whole_checkpoint_and_the_next_start_no
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The bytes of a checkpoint of a foreign module, and what it holds."""
+    """The bytes and the content of a checkpoint of a foreign module."""
     folder = tmp_path_factory.mktemp("written")
     fit(folder, LastCheckpoint(folder))
     return (folder / "last.ckpt").read_bytes(), IO.load_checkpoint(folder / "last.ckpt")
@@ -138,8 +136,8 @@ def test_no_flipped_bit_loads_as_another_checkpoint(flips, written, figure, tmp_
     assert refused > flips / 4
 
 
-def test_a_bit_for_which_torch_reads_no_weights_is_found(written, tmp_path):
-    # zipfile.testzip passes over it, and torch.load hands out memory that was never written.
+def test_flipped_bit_that_makes_torch_read_no_weights_is_found(written, tmp_path):
+    # zipfile.testzip ignores it, and torch.load returns uninitialised memory.
     whole, _ = written
     path = tmp_path / "last.ckpt"
     path.write_bytes(whole)
@@ -158,17 +156,17 @@ def test_a_bit_for_which_torch_reads_no_weights_is_found(written, tmp_path):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("part", [0, 0.01, 0.3, 0.6, 0.99, 1])
-def test_a_truncated_checkpoint_is_refused_by_its_name(part, written, figure, tmp_path):
+def test_truncated_checkpoint_is_refused_with_its_name(part, written, figure, tmp_path):
     whole, _ = written
     path = tmp_path / "last.ckpt"
     path.write_bytes(whole[: min(int(part * len(whole)), len(whole) - 1)])
     with figure("truncations: refused by name") as count:
-        with pytest.raises(UsageError, match=rf"{path} is damaged: it is no whole zip file"):
+        with pytest.raises(UsageError, match=rf"{path} is damaged: it is not a complete zip file"):
             IO.load_checkpoint(path)
         count.trial()
 
 
-def test_the_checksums_are_there_whatever_torch_is_told(tmp_path):
+def test_checksums_are_written_whatever_the_setting_of_torch(tmp_path):
     torch.serialization.set_crc32_options(False)
     try:
         IO.save_checkpoint(content(1), tmp_path / "with.ckpt")
@@ -180,7 +178,7 @@ def test_the_checksums_are_there_whatever_torch_is_told(tmp_path):
     assert find_corruption(tmp_path / "without.ckpt").startswith("it has no CRC-32s")
 
 
-def test_what_is_moved_into_place_is_on_the_disk_and_then_its_folder_is(tmp_path, monkeypatch):
+def test_file_is_flushed_before_the_move_and_the_folder_after_it(tmp_path, monkeypatch):
     events = []
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda file: (events.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
@@ -189,7 +187,7 @@ def test_what_is_moved_into_place_is_on_the_disk_and_then_its_folder_is(tmp_path
     assert events == [str(tmp_path / f".last.ckpt.{os.getpid()}.partial"), "move", str(tmp_path)]
 
 
-def test_the_temporary_file_of_a_live_writer_and_files_of_others_stay(tmp_path):
+def test_temporary_file_of_a_live_writer_and_other_files_stay(tmp_path):
     partial = tmp_path / ".last.ckpt.123.partial"
     others = {tmp_path / name for name in (".mine.partial", "last.ckpt", ".last.ckpt.123", "a.1.partial")}
     for path in (partial, *others):
@@ -202,7 +200,7 @@ def test_the_temporary_file_of_a_live_writer_and_files_of_others_stay(tmp_path):
     assert set(tmp_path.iterdir()) == others
 
 
-def test_a_failed_writing_leaves_the_file_that_was_there_and_no_other(tmp_path):
+def test_failed_write_leaves_the_earlier_file_and_no_other(tmp_path):
     IO.save_checkpoint(content(1), tmp_path / "last.ckpt")
     with pytest.raises(Exception, match="pickle"):
         IO.save_checkpoint({"made of": lambda: None}, tmp_path / "last.ckpt")
@@ -226,12 +224,12 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-FULL = "a disk of 20 MB that becomes full, RLIMIT_FSIZE: nothing lost, said in at most 5 lines"
+FULL = "full disk of 20 MB, RLIMIT_FSIZE: nothing is lost, at most 5 lines are printed"
 
 
 @contextmanager
 def files_of_at_most(size):
-    """Let this process and those it starts write no larger file; Python ignores the signal, and gets an error."""
+    """Limit the size of files that this process and its children write; Python gets an error, not a signal."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -250,7 +248,7 @@ def refused_for_room(folder, match):
 
 
 @pytest.mark.faults
-def test_a_full_disk_is_said_with_its_bytes_and_keeps_what_is_there(small_disk, figure):
+def test_full_disk_is_reported_in_bytes_and_keeps_the_earlier_file(small_disk, figure):
     IO.save_checkpoint(content(1, 2_000_000), small_disk / "last.ckpt")
     with figure(FULL) as count:
         refused_for_room(
@@ -260,7 +258,7 @@ def test_a_full_disk_is_said_with_its_bytes_and_keeps_what_is_there(small_disk, 
 
 
 @pytest.mark.faults
-def test_a_limit_on_file_sizes_is_said_with_its_bytes_and_keeps_what_is_there(tmp_path, figure):
+def test_file_size_limit_is_reported_in_bytes_and_keeps_the_earlier_file(tmp_path, figure):
     IO.save_checkpoint(content(1, 1000), tmp_path / "last.ckpt")
     with figure(FULL) as count, files_of_at_most(10_000_000):
         refused_for_room(tmp_path, r"last\.ckpt: File too large \(it needs 16,00\d,\d+ bytes, [\d,]+ are free\)")
@@ -292,7 +290,7 @@ class Fills(Callback):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_run_whose_disk_becomes_full_stays_and_keeps_its_checkpoints(processes, small_disk, figure):
+def test_run_on_a_disk_that_becomes_full_keeps_its_checkpoints(processes, small_disk, figure):
     (small_disk / "mine.py").write_text(FILLS)
     options = ["--trainer.max_epochs=5", "--model.network.hidden=[512,512]", "--trainer.callbacks+=mine.Fills"]
     options += ["--config", DDP] if processes == 2 else []
@@ -303,14 +301,14 @@ def test_a_run_whose_disk_becomes_full_stays_and_keeps_its_checkpoints(processes
         count.trial()
 
 
-def test_a_run_whose_checkpoints_never_fit_is_refused_before_it_starts(small_disk):
+def test_run_without_room_for_its_checkpoints_is_refused_before_it_starts(small_disk):
     done = called("fit", "--config", CONFIG, *WIDE, cwd=small_disk, code=2)
     assert re.search(r"has no room for the checkpoints: they need about [\d,]+ bytes, [\d,]+ are free", done.stderr)
     assert not (small_disk / "runs").exists()
 
 
 @pytest.mark.faults
-def test_a_run_that_may_write_no_larger_file_keeps_its_checkpoints(tmp_path, figure):
+def test_run_with_a_file_size_limit_keeps_its_checkpoints(tmp_path, figure):
     called("fit", "--config", CONFIG, "--trainer.max_epochs=1", *WIDE, cwd=tmp_path)
     run = newest(tmp_path)
     kept = (run / "checkpoints" / "last.ckpt").read_bytes()
@@ -331,7 +329,7 @@ def spoil(path):
     path.write_bytes(bad)
 
 
-def test_a_run_goes_on_from_the_newest_whole_checkpoint_and_a_damaged_one_is_not_scored(tmp_path):
+def test_run_resumes_from_the_newest_undamaged_checkpoint_and_a_damaged_one_is_not_evaluated(tmp_path):
     called("fit", "--config", CONFIG, "--trainer.max_epochs=2", cwd=tmp_path)
     run = newest(tmp_path)
     last, best = run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt"
@@ -344,7 +342,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint_and_a_damaged_one_is_not
     done = called("fit", "--run", str(run), "--trainer.max_epochs=3", cwd=tmp_path)
     (line,) = [line for line in done.stdout.splitlines() if "damaged" in line]
     assert line.startswith(f"resume {last} is damaged: the CRC-32 of ")
-    assert line.endswith(f"going on from {best}, the newest that is whole")
+    assert line.endswith(f"using {best}, the newest undamaged checkpoint")
     assert IO.load_checkpoint(last)["global_step"] == 120
     assert not leftover.exists()
     for path in (last, best):
@@ -354,7 +352,7 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint_and_a_damaged_one_is_not
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_newest_of_the_others_that_holds_more_than_weights_is_taken(tmp_path, capsys):
+def test_newest_other_checkpoint_with_more_than_weights_is_used(tmp_path, capsys):
     for age, name in enumerate(("last", "light", "damaged", "new", "old")):
         path = tmp_path / f"{name}.ckpt"
         IO.save_checkpoint({"state_dict": {}} if name == "light" else content(age), path)
@@ -368,13 +366,13 @@ def test_the_newest_of_the_others_that_holds_more_than_weights_is_taken(tmp_path
     assert "light.ckpt holds weights only" in printed and printed.count("\n") == 1
 
 
-def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
+def test_checkpoint_with_code_is_refused_and_the_code_is_not_run(tmp_path):
     class Crafted:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
     torch.save({"state_dict": Crafted()}, tmp_path / "crafted.ckpt")
-    with pytest.raises(UsageError, match=r"crafted\.ckpt holds a posix\.mkdir, whose reading could run code"):
+    with pytest.raises(UsageError, match=r"crafted\.ckpt holds a posix\.mkdir, which could run code"):
         IO.load_checkpoint(tmp_path / "crafted.ckpt")
     with pytest.raises(UsageError, match="weights_only=False would run code"):
         IO.load_checkpoint(tmp_path / "crafted.ckpt", weights_only=False)
@@ -382,14 +380,14 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("act", [IO.load_checkpoint, lambda path: IO.save_checkpoint({}, path)])
-def test_a_url_is_refused(act, tmp_path, monkeypatch):
+def test_url_is_refused(act, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"s3://bucket/last\.ckpt is a URL"):
         act("s3://bucket/last.ckpt")
     assert not os.listdir(tmp_path)
 
 
-def test_a_plugin_of_the_users_own_wins(monkeypatch, tmp_path):
+def test_checkpoint_plugin_of_the_user_replaces_the_default(monkeypatch, tmp_path):
     def made(*options):
         return cli.CLI("fit", ["--config", CONFIG, *options]).experiment.trainer().strategy.checkpoint_io
 
@@ -398,7 +396,7 @@ def test_a_plugin_of_the_users_own_wins(monkeypatch, tmp_path):
 
 
 class Steps(Callback):
-    """Record after which steps the file is new."""
+    """Record the steps after which the file is new."""
 
     def __init__(self, path):
         self.path, self.steps = path, []
@@ -427,19 +425,19 @@ def test_last_is_written_when_it_is_due(options, steps, tmp_path):
     assert seen.steps == steps
 
 
-def test_accumulated_batches_are_no_steps(tmp_path):
+def test_accumulated_batches_are_not_steps(tmp_path):
     seen = Steps(tmp_path / "last.ckpt")
     fit(tmp_path, LastCheckpoint(tmp_path, every_n_steps=1), seen, accumulate_grad_batches=3)
     assert seen.steps == [1, 2, 3]
 
 
-def test_a_step_of_manual_optimisation_counts(tmp_path):
+def test_steps_of_manual_optimisation_count(tmp_path):
     seen = Steps(tmp_path / "last.ckpt")
     fit(tmp_path, LastCheckpoint(tmp_path, every_n_steps=3), seen, module=ManualOptimBoringModel())
     assert seen.steps == [3, 6, 8]
 
 
-def test_the_last_batch_of_an_epoch_is_written_once(tmp_path, monkeypatch):
+def test_checkpoint_at_the_end_of_an_epoch_is_written_once(tmp_path, monkeypatch):
     written = []
     save = AtomicCheckpointIO.save_checkpoint
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", lambda *args, **_: (written.append(1), save(*args)))
@@ -448,7 +446,7 @@ def test_the_last_batch_of_an_epoch_is_written_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", [{"every_n_steps": -1}, {"every_seconds": float("nan")}, {"every_n_epochs": 0}])
-def test_a_rhythm_that_is_none_is_refused(wrong):
+def test_interval_out_of_range_is_refused(wrong):
     with pytest.raises(UsageError, match=f"LastCheckpoint was given {next(iter(wrong))}="):
         LastCheckpoint(**wrong)
 
@@ -471,13 +469,13 @@ class Spoiled(BoringModel):
         (lambda path: BestCheckpoint("val/loss", "min", path, save_weights_only=True), "best", 4, 2),
     ],
 )
-def test_weights_that_are_not_finite_are_never_written(make, name, step, kept, tmp_path):
+def test_weights_that_are_not_finite_are_not_written(make, name, step, kept, tmp_path):
     with pytest.raises(UsageError, match=rf"{name}\.ckpt is not written at step {step}: layer\.\w+ is not finite"):
         fit(tmp_path, make(tmp_path), module=Spoiled(), val_check_interval=2)
     assert IO.load_checkpoint(tmp_path / f"{name}.ckpt")["global_step"] == kept
 
 
-def test_running_statistics_are_looked_at_and_masks_are_not():
+def test_running_statistics_are_checked_and_masks_are_not():
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     module.register_buffer("mask", torch.tensor([0, -float("inf")]))
     assert not_finite(module) is None
@@ -486,7 +484,7 @@ def test_running_statistics_are_looked_at_and_masks_are_not():
     assert not_finite(nn.Module()) is None
 
 
-def test_a_foreign_module_goes_on_from_what_a_thread_wrote(tmp_path):
+def test_foreign_module_resumes_from_a_checkpoint_written_by_a_thread(tmp_path):
     folder = tmp_path / "first"
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     quiet |= {"limit_train_batches": 4, "limit_val_batches": 1, "plugins": [AsyncCheckpointIO(AtomicCheckpointIO())]}

@@ -1,4 +1,4 @@
-"""Checkpoints that were crafted to run code, through every way to load one, with torch's override variable set."""
+"""Crafted checkpoints, loaded in every possible way with torch's override variable set: none runs code."""
 
 import json
 import os
@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from firstlight.__main__ import main
-from firstlight.callbacks.checkpoints import read_checkpoint_metrics
-from firstlight.checkpoints.io import AtomicCheckpointIO
+from firstlight.checkpoints.io import AtomicCheckpointIO, read_checkpoint_metrics
 from firstlight.cli.parser import CLI
 from firstlight.data import Digits
 from firstlight.errors import UsageError
@@ -46,7 +45,7 @@ def build(cls, arguments):
 
 
 class Runs:
-    """What runs a command when it is unpickled."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, command):
         self.command = command
@@ -57,7 +56,7 @@ class Runs:
 
 @pytest.fixture(autouse=True)
 def canary(tmp_path, monkeypatch, request, figure):
-    """A file that is there once code of a checkpoint was run; in this folder `evil.py` writes it when imported."""
+    """A file that exists if code of a checkpoint was run. `evil.py` in the current folder writes it when imported."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -67,7 +66,7 @@ def canary(tmp_path, monkeypatch, request, figure):
     Path("my_project.py").write_text(MODULE.format(""))
     yield path
     if request.node.name.startswith("test_no_"):
-        with figure("crafted checkpoints, each through the ways to load it: none runs code") as case:
+        with figure("crafted checkpoints, loaded in several ways: none runs code") as case:
             case.trial(request.node.name if path.exists() else "")
     assert not path.exists(), "code of a checkpoint was run"
     for name in ("evil", "my_project"):
@@ -98,7 +97,7 @@ def data_arguments(**changes):
 
 
 def write(path, task=None, data=None, network=None, **more):
-    """Write a checkpoint as a run does, with hyper-parameters that were chosen."""
+    """Write a checkpoint like a run's, with the given hyper-parameters."""
     weights = (network or MLP(64, [8], 10)).state_dict()
     checkpoint = {
         "state_dict": {f"network.{name}": value for name, value in weights.items()},
@@ -138,9 +137,9 @@ MLP_WITH = partial(dict, class_path="firstlight.networks.MLP")
 NAMES = {
     "a module that is run when imported": (
         {"network": {"class_path": "evil.Net"}},
-        r"trust evil, say so",
+        r"trust evil, use trust=",
     ),
-    "the same as a mere text": ({"network": "evil.Net"}, r"names evil\.Net"),
+    "the same as text": ({"network": "evil.Net"}, r"names evil\.Net"),
     "the same from a file": ({"network": "evil.yaml"}, r"evil"),
     "the same within a part": (
         {"network": MLP_WITH(init_args={**SIZES, "activation": "evil.Net"})},
@@ -153,18 +152,21 @@ NAMES = {
     ),
     "os.system": ({"optimizer": "os.system"}, r"names os\.system"),
     "os.system as a class": ({"optimizer": {"class_path": "os.system", "init_args": {"command": "x"}}}, r"os\.system"),
-    "os.system by way of torch": ({"optimizer": "torch.os.system"}, r"torch\.os\.system.*of (posix|nt)$"),
-    "a function of torch": ({"optimizer": "torch.hub.load"}, r"torch\.hub\.load, which is no network"),
-    "a class by way of torch": (
+    "os.system in the namespace of torch": ({"optimizer": "torch.os.system"}, r"torch\.os\.system.*of (posix|nt)$"),
+    "a function of torch": ({"optimizer": "torch.hub.load"}, r"torch\.hub\.load, which is not a network"),
+    "another class in the namespace of torch": (
         {"loss": {"class_path": "torch.ctypes.CDLL", "init_args": {"name": "evil.so"}}},
-        r"torch\.ctypes\.CDLL, which is no class of .* of ctypes$",
+        r"torch\.ctypes\.CDLL, which is not a class of .* of ctypes$",
     ),
-    "a class of torch that is no part": ({"network": spawn}, r"SubprocessHandler, which is no network"),
-    "the same where anything may stand": (
+    "a class of torch that is not a part": ({"network": spawn}, r"SubprocessHandler, which is not a network"),
+    "the same where any value is allowed": (
         {"loss": lambda canary: {"class_path": "torch.nn.ParameterList", "init_args": {"values": [spawn(canary)]}}},
-        r"SubprocessHandler, which is no network",
+        r"SubprocessHandler, which is not a network",
     ),
-    "a part of another kind": ({"network": {"class_path": "torch.optim.SGD"}}, r"network"),
+    "an optimiser as a network": (
+        {"network": {"class_path": "torch.optim.SGD"}},
+        r"torch\.optim\.SGD.*not.*subclass of Module",
+    ),
     "a loss for an optimiser": ({"optimizer": {"class_path": "torch.nn.MSELoss"}}, r"optimizer"),
     "another task": ({"_class_path": "evil.Net"}, r"names evil\.Net"),
     "a task that is a function": ({"_class_path": "evil.build"}, r"names evil\.build"),
@@ -215,7 +217,7 @@ def test_no_class_of_a_data_module_that_is_not_trusted_is_built(canary, capsys):
 
 
 @pytest.mark.parametrize("key", ["hparams", "module_arguments"])
-def test_hyper_parameters_where_old_versions_kept_them_are_judged_too(key, canary):
+def test_hyper_parameters_under_the_keys_of_old_versions_are_checked_too(key, canary):
     arguments = task_arguments(network={"class_path": "evil.Net"})
     path = write(canary.with_name("a.ckpt"), {"classes": 10}, **{key: arguments})
     assert "names evil.Net" in refusal(lambda: Classification.load_from_checkpoint(path))
@@ -223,7 +225,7 @@ def test_hyper_parameters_where_old_versions_kept_them_are_judged_too(key, canar
     assert "built by evil.build" in refusal(lambda: Classification.load_from_checkpoint(path))
 
 
-def test_hyper_parameters_of_a_file_beside_are_not_read(canary):
+def test_hparams_file_is_not_read(canary):
     path = write(canary.with_name("a.ckpt"))
     assert "not read" in refusal(lambda: Classification.load_from_checkpoint(path, hparams_file="evil.yaml"))
 
@@ -261,7 +263,7 @@ def test_no_pickled_code_is_run(kind, run, canary, capsys):
         refusal(lambda load=load: load(path, weights_only=None))
         assert "leave it out" in refusal(lambda load=load: load(path, weights_only=False))
     refusal(lambda: AtomicCheckpointIO().load_checkpoint(path))
-    with pytest.raises(Exception):  # noqa: B017  # torch says it in several ways
+    with pytest.raises(Exception):  # noqa: B017  # torch raises several types
         read_checkpoint_metrics(path)
     for verb in ("validate", "test", "predict"):
         refused_by_command(capsys, verb, "--ckpt", path)
@@ -306,7 +308,7 @@ def test_no_metadata_of_a_sharded_checkpoint_is_read(run, canary, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-def test_a_run_builds_what_its_config_says_and_nothing_that_its_checkpoint_says(run, canary, capsys):
+def test_run_is_built_from_its_config_and_not_from_its_checkpoint(run, canary, capsys):
     for path in run.glob("checkpoints/*.ckpt"):
         checkpoint = torch.load(path, weights_only=True)
         for key in ("hyper_parameters", "datamodule_hyper_parameters"):
@@ -318,7 +320,7 @@ def test_a_run_builds_what_its_config_says_and_nothing_that_its_checkpoint_says(
     assert "evil" not in sys.modules
 
 
-def test_a_checkpoint_alone_gives_the_metrics_of_its_run(run, capsys):
+def test_checkpoint_alone_gives_the_metrics_of_its_run(run, capsys):
     for given in (["--run", str(run)], ["--ckpt", str(run / "checkpoints" / "best.ckpt")]):
         assert main(["test", *given, "--runs=alone"]) == 0
     of_run, alone = (json.loads(path.read_text()) for path in Path().rglob("results.json") if "test-" in str(path))
@@ -330,7 +332,7 @@ def test_a_checkpoint_alone_gives_the_metrics_of_its_run(run, capsys):
     [each if each.stem in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in CONFIGS],
     ids=lambda path: path.stem,
 )
-def test_the_parts_of_every_config_load_by_themselves(config, tmp_path, monkeypatch):
+def test_parts_of_every_config_load_from_a_checkpoint_alone(config, tmp_path, monkeypatch):
     augmented = "kornia" in config.read_text()
     if augmented:
         pytest.importorskip("kornia")
@@ -347,53 +349,53 @@ def test_the_parts_of_every_config_load_by_themselves(config, tmp_path, monkeypa
     assert again.datamodule.hparams == made.datamodule.hparams
 
 
-def test_a_module_that_is_named_is_trusted(tmp_path, capsys):
+def test_named_module_is_trusted(tmp_path, capsys):
     import my_project
 
     own = {"class_path": "my_project.Net", "init_args": {"width": 2}}
     path = write(tmp_path / "a.ckpt", task_arguments(network=own), network=my_project.Net())
     del sys.modules["my_project"]
-    assert "trust my_project, say so" in refusal(lambda: Classification.load_from_checkpoint(path))
+    assert "trust my_project, use trust=" in refusal(lambda: Classification.load_from_checkpoint(path))
     assert "names my_project.Net" in refused_by_command(capsys, "test", "--ckpt", path)
     assert "my_project" not in sys.modules
     for trust in ("my_project", ["my_project"]):
         assert type(Classification.load_from_checkpoint(path, trust=trust).network).__module__ == "my_project"
     cli = CLI("test", ["--ckpt", str(path), "--trust", "another,my_project"])
     assert type(cli.experiment.task.network).__module__ == "my_project"
-    assert "no name of a module" in refusal(lambda: Classification.load_from_checkpoint(path, trust="./my_project"))
+    assert "is not a module name" in refusal(lambda: Classification.load_from_checkpoint(path, trust="./my_project"))
 
 
-def test_what_a_trusted_module_imports_is_not_trusted_with_it(tmp_path):
+def test_imports_of_a_trusted_module_are_not_trusted(tmp_path):
     path = write(tmp_path / "a.ckpt", task_arguments(optimizer="my_project.os.system"))
     assert "my_project.os.system" in refusal(lambda: Classification.load_from_checkpoint(path, trust="my_project"))
 
 
-def test_trust_is_refused_where_it_would_do_nothing(run, capsys):
+def test_trust_is_refused_where_it_has_no_effect(run, capsys):
     for args in (["test", "--run", run], ["fit", "--run", run], ["test", "--config", CONFIGS[0], "--ckpt", "best"]):
-        assert "--trust is for" in refused_by_command(capsys, *args, "--trust", "my_project")
+        assert "--trust works only for" in refused_by_command(capsys, *args, "--trust", "my_project")
 
 
-def test_a_class_of_the_user_needs_no_trust_in_a_run_of_the_user(tmp_path, capsys):
+def test_user_class_needs_no_trust_in_a_run(tmp_path, capsys):
     options = ["--model.network=my_project.Net", "--trainer.max_epochs=1", "--disable=progress"]
     assert main(["fit", "--config", str(ROOT / "configs" / "digits_mlp.yaml"), *options]) == 0
     assert main(["test", "--run", "runs/digits_mlp/latest"]) == 0
 
 
-def test_a_checkpoint_loads_as_what_it_holds(tmp_path):
+def test_checkpoint_loads_as_the_class_that_it_holds(tmp_path):
     path = write(tmp_path / "a.ckpt")
     assert type(Task.load_from_checkpoint(path)) is Classification
-    assert "which is no Regression" in refusal(lambda: Regression.load_from_checkpoint(path))
+    assert "which is not a Regression" in refusal(lambda: Regression.load_from_checkpoint(path))
     with pytest.raises(TypeError, match="cannot be called on an instance"):
         Classification.load_from_checkpoint(path).load_from_checkpoint(path)
 
 
-def test_arguments_that_are_given_replace_those_of_the_checkpoint(tmp_path):
+def test_passed_arguments_replace_those_of_the_checkpoint(tmp_path):
     path = write(tmp_path / "a.ckpt", network=MLP(64, [4], 10))
     assert Classification.load_from_checkpoint(path, network=MLP(64, [4], 10), l1=0.5).hparams["l1"] == 0.5
     assert "another network" in refusal(lambda: Classification.load_from_checkpoint(path))
 
 
-def test_after_a_loading_a_configuration_names_what_it_likes_again(tmp_path):
+def test_config_may_name_any_class_after_a_checkpoint_was_loaded(tmp_path):
     path = write(tmp_path / "a.ckpt", task_arguments(network="my_project.Net"))
     refusal(lambda: Classification.load_from_checkpoint(path))
     Classification.load_from_checkpoint(write(path))

@@ -8,7 +8,7 @@ from tests.helpers import CONFIG
 
 
 class MLP(nn.Module):
-    """Another class of the name of one of ours, as torchvision has one."""
+    """A class with the name of a firstlight class, like one in torchvision."""
 
 
 def shown(capsys, *args):
@@ -32,16 +32,16 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(("option", "told"), OPTIONS.items(), ids=OPTIONS)
-def test_help_without_a_class_lists_the_public_ones_in_a_few_lines(option, told, capsys):
+@pytest.mark.parametrize(("option", "expected"), OPTIONS.items(), ids=OPTIONS)
+def test_help_without_a_class_lists_the_public_classes_briefly(option, expected, capsys):
     text = shown(capsys, f"--{option}.help")
-    assert [each for each in told if each not in text] == []
+    assert [each for each in expected if each not in text] == []
     assert f"--{option}.help CLASS shows its options." in text
     assert len(text.splitlines()) <= 30
     assert max(map(len, text.splitlines())) <= 120
 
 
-def test_help_with_a_class_lists_its_options_and_no_subclasses(capsys):
+def test_help_with_a_class_lists_its_options_without_subclasses(capsys):
     for args in (["--model.network.help", "MLP"], ["--model.network.help=firstlight.networks.MLP"]):
         text = shown(capsys, "--config", CONFIG, *args)
         assert "firstlight.networks.MLP: Linear layers" in text
@@ -49,7 +49,7 @@ def test_help_with_a_class_lists_its_options_and_no_subclasses(capsys):
         assert len(text.splitlines()) < 40
 
 
-def test_help_of_data_and_optimisers_has_the_options_that_they_inherit_or_leave_open(capsys):
+def test_help_of_a_class_includes_inherited_options_and_no_parameters(capsys):
     assert "--data.batch_size BATCH_SIZE" in shown(capsys, "--data.help", "Table")
     text = shown(capsys, "--model.optimizer.help", "SGD")
     assert "--model.optimizer.momentum MOMENTUM" in text
@@ -60,7 +60,7 @@ def test_help_of_a_verb_lists_no_subclasses(capsys):
     assert "known subclasses" not in " ".join(shown(capsys, "--help").split())
 
 
-def test_a_short_name_is_the_public_class_also_beside_another_of_its_name(capsys):
+def test_short_name_is_the_public_class_even_if_another_class_has_that_name(capsys):
     for args in (["--model.network", "MLP"], ["--model.network=MLP"]):
         config = yaml.safe_load(shown(capsys, "--config", CONFIG, *args, "--print_config"))
         network = config["model"]["init_args"]["network"]
@@ -69,17 +69,17 @@ def test_a_short_name_is_the_public_class_also_beside_another_of_its_name(capsys
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
-        ("MPL", "there is no class MPL; did you mean firstlight.networks.MLP?"),
-        ("firstlight.networks.MPL", "there is no class firstlight.networks.MPL; did you mean firstlight.networks.MLP?"),
-        ("Foo", "there is no class Foo; --model.network.help lists what there is"),
+        ("MPL", "unknown class MPL; did you mean firstlight.networks.MLP?"),
+        ("firstlight.networks.MPL", "unknown class firstlight.networks.MPL; did you mean firstlight.networks.MLP?"),
+        ("Foo", "unknown class Foo; --model.network.help lists the available classes"),
         ("nix.Net", "cannot import nix: No module named 'nix'"),
     ],
 )
-def test_help_of_a_class_that_is_not_there_says_what_would_be_right(given, told, capsys):
+def test_help_of_an_unknown_class_suggests_a_known_one(given, message, capsys):
     assert main(["fit", "--model.network.help", given]) == 2
-    assert capsys.readouterr().err == f"firstlight: model.network: {told}\n"
+    assert capsys.readouterr().err == f"firstlight: model.network: {message}\n"
 
 
 @pytest.mark.parametrize(
@@ -92,5 +92,5 @@ def test_help_of_a_class_that_is_not_there_says_what_would_be_right(given, told,
         ["--disable=[best]", "--disable=last"],
     ],
 )
-def test_what_is_left_out_can_be_spelled_in_three_ways(args):
+def test_disable_can_be_repeated_or_be_a_list(args):
     assert CLI("fit", ["--config", CONFIG, *args]).experiment.disable == {"best", "last"}

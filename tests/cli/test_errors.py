@@ -12,111 +12,129 @@ from firstlight.cli.parser_errors import explain
 CONFIG = str(Path(__file__).parents[2] / "configs" / "digits_mlp.yaml")
 
 CASES = {
-    "an unknown key": (["--model.network.hiden=[3]"], r"model\.network\.hiden is no option of .*MLP.*mean hidden\?"),
+    "an unknown option of the network": (
+        ["--model.network.hiden=[3]"],
+        r"model\.network\.hiden is not an option of .*MLP.*mean hidden\?",
+    ),
     "an unknown option": (
         ["--trainer.max_epoch=3"],
-        r"no option --trainer\.max_epoch; did you mean --trainer.max_epochs",
+        r"unknown option --trainer\.max_epoch; did you mean --trainer.max_epochs",
     ),
-    "an unknown key of the data": (
+    "an unknown option of the data": (
         ["--data.batch_sizes=3"],
-        r"data\.batch_sizes is no option.*did you mean batch_size",
+        r"data\.batch_sizes is not an option.*did you mean batch_size",
     ),
-    "an unknown key of a callback": (["--early_stopping.patiense=3"], r"did you mean --early_stopping\.patience"),
-    "an unknown key of the optimiser": (
+    "an unknown option of a callback": (["--early_stopping.patiense=3"], r"did you mean --early_stopping\.patience"),
+    "an unknown option of the optimiser": (
         ["--model.optimizer.lrr=3"],
-        r"lrr is no option of torch\.optim\.AdamW.*mean lr\?",
+        r"lrr is not an option of torch\.optim\.AdamW.*mean lr\?",
     ),
-    "what the task gives the optimiser": (
+    "the parameters of the optimiser": (
         ["--model.optimizer.params=3"],
-        r"params is no option of torch\.optim\.AdamW, which takes lr, [a-z_, ]+$",
+        r"params is not an option of torch\.optim\.AdamW, which takes lr, [a-z_, ]+$",
     ),
-    "the last part of an option": (["--patience=3"], r"no option --patience; did you mean --early_stopping\.patience"),
-    "the last part of an option of a part": (["--lr=1"], r"no option --lr; did you mean --model\.optimizer\.lr\?$"),
-    "what is like a last part": (["--epochs=3"], r"no option --epochs; did you mean --trainer\.max_epochs\?$"),
-    "what is like nothing": (["--output=x.csv"], r"there is no option --output$"),
-    "a word within another": (["--file=x"], r"there is no option --file$"),
-    "a part of a part": (["--optimizer=SGD"], r"no option --optimizer; did you mean --model\.optimizer\?$"),
-    "a name in capitals": (["--Patience=3"], r"no option --Patience; did you mean --early_stopping\.patience\?$"),
+    "the last part of an option": (
+        ["--patience=3"],
+        r"unknown option --patience; did you mean --early_stopping\.patience",
+    ),
+    "the last part of an option of a part": (
+        ["--lr=1"],
+        r"unknown option --lr; did you mean --model\.optimizer\.lr\?$",
+    ),
+    "a word of the last part of an option": (
+        ["--epochs=3"],
+        r"unknown option --epochs; did you mean --trainer\.max_epochs\?$",
+    ),
+    "an option without a similar one": (["--output=x.csv"], r"unknown option --output$"),
+    "a part of a word": (["--file=x"], r"unknown option --file$"),
+    "the last key of an option with a class": (
+        ["--optimizer=SGD"],
+        r"unknown option --optimizer; did you mean --model\.optimizer\?$",
+    ),
+    "a name in capitals": (["--Patience=3"], r"unknown option --Patience; did you mean --early_stopping\.patience\?$"),
     "a file in the home folder": (["--config=~/nope.yaml", "--patience=3"], r"there is no file \S+/nope\.yaml"),
-    "a configuration that is no file": (
+    "a configuration that is YAML itself": (
         ["--config={trainer: {max_epochs: 1}}", "--patience=3"],
-        r"no option --patience; did you mean --early_stopping\.patience\?$",
+        r"unknown option --patience; did you mean --early_stopping\.patience\?$",
     ),
-    "the beginning of an option": (["--seed=3"], r"there is no option --seed; did you mean --seed_everything\?"),
-    "a file of data in the place of a class": (
+    "the beginning of an option": (["--seed=3"], r"unknown option --seed; did you mean --seed_everything\?"),
+    "a data file instead of a class": (
         [f"--data={Path(CONFIG).parent / 'data' / 'wine.csv'}"],
-        r"data: alcohol,malic_acid\S+ names no class; did you mean --data\.path\?$",
+        r"data: alcohol,malic_acid\S+ is not a class; did you mean --data\.path\?$",
     ),
-    "a GPU where there is none": (["--trainer.accelerator=gpu", "--trainer.devices=999"], r"^\S+ trainer: .*gpu"),
+    "a GPU on a machine without one": (["--trainer.accelerator=gpu", "--trainer.devices=999"], r"^\S+ trainer: .*gpu"),
     "a wrong type": (["--trainer.max_epochs=abc"], r"trainer\.max_epochs: expected int, got abc"),
     "a wrong type in a list": (["--model.network.hidden=[x]"], r"model\.network\.hidden: expected int, got x"),
     "a wrong type of the optimiser": (["--model.optimizer.lr=x"], r"model\.optimizer\.lr: expected float, got x$"),
-    "null for a part of a part": (["--model.network.norm=null"], r"norm: expected .*; null can be said in a YAML file"),
+    "null for an option of the network": (
+        ["--model.network.norm=null"],
+        r"norm: expected .*; to set it to null, use a YAML file",
+    ),
     "a wrong choice": (["--model.network.norm=bach"], r"norm: expected one of \['batch', 'layer'\], got bach"),
-    "a class that is not there": (
+    "an unknown class": (
         ["--model.network=firstlight.networks.MPL"],
         r"model\.network: .*no MPL; did you mean MLP",
     ),
-    "an activation that is not there": (["--model.network.activation=torch.nn.Relu"], r"no Relu; did you mean ReLU"),
-    "a module that is not there": (
+    "an unknown activation": (["--model.network.activation=torch.nn.Relu"], r"no Relu; did you mean ReLU"),
+    "an unknown module": (
         ["--model.network=nix.Net"],
-        r"model\.network: there is no module nix; run it from the folder that holds nix\.py$",
+        r"model\.network: no module named nix; run firstlight in the folder that holds nix\.py$",
     ),
-    "a part of ours that is not there": (
+    "an unknown module of firstlight": (
         ["--model.network=firstlight.network.MLP"],
         r"firstlight has no network; did you mean networks\?",
     ),
-    "an optimiser that is not there": (
+    "an unknown optimiser": (
         ["--model.optimizer=AdamX"],
-        r"model\.optimizer: there is no class AdamX; did you mean torch\.optim\.Adam",
+        r"model\.optimizer: unknown class AdamX; did you mean torch\.optim\.Adam",
     ),
-    "a network that is not there by its short name": (
+    "an unknown network by its short name": (
         ["--model.network=MPL"],
-        r"model\.network: there is no class MPL; did you mean firstlight\.networks\.MLP\?",
+        r"model\.network: unknown class MPL; did you mean firstlight\.networks\.MLP\?",
     ),
-    "a file without --config": (["configs/x.yaml"], r"there is no option configs/x\.yaml: is it a --config\?"),
+    "a file without --config": (["configs/x.yaml"], r"unknown option configs/x\.yaml: is it a --config\?"),
     "no training batches": (["--trainer.limit_train_batches=0"], r"trainer\.limit_train_batches=0 trains nothing"),
-    "a sum for a loss": (
+    "a loss that is a sum": (
         ["--model.loss.init_args.reduction=sum"],
         r"CrossEntropyLoss returns the loss \S+ for some samples and \S+ for the same samples twice: it must be a mean",
     ),
-    "a folder as a file": (["--config=."], r"config: \S+ is no file$"),
+    "a folder instead of a file": (["--config=."], r"config: \S+ is not a file$"),
     "a negative learning rate": (["--model.optimizer.lr=-1"], r"optimizer: Invalid learning rate: -1\.0"),
     "a loss for other targets": (
         ["--model.loss=torch.nn.MSELoss"],
         r"MSELoss cannot compare outputs \(3, 10\) float32",
     ),
-    "a loss that is no number": (
+    "a loss that is not a scalar": (
         ["--model.loss.init_args.reduction=none"],
         r"CrossEntropyLoss returns \(3,\) float32: it must return the mean loss",
     ),
     "no epochs": (["--trainer.max_epochs=0"], r"trainer\.max_epochs=0 trains nothing"),
     "no steps": (["--trainer.max_steps=0"], r"trainer\.max_steps=0 trains nothing"),
-    "logging each -5 steps": (["--trainer.log_every_n_steps=-5"], r"log_every_n_steps=-5: it is at least 0"),
-    "a typo on the way to an option": (
+    "logging each -5 steps": (["--trainer.log_every_n_steps=-5"], r"log_every_n_steps=-5: it must be at least 0"),
+    "a typing error within an option": (
         ["--model.optimzer.lr=0.1"],
-        r"model\.optimzer\.lr is no option of firstlight\.tasks\.Classification, .*; did you mean optimizer\?$",
+        r"model\.optimzer\.lr is not an option of firstlight\.tasks\.Classification, .*; did you mean optimizer\?$",
     ),
     "no accumulation": (["--trainer.accumulate_grad_batches=0"], r"accumulate_grad_batches=0 trains nothing"),
     "more processes than processors": (
         ["--trainer.accelerator=cpu", "--trainer.devices=999"],
-        r"trainer\.devices=999: on the CPU each is a process, and \d+ are the most here",
+        r"trainer\.devices=999 starts 999 processes on the CPU; at most \d+ fit here",
     ),
-    "no validation batches": (["--trainer.limit_val_batches=0"], r"nothing is ever validated \(limit_val_batches is 0"),
-    "no validation in time": (
+    "no validation batches": (["--trainer.limit_val_batches=0"], r"the run never validates \(limit_val_batches is 0"),
+    "no validation within the run": (
         ["--trainer.check_val_every_n_epoch=100"],
-        r"nothing is ever validated \(check_val_every_n_epoch=100, but the run has 60 epochs",
+        r"the run never validates \(check_val_every_n_epoch=100, but the run has 60 epochs",
     ),
     "a class of another kind": (["--model.network=torch.optim.Adam"], r"torch\.optim\.Adam.*not.*subclass of Module"),
-    "a file that is not there": (["--config=digits_mpl.yaml"], r"there is no file .*digits_mpl\.yaml"),
-    "a monitor that no metric has": (["--model.monitor=val/acc"], r"unknown monitor=val/acc; .*mean val/accuracy"),
-    "labels outside the classes": (["--model.classes=5"], r"classes=5, so labels must be 0 to 4, but 628 of 1257"),
-    "a network with too few logits": (["--model.network.out_features=9"], r"classes=10, but MLP returns .*\(3, 9\)"),
+    "a missing file": (["--config=digits_mpl.yaml"], r"there is no file .*digits_mpl\.yaml"),
+    "an unknown monitor": (["--model.monitor=val/acc"], r"monitor=val/acc is no metric.*mean val/accuracy"),
+    "labels outside the classes": (["--model.classes=5"], r"classes=5, so labels are 0 to 4, but 628 of 1257 are not"),
+    "a network with too few logits": (["--model.network.out_features=9"], r"classes=10, but MLP gives .*\(3, 9\)"),
     "a network for other inputs": (
         ["--model.network=firstlight.networks.SimpleNet"],
         r"SimpleNet cannot take .*\(1, 8, 8\)",
     ),
-    "an output folder that cannot be": (["--runs=file"], r"cannot make the folder file/.*: Not a directory"),
+    "an output folder that cannot be created": (["--runs=file"], r"cannot make the folder file/.*: Not a directory"),
     "a batch size of 0": (["--data.batch_size=0"], "batch_size=0: it must be at least 1"),
     "two lengths of the warm-up": (
         ["--model.schedule.warmup=0.1", "--model.schedule.warmup_steps=3"],
@@ -126,57 +144,57 @@ CASES = {
         ["--model.schedule.warmup_steps=9999"],
         r"warmup_steps=9999, but the whole run is",
     ),
-    "no end for a schedule that needs one": (["--trainer.max_epochs=-1"], r"WarmupCosine must know how many"),
-    "a strategy that is not there": (["--trainer.strategy=dpp"], r"trainer: .*strategy='dpp'"),
-    "a default callback that is not there": (
-        ["--disable=[bests]"],
-        r"unknown default callback bests; available: .*did you mean best",
+    "no end for a schedule that needs the total steps": (
+        ["--trainer.max_epochs=-1"],
+        r"WarmupCosine must know how many",
     ),
+    "an unknown strategy": (["--trainer.strategy=dpp"], r"trainer: .*strategy='dpp'"),
+    "an unknown default callback": (["--disable=[bests]"], r"no default callback bests: .*did you mean best"),
     "a second early stopping": (
         ["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor=val/loss"],
-        r"does the work of the default callback early_stopping",
+        r"duplicates the default callback early_stopping",
     ),
     "a second progress bar": (
         ["--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar"],
-        r"does the work of the default callback progress",
+        r"duplicates the default callback progress",
     ),
     "a second file last.ckpt": (
         ["--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint", "--trainer.callbacks.save_last=true"],
-        r"does the work of the default callback last",
+        r"duplicates the default callback last",
     ),
-    "a last checkpoint of no epoch": (["--last.every_n_epochs=0"], r"every_n_epochs=0: it is at least 1"),
-    "an abbreviated option": (["--trainer.max_e=3"], r"there is no option --trainer\.max_e"),
-    "a checkpoint to fit from": (["--ckpt=best"], r"fit goes on from the last checkpoint of --run DIR"),
-    "a file whose name is like no other": (
+    "a last checkpoint every 0 epochs": (["--last.every_n_epochs=0"], r"every_n_epochs=0: it is at least 1"),
+    "an abbreviated option": (["--trainer.max_e=3"], r"unknown option --trainer\.max_e"),
+    "a checkpoint for fit": (["--ckpt=best"], r"fit resumes the last checkpoint of --run DIR"),
+    "a missing file without a similar name": (
         [f"--config={CONFIG.replace('digits_mlp', 'nope')}"],
         r"there is no file \S+/configs/nope\.yaml$",
     ),
-    "a file of nearly that name": (
+    "a missing file with a similar name": (
         [f"--config={CONFIG.replace('mlp', 'mpl')}"],
         r"there is no file \S+/digits_mpl\.yaml; did you mean digits_mlp\.yaml\?$",
     ),
-    "a run that is not there": (["--run=runs/nope"], r"there is no run runs/nope: runs does not exist"),
+    "a missing run": (["--run=runs/nope"], r"there is no run runs/nope: runs does not exist"),
 }
 
 FILES = {
     "a broken file": ("model: {a: [1\nb: 3", r"given\.yaml, line 2, column 2: expected ',' or '\]'"),
-    "an unknown key in a file": ("modle: {a: 1}", r"there is no option modle\.a; did you mean model"),
+    "an unknown option in a file": ("modle: {a: 1}", r"unknown option modle\.a; did you mean model"),
     "a wrong type deep in a file": (
         Path(CONFIG).read_text().replace("lr: ", "lr: x"),
         r"model\.optimizer\.lr: expected float, got x\S+$",
     ),
-    "a list for a file": ("- a\n- b\n", r"given\.yaml holds no options by name$"),
-    "an empty file": ("# nothing\n", r"given\.yaml holds no options by name$"),
+    "a file that holds a list": ("- a\n- b\n", r"given\.yaml holds no named options$"),
+    "an empty file": ("# nothing\n", r"given\.yaml holds no named options$"),
 }
 
 VERBS = {
-    "a verb that is not there": (["tset"], r"there is no verb tset: .*did you mean test"),
-    "nothing at all to fit": (["fit"], r"nothing says what data and model are"),
-    "a test of random weights": (["test", "--config", CONFIG], r"random weights are never scored"),
-    "a validation of random weights": (["validate", "--config", CONFIG], r"random weights are never scored"),
-    "predictions of random weights": (["predict", "--config", CONFIG], r"random weights are never scored"),
-    "the best of no run": (["test", "--config", CONFIG, "--ckpt", "best"], r"say which with --run DIR"),
-    "a checkpoint that is not there": (["test", "--config", CONFIG, "--ckpt", "x.ckpt"], r"no checkpoint x\.ckpt"),
+    "an unknown verb": (["tset"], r"unknown verb tset; .*did you mean test"),
+    "no task and no data": (["fit"], r"data and model must be given: use --config FILE, or --run DIR"),
+    "a test of random weights": (["test", "--config", CONFIG], r"random weights are not evaluated"),
+    "a validation of random weights": (["validate", "--config", CONFIG], r"random weights are not evaluated"),
+    "predictions of random weights": (["predict", "--config", CONFIG], r"random weights are not evaluated"),
+    "the best checkpoint without a run": (["test", "--config", CONFIG, "--ckpt", "best"], r"add --run DIR"),
+    "a missing checkpoint": (["test", "--config", CONFIG, "--ckpt", "x.ckpt"], r"no checkpoint x\.ckpt"),
     "run without a best checkpoint": (
         ["run", "--config", CONFIG, "--disable=[best]"],
         r"run tests the best checkpoint",
@@ -192,7 +210,7 @@ NULLS = {
         "class_path:",
         r"data: class_path is null: give it a value, or leave it out$",
     ),
-    "trainer:": ("trainer:\nbest:", r"trainer: null is no set of options"),
+    "trainer:": ("trainer:\nbest:", r"trainer: null is not a set of options"),
 }
 
 
@@ -209,21 +227,21 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("args", "pattern"), CASES.values(), ids=CASES)
-def test_wrong_options_end_with_one_line_and_code_2(args, pattern, capsys):
+def test_wrong_options_exit_with_one_line_and_code_2(args, pattern, capsys):
     assert main(["fit", "--config", CONFIG, *args]) == 2
     assert_one_line(capsys, pattern)
     assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(("text", "pattern"), FILES.values(), ids=FILES)
-def test_wrong_files_end_with_one_line_and_code_2(text, pattern, capsys):
+def test_wrong_files_exit_with_one_line_and_code_2(text, pattern, capsys):
     Path("given.yaml").write_text(text)
     assert main(["fit", "--config", CONFIG, "--config", "given.yaml"]) == 2
     assert_one_line(capsys, pattern)
 
 
 @pytest.mark.parametrize(("was", "null", "pattern"), [(was, *rest) for was, rest in NULLS.items()], ids=NULLS)
-def test_a_null_where_there_is_none_ends_with_one_line_and_code_2(was, null, pattern, capsys):
+def test_a_null_for_an_option_without_one_exits_with_one_line_and_code_2(was, null, pattern, capsys):
     text = Path(CONFIG).read_text()
     assert text.count(was) == 1
     if was == "trainer:":
@@ -234,40 +252,40 @@ def test_a_null_where_there_is_none_ends_with_one_line_and_code_2(was, null, pat
 
 
 @pytest.mark.parametrize(("args", "pattern"), VERBS.values(), ids=VERBS)
-def test_wrong_verbs_end_with_one_line_and_code_2(args, pattern, capsys):
+def test_wrong_verbs_exit_with_one_line_and_code_2(args, pattern, capsys):
     assert main(args) == 2
     assert_one_line(capsys, pattern)
 
 
-def test_a_module_of_an_extra_that_is_not_installed_is_told_with_the_extra():
+def test_error_names_the_extra_of_a_missing_module():
     message = 'Parser key "data":\n  Parser key "augment":\n    No module named \'kornia\''
-    told = "data.augment: there is no module kornia, which firstlight's extra vision brings: pip install -e '.[vision]'"
+    told = "data.augment: no module named kornia, which is in firstlight's extra vision: pip install -e '.[vision]'"
     assert explain(message, [], []) == told
 
 
-def test_ctrl_c_before_a_run_begins_is_no_bug(monkeypatch, capsys):
+def test_ctrl_c_before_a_run_starts_exits_with_one_line(monkeypatch, capsys):
     def interrupted(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("firstlight.cli.parser.fit", interrupted)
+    monkeypatch.setattr("firstlight.cli.verbs.fit", interrupted)
     assert main(["fit", "--config", CONFIG]) == 130
     assert_one_line(capsys, "interrupted")
 
 
 @pytest.mark.parametrize("args", [["--help"], ["fit", "--data.help", "Table"], ["fit", "--help"]])
-def test_who_reads_no_more_is_no_bug(args):
+def test_closed_output_pipe_prints_no_error(args):
     command = [sys.executable, "-m", "firstlight", *args]
     shown = subprocess.run(f"{shlex.join(command)} | true", shell=True, capture_output=True, text=True)
     assert not shown.stderr
 
 
-def test_wrong_use_shows_its_traceback_when_asked(capsys, monkeypatch):
+def test_environment_variable_shows_the_traceback(capsys, monkeypatch):
     monkeypatch.setenv("FIRSTLIGHT_TRACEBACK", "1")
     assert main(["fit", "--config", CONFIG, "--data.batch_size=0"]) == 2
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_network_of_the_users_own_that_does_not_fit_is_told_with_its_line(monkeypatch, capsys):
+def test_error_names_the_line_of_a_user_network_that_does_not_fit(monkeypatch, capsys):
     Path("own_part.py").write_text(
         "from torch import nn\nclass Net(nn.Linear):\n    def __init__(self):\n        super().__init__(64, 10)\n"
         "    def forward(self, inputs):\n        return super().forward(inputs[:, :, :7].flatten(1))\n"
@@ -280,7 +298,7 @@ def test_a_network_of_the_users_own_that_does_not_fit_is_told_with_its_line(monk
     assert_one_line(capsys, told)
 
 
-def test_a_bug_in_a_part_of_the_users_keeps_its_own_exception(monkeypatch):
+def test_exception_in_a_user_class_passes_through(monkeypatch):
     Path("buggy_part.py").write_text(
         "from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        raise KeyError('a bug')\n"
     )

@@ -1,4 +1,4 @@
-"""Files that nobody meant: each is refused in one line, or taken for what it says."""
+"""Random files: each is refused in one line, or read exactly."""
 
 import csv
 import gzip
@@ -25,11 +25,11 @@ how_often = pytest.mark.parametrize("examples", [50, pytest.param(1000, marks=py
 
 
 ACCEPTED = []
-"""Grows by one with each use that is not refused."""
+"""The calls that were not refused."""
 
 
 def refused(use):
-    """Tell whether use was refused, in one line; whatever else it raises is a fault."""
+    """Return whether `use` was refused in one line; any other exception is a fault."""
     try:
         use()
     except UsageError as error:
@@ -41,7 +41,7 @@ def refused(use):
 
 @pytest.fixture
 def every(figure):
-    """Return a function that tries a check on many examples, the same each time."""
+    """Return a function that runs a check on many examples, the same in each run."""
 
     def tried(case, examples, strategy, check):
         ACCEPTED.clear()
@@ -60,7 +60,7 @@ def every(figure):
                 count.reached = min(count.reached + 1, examples)
 
             once()
-        assert len(ACCEPTED) >= examples / 20, "nearly all was refused, so that nothing was looked at"
+        assert len(ACCEPTED) >= examples / 20, "nearly all examples were refused, so the check tested nothing"
 
     return tried
 
@@ -80,7 +80,7 @@ def at(config, path):
 
 
 def values(text):
-    """Return what a configuration holds; what is no number equals itself."""
+    """Return the content of a configuration, with NaN as text, because NaN does not equal itself."""
     return yaml.safe_load(text.replace(".nan", "not a number"))
 
 
@@ -89,13 +89,13 @@ JUNK = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=6,
 )
-# Not {}, which is a torch.Tensor without arguments where one will do: a fit refuses it at its start.
+# Not {}, which jsonargparse accepts as a torch.Tensor without arguments; a fit refuses it at its start.
 NO_NUMBER = st.sampled_from(["abc", {"a": 1}, ["x"], "1e", "--", [[1]]])
 
 
 @st.composite
 def configs(draw):
-    """Return the text of a shipped configuration with something wrong, and whether it must be refused."""
+    """Return the text of a shipped configuration with a fault, and whether it must be refused."""
     text = CONFIGS[draw(st.sampled_from(NAMES))]
     kind = draw(st.sampled_from(["key", "type", "junk", "text"]))
     if kind == "text":
@@ -121,7 +121,7 @@ def configs(draw):
 
 
 @how_often
-def test_a_configuration_is_built_as_it_says_or_refused(examples, every, tmp_path, monkeypatch):
+def test_config_is_built_exactly_or_refused(examples, every, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "config.yaml"
 
@@ -149,7 +149,7 @@ GOOD = st.sampled_from(["1", "-2.5", "3.25", "1e3", "0.001"])
 
 @st.composite
 def tables(draw):
-    """Return the bytes of a CSV file, mostly whole, and how bad rows are to be treated."""
+    """Return the bytes of a mostly correct CSV file, and how missing values are handled."""
     output = io.StringIO()
     writer = csv.writer(output, lineterminator=draw(st.sampled_from(["\n", "\r\n"])))
     writer.writerow(draw(st.sampled_from([["a", "b", "kind"]] * 9 + [["a", "a", "kind"], ["a", "", "kind"], ["a"]])))
@@ -175,7 +175,7 @@ def cells_of(content):
 
 
 def check_splits(data, content):
-    """Compare what was accepted with the file; return its rows in the order of the training samples."""
+    """Compare accepted data with the file; return its rows in the order of the training samples."""
     rows = cells_of(content)
     found = np.concatenate([data.rows(split) for split in data.indices])
     assert len(found) + data.dropped == len(rows) and len(set(found)) == len(found)
@@ -189,7 +189,7 @@ def check_splits(data, content):
 
 
 @how_often
-def test_a_table_is_taken_row_for_row_or_refused(examples, every, tmp_path):
+def test_table_is_read_row_by_row_or_refused(examples, every, tmp_path):
     path = tmp_path / "table.csv"
 
     def check(example):
@@ -210,7 +210,7 @@ def test_a_table_is_taken_row_for_row_or_refused(examples, every, tmp_path):
 
 
 @how_often
-def test_labelled_text_is_taken_byte_for_byte_or_refused(examples, every, tmp_path):
+def test_labelled_text_is_read_byte_by_byte_or_refused(examples, every, tmp_path):
     path = tmp_path / "texts.csv"
 
     def check(example):
@@ -228,7 +228,7 @@ def test_labelled_text_is_taken_byte_for_byte_or_refused(examples, every, tmp_pa
 
 @st.composite
 def idx_files(draw):
-    """Return the bytes of a file that may be an IDX file of images or labels."""
+    """Return the bytes of a mostly correct IDX file of images or labels."""
     shape = draw(
         st.sampled_from([(4, 28, 28), (4,)] * 2 + [(4, 28), (0, 28, 28), (4, 27, 28), (4, 0, 28), (3, 28, 28), (0,)])
     )
@@ -254,7 +254,7 @@ def idx_files(draw):
 
 
 @how_often
-def test_an_idx_file_has_the_shape_that_it_promises_or_is_refused(examples, every, tmp_path):
+def test_idx_file_has_the_shape_in_its_header_or_is_refused(examples, every, tmp_path):
     root = write_idx(tmp_path, compressed=False, test=4)
     kept = {name: (tmp_path / name).read_bytes() for name in ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}
 
@@ -280,8 +280,7 @@ def test_an_idx_file_has_the_shape_that_it_promises_or_is_refused(examples, ever
     every("IDX bytes", examples, st.tuples(idx_files(), st.sampled_from(sorted(kept))), check)
 
 
-def test_what_is_mutated_is_accepted_as_it_is(tmp_path):
-    # The checks above see what they are meant to: the shipped configurations themselves are accepted.
+def test_configs_without_a_fault_are_accepted(tmp_path):
     for text in CONFIGS.values():
         path = tmp_path / "config.yaml"
         path.write_text(text)

@@ -20,14 +20,14 @@ def finished(root, experiment="digits"):
     return run
 
 
-def test_a_new_run_lies_below_its_experiment_under_the_time(tmp_path):
+def test_new_run_is_in_its_experiment_and_named_by_the_time(tmp_path):
     run = directory.create(tmp_path / "not" / "there", "digits")
     assert run.is_dir()
     assert run.parent == tmp_path / "not" / "there" / "digits"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", run.name)
 
 
-def test_latest_leads_to_the_newest_run(tmp_path):
+def test_latest_names_the_newest_run(tmp_path):
     first, second = finished(tmp_path), finished(tmp_path)
     assert first != second
     assert (tmp_path / "digits" / "latest").read_text().strip() == second.name
@@ -35,34 +35,34 @@ def test_latest_leads_to_the_newest_run(tmp_path):
     assert directory.find(first) == first
 
 
-def test_experiments_have_a_latest_of_their_own(tmp_path):
+def test_each_experiment_has_its_own_latest(tmp_path):
     first, second = finished(tmp_path, "one"), finished(tmp_path, "two")
     assert directory.find(tmp_path / "one" / "latest") == first
     assert directory.find(tmp_path / "two" / "latest") == second
 
 
-def test_creating_a_run_leaves_nothing_but_it_and_latest(tmp_path):
+def test_creating_a_run_leaves_only_the_run_and_latest(tmp_path):
     run = directory.create(tmp_path, "digits")
     assert {path.name for path in run.parent.iterdir()} == {run.name, "latest"}
 
 
-def test_an_experiment_with_a_slash_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="'a/b' is no name of a folder"):
+def test_experiment_with_a_slash_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="'a/b' is not a folder name"):
         directory.create(tmp_path, "a/b")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_cannot_be_made_is_refused_by_its_path(tmp_path):
+def test_run_that_cannot_be_created_is_refused_with_its_path(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot make the folder .*file/digits/.*: Not a directory"):
         directory.create(tmp_path / "file", "digits")
 
 
-def test_a_name_that_is_taken_gets_a_number(tmp_path):
+def test_name_that_exists_gets_a_number(tmp_path):
     assert [directory.make_unique(tmp_path, "a").name for _ in range(3)] == ["a", "a-1", "a-2"]
 
 
-def test_twenty_threads_at_one_instant_get_twenty_directories(tmp_path):
+def test_twenty_threads_at_the_same_time_get_twenty_directories(tmp_path):
     barrier = Barrier(20)
 
     def make(_):
@@ -76,7 +76,7 @@ def test_twenty_threads_at_one_instant_get_twenty_directories(tmp_path):
 
 
 @pytest.mark.faults
-def test_twenty_processes_at_one_instant_get_twenty_runs_and_latest_is_one_of_them(figure, tmp_path):
+def test_twenty_processes_at_the_same_time_get_twenty_runs_and_one_is_latest(figure, tmp_path):
     code = f"""
 import sys; from pathlib import Path; from firstlight.run import directory
 directory.timestamp = lambda: "2026-01-31_09-30-05"
@@ -90,39 +90,39 @@ print(directory.create(Path({str(tmp_path)!r}), "digits"))
         process.stdin.flush()
     made = {Path(process.communicate()[0].strip()) for process in processes}
     assert [process.returncode for process in processes] == [0] * 20
-    with figure("20 runs started at once: a directory each", 20) as count:
+    with figure("20 runs started at the same time: a directory each", 20) as count:
         count.reached = len(made)
     latest = tmp_path / "digits" / "latest"
     assert tmp_path / "digits" / latest.read_text().strip() in made
     assert set(latest.parent.iterdir()) == {*made, latest}
 
 
-def test_a_missing_run_is_refused_and_a_close_name_is_offered(tmp_path):
+def test_missing_run_is_refused_with_a_close_name(tmp_path):
     run = finished(tmp_path)
     wrong = run.with_name(run.name[:-1] + "x")
     with pytest.raises(UsageError, match=f"there is no run {wrong}: {wrong} does not exist; did you mean {run.name}"):
         directory.find(wrong)
 
 
-def test_a_missing_experiment_is_refused_and_a_close_name_is_offered(tmp_path):
+def test_missing_experiment_is_refused_with_a_close_name(tmp_path):
     finished(tmp_path, "digits")
     with pytest.raises(UsageError, match=f"{tmp_path}/digit does not exist; did you mean digits"):
         directory.find(tmp_path / "digit" / "latest")
 
 
-def test_a_missing_run_is_found_missing_by_a_relative_path(tmp_path, monkeypatch):
+def test_missing_run_is_refused_for_a_relative_path(tmp_path, monkeypatch):
     finished(tmp_path, "digits")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="there is no run digit/latest: digit does not exist; did you mean digits"):
         directory.find(Path("digit/latest"))
 
 
-def test_a_folder_without_a_configuration_is_no_run(tmp_path):
-    with pytest.raises(UsageError, match=r"is no run: it has no config\.yaml"):
+def test_folder_without_a_config_is_not_a_run(tmp_path):
+    with pytest.raises(UsageError, match=r"is not a run, because it has no config\.yaml"):
         directory.find(tmp_path)
 
 
-def test_a_checkpoint_is_found_by_its_name(tmp_path):
+def test_checkpoint_is_found_by_its_name(tmp_path):
     path = tmp_path / "checkpoints" / "best.ckpt"
     path.parent.mkdir()
     path.touch()
@@ -131,12 +131,12 @@ def test_a_checkpoint_is_found_by_its_name(tmp_path):
         directory.checkpoint(tmp_path, "last")
 
 
-def test_a_run_without_checkpoints_says_so(tmp_path):
+def test_run_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(UsageError, match="its checkpoints: none"):
         directory.checkpoint(tmp_path, "best")
 
 
-def test_results_are_written_with_the_versions_of_what_made_them(tmp_path):
+def test_results_are_written_with_package_versions(tmp_path):
     directory.write_results(tmp_path, {"test/accuracy": 0.5})
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["test/accuracy"] == 0.5
@@ -144,7 +144,7 @@ def test_results_are_written_with_the_versions_of_what_made_them(tmp_path):
     assert results["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
-def test_newer_results_keep_the_older_file(tmp_path):
+def test_new_results_keep_the_earlier_file(tmp_path):
     directory.write_results(tmp_path, {"test/accuracy": 0.5})
     older = (tmp_path / "results.json").read_text()
     directory.write_results(tmp_path, {"test/accuracy": 0.75})
@@ -153,13 +153,13 @@ def test_newer_results_keep_the_older_file(tmp_path):
     assert kept.read_text() == older
 
 
-def test_the_same_results_again_keep_nothing(tmp_path):
+def test_equal_results_keep_no_earlier_file(tmp_path):
     for _ in range(2):
         directory.write_results(tmp_path, {"test/accuracy": 0.5})
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_a_newer_configuration_keeps_the_older_file(tmp_path):
+def test_new_config_keeps_the_earlier_file(tmp_path):
     directory.write_config(tmp_path, "seed: 0\n")
     directory.write_config(tmp_path, "seed: 1\n")
     assert (tmp_path / "config.yaml").read_text() == "seed: 1\n"
@@ -171,7 +171,7 @@ def read(folder):
         return list(csv.reader(file))
 
 
-def test_predictions_are_written_a_line_a_sample_with_the_names_of_the_classes(tmp_path):
+def test_predictions_have_a_line_per_sample_and_class_names(tmp_path):
     columns = {"prediction": [1, 0], "probabilities": [[0.25, 0.75], [0.5, 0.5]], "target": [1, 1]}
     directory.write_predictions(tmp_path, columns, [12, 3], ["a cat", "Hund, groß"])
     assert read(tmp_path) == [
@@ -181,18 +181,18 @@ def test_predictions_are_written_a_line_a_sample_with_the_names_of_the_classes(t
     ]
 
 
-def test_a_run_that_never_began_is_not_gone_on_with(tmp_path):
-    assert directory.unfinished(tmp_path / "digits") is None
-    begun = directory.create(tmp_path, "digits")
-    directory.write_config(begun, "a: 1\n")
-    assert directory.unfinished(tmp_path / "digits") is None
-    (begun / "checkpoints").mkdir()
-    (begun / "checkpoints" / "last.ckpt").touch()
-    directory.create(tmp_path, "digits")  # and killed before its first step
-    assert directory.unfinished(tmp_path / "digits") == begun
+def test_run_that_never_started_is_not_resumed(tmp_path):
+    assert directory.find_resumable(tmp_path / "digits") is None
+    started = directory.create(tmp_path, "digits")
+    directory.write_config(started, "a: 1\n")
+    assert directory.find_resumable(tmp_path / "digits") is None
+    (started / "checkpoints").mkdir()
+    (started / "checkpoints" / "last.ckpt").touch()
+    directory.create(tmp_path, "digits")  # Killed before its first step.
+    assert directory.find_resumable(tmp_path / "digits") == started
 
 
-def test_predictions_of_several_labels_have_a_column_for_each(tmp_path):
+def test_predictions_of_several_labels_have_a_column_per_label(tmp_path):
     columns = {"prediction": [[1, 0]], "probabilities": [[0.75, 0.25]], "target": [[1.0, 1.0]]}
     directory.write_predictions(tmp_path, columns, [5], ["sea", "sun"])
     assert read(tmp_path)[0] == [
@@ -211,24 +211,55 @@ def test_predictions_without_classes_are_numbers(tmp_path):
     ]
 
 
-def test_predictions_of_another_length_than_the_samples_are_refused(tmp_path):
+def test_predictions_with_another_length_than_the_rows_are_refused(tmp_path):
     with pytest.raises(ValueError, match="shorter"):
         directory.write_predictions(tmp_path, {"prediction": [1.0]}, [0, 1], [])
 
 
-def test_every_earlier_result_is_kept_within_one_second(tmp_path):
+def test_every_earlier_config_is_kept_within_one_second(tmp_path):
     for number in range(4):
         directory.write_config(tmp_path, f"{number}\n")
     assert sorted(path.read_text() for path in tmp_path.glob("config*.yaml")) == ["0\n", "1\n", "2\n", "3\n"]
 
 
-def test_a_link_to_nowhere_is_refused(tmp_path):
+def test_broken_link_is_refused(tmp_path):
     (tmp_path / "runs").symlink_to(tmp_path / "unmounted" / "disk")
     with pytest.raises(UsageError, match="cannot make the folder"):
         directory.create(tmp_path / "runs", "digits")
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b"])
-def test_an_experiment_outside_its_folder_is_refused(name, tmp_path):
-    with pytest.raises(UsageError, match="is no name of a folder"):
+def test_experiment_outside_its_folder_is_refused(name, tmp_path):
+    with pytest.raises(UsageError, match="is not a folder name"):
         directory.create(tmp_path, name)
+
+
+def test_discarding_the_only_run_leaves_no_folder(tmp_path):
+    directory.discard(directory.create(tmp_path / "runs", "digits"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_discarding_a_run_lets_latest_name_the_newest_started_run(tmp_path):
+    started = [finished(tmp_path / "runs") for _ in range(2)]
+    directory.create(tmp_path / "runs", "digits")  # Killed before its first step.
+    refused = directory.create(tmp_path / "runs", "digits")
+    assert (refused.parent / "latest").read_text() == refused.name + "\n"
+    directory.discard(refused)
+    assert not refused.exists()
+    assert (refused.parent / "latest").read_text() == started[1].name + "\n"
+    assert directory.find(refused.parent / "latest") == started[1]
+
+
+def test_discarding_a_run_keeps_other_experiments_and_files(tmp_path):
+    other = finished(tmp_path / "runs", "other")
+    refused = directory.create(tmp_path / "runs", "digits")
+    (refused.parent / "notes.txt").write_text("mine")
+    directory.discard(refused)
+    assert other.is_dir() and directory.find(other.parent / "latest") == other
+    assert [path.name for path in refused.parent.iterdir()] == ["notes.txt"]
+
+
+def test_logged_steps_are_counted_from_complete_lines(tmp_path):
+    assert directory.logged_steps(tmp_path) == 0
+    (tmp_path / "metrics.csv").write_text("step,name,value\n49,lr,0.1\n79,lr,0.1\n39,val/loss,1.5\n99,lr")
+    assert directory.logged_steps(tmp_path) == 80

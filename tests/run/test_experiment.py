@@ -19,7 +19,7 @@ from firstlight.tasks import Classification
 from tests.helpers import CONFIG, DDP, ROOT, called, files, firstlight, logged, newest, results
 
 
-def test_run_prints_a_short_summary_and_no_warning(finished):
+def test_run_prints_a_short_summary_without_warnings(finished):
     _, run, done = finished
     assert done.stderr == ""
     assert re.search(r"1,257 train, 270 val, 270 test samples", done.stdout)
@@ -30,7 +30,7 @@ def test_run_prints_a_short_summary_and_no_warning(finished):
     assert len(done.stdout.splitlines()) <= 8
 
 
-def test_run_directory_holds_what_the_design_says(finished):
+def test_run_directory_holds_the_documented_files(finished):
     _, run, _ = finished
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert {name for name in names if "tfevents" not in name} == {
@@ -50,8 +50,16 @@ def test_results_name_metrics_best_steps_and_versions(finished):
     assert found["metrics"].keys() == {"test/loss", "test/accuracy"}
     assert found["best"].keys() == {"epoch", "step", "val/loss", "val/accuracy"}
     assert found["steps"] == 160
+    assert found["fast_loop"] is True
     assert found["checkpoint"] == "checkpoints/best.ckpt"
     assert {"python", "firstlight", "torch", "lightning"} <= found["versions"].keys()
+
+
+def test_run_without_the_fast_loop_prints_and_writes_the_reason(tmp_path):
+    options = ["--trainer.profiler=simple", "--trainer.max_steps=2", "--disable=progress"]
+    done = called("fit", "--config", CONFIG, *options, cwd=tmp_path)
+    assert done.stdout.count("loop   the fast loop is off, so steps take longer: a profiler is on\n") == 1
+    assert results(newest(tmp_path))["fast_loop"] == "a profiler is on"
 
 
 def test_best_is_the_best_of_all_validations(finished):
@@ -61,7 +69,7 @@ def test_best_is_the_best_of_all_validations(finished):
     assert (best["step"], best["val/loss"]) == (step + 1, value)
 
 
-def test_logs_use_the_names_of_the_design(finished):
+def test_logs_use_the_documented_names(finished):
     _, run, _ = finished
     with (run / "metrics.csv").open() as file:
         names = {row["name"] for row in csv.DictReader(file)}
@@ -70,18 +78,18 @@ def test_logs_use_the_names_of_the_design(finished):
 
 
 @pytest.mark.parametrize("verb", ["test", "validate"])
-def test_the_checkpoint_scores_to_the_same_digits_also_in_a_new_process(finished, verb):
+def test_checkpoint_evaluates_to_the_same_digits_in_a_new_process(finished, verb):
     folder, run, _ = finished
     before = files(run)
     start = firstlight if verb == "test" else called
     start(verb, "--run", "runs/digits_mlp/latest", "--ckpt", "best", cwd=folder)
     assert files(run) == before
     (written,) = (run / "evaluations").glob(f"{verb}-*/results.json")
-    scored = json.loads(written.read_text())["metrics"]
+    evaluated = json.loads(written.read_text())["metrics"]
     if verb == "test":
-        assert scored == results(run)["metrics"]
+        assert evaluated == results(run)["metrics"]
     else:
-        assert scored == {name: value for name, value in results(run)["best"].items() if "/" in name}
+        assert evaluated == {name: value for name, value in results(run)["best"].items() if "/" in name}
 
 
 def test_predictions_agree_with_the_test_accuracy(finished):
@@ -98,7 +106,7 @@ def test_predictions_agree_with_the_test_accuracy(finished):
     assert len({int(row["index"]) for row in rows}) == 270
 
 
-def test_a_checkpoint_of_the_command_line_loads_bare(finished):
+def test_checkpoint_of_the_command_line_loads_without_further_arguments(finished):
     _, run, _ = finished
     task = Classification.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert isinstance(task.network, MLP)
@@ -107,13 +115,13 @@ def test_a_checkpoint_of_the_command_line_loads_bare(finished):
     assert all(torch.equal(value, weights[name]) for name, value in task.state_dict().items())
 
 
-def test_weights_of_another_network_are_refused(finished):
+def test_checkpoint_with_weights_of_another_network_is_refused(finished):
     folder, run, _ = finished
     done = called("test", "--run", str(run), "--model.network.hidden=[7]", cwd=folder, code=2)
     assert "holds the weights of another network" in done.stderr
 
 
-def test_tensorboard_shows_scalars_and_the_best_beside_the_hyperparameters(finished):
+def test_tensorboard_shows_scalars_and_the_best_metrics_with_the_hyperparameters(finished):
     folder, run, _ = finished
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -161,19 +169,19 @@ def test_two_processes_share_one_run_and_test_each_sample_once(tmp_path):
 
 
 def test_two_processes_validate_each_sample_once(tmp_path):
-    # 269 samples: one process has one more than the other, and the last batch of one is empty.
+    # 269 samples: one process has one sample more, and the last batch of the other is empty.
     options = ["--trainer.max_epochs=1", "--data.val_fraction=0.1497", "--data.batch_size=67"]
     firstlight("fit", "--config", CONFIG, "--config", DDP, *options, cwd=tmp_path)
     run = newest(tmp_path)
     called("validate", "--run", str(run), cwd=tmp_path)
     (written,) = run.glob("evaluations/validate-*/results.json")
-    scored, best = json.loads(written.read_text())["metrics"], results(run)["best"]
-    assert scored["val/accuracy"] * 269 == pytest.approx(round(scored["val/accuracy"] * 269))
-    assert scored["val/accuracy"] == best["val/accuracy"]
-    assert scored["val/loss"] == pytest.approx(best["val/loss"], rel=1e-6)
+    evaluated, best = json.loads(written.read_text())["metrics"], results(run)["best"]
+    assert evaluated["val/accuracy"] * 269 == pytest.approx(round(evaluated["val/accuracy"] * 269))
+    assert evaluated["val/accuracy"] == best["val/accuracy"]
+    assert evaluated["val/loss"] == pytest.approx(best["val/loss"], rel=1e-6)
 
 
-def test_a_class_of_the_users_own_in_the_current_folder_is_found(tmp_path):
+def test_user_class_in_the_current_folder_is_found(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from firstlight.networks import MLP\n\n\nclass Net(MLP):\n"
         "    def __init__(self, width: int) -> None:\n        super().__init__(64, [width], 10)\n"
@@ -184,7 +192,7 @@ def test_a_class_of_the_users_own_in_the_current_folder_is_found(tmp_path):
     called("test", "--run", "runs/digits_mlp/latest", cwd=tmp_path)
 
 
-def test_print_config_is_a_config(tmp_path):
+def test_printed_config_can_be_used_as_a_config(tmp_path):
     printed = called("fit", "--config", CONFIG, "--print_config", cwd=tmp_path).stdout
     (tmp_path / "printed.yaml").write_text(printed)
     called("fit", "--config", "printed.yaml", "--trainer.max_steps=3", cwd=tmp_path)
@@ -225,7 +233,7 @@ def test_every_overlay_runs_on_the_first_experiment(overlay, tmp_path):
     assert os.listdir(tmp_path / "runs") == ["digits_mlp"]
 
 
-def test_a_fused_optimiser_clips_in_bfloat16(tmp_path):
+def test_fused_optimiser_clips_in_bfloat16(tmp_path):
     config, overlays = str(ROOT / "configs" / "corpus_lm.yaml"), ROOT / "configs" / "overlays"
     given = ["--config", config, "--config", str(overlays / "debug.yaml"), "--config", str(overlays / "gpu.yaml")]
     options = [
@@ -237,7 +245,7 @@ def test_a_fused_optimiser_clips_in_bfloat16(tmp_path):
         assert called("fit", *given, *options, *clips, cwd=tmp_path).stdout.count("2 steps") == 1
 
 
-def test_what_is_left_out_is_not_replaced_by_lightnings_own(tmp_path):
+def test_disabled_callbacks_are_not_replaced_by_those_of_lightning(tmp_path):
     options = ["--disable=[best,last,progress,early_stopping]", "--trainer.max_epochs=1"]
     assert called("fit", "--config", CONFIG, *options, cwd=tmp_path).stderr == ""
     assert not list(newest(tmp_path).rglob("*.ckpt"))

@@ -1,4 +1,4 @@
-"""Runs that are killed with `kill -9`, go on, and end with the bits of one that was never stopped."""
+"""Runs that are killed with `kill -9` and resumed end with the bits of an uninterrupted run."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from tests.helpers import CONFIG, DDP, Ranks, newest
 
 MODES = {
     "one process": ([], 1),
-    "2 workers": (["--data.num_workers=2", "--trainer.max_epochs=4"], 1),  # They start anew in each epoch.
+    "2 workers": (["--data.num_workers=2", "--trainer.max_epochs=4"], 1),  # The workers start again in each epoch.
     "2 processes": (["--config", DDP], 2),
 }
 OPTIONS = [
@@ -23,37 +23,37 @@ OPTIONS = [
     "--last.every_n_steps=7",
     "--data.val_fraction=0.03",
     "--model.optimizer.lr=0.01",
-    "--model.monitor=val/accuracy",  # It soon is 1: patience runs out, and the best checkpoint is an early one.
+    "--model.monitor=val/accuracy",  # It soon is 1, so the best checkpoint is an early one and patience runs out.
     "--early_stopping.patience=5",
 ]
 every_mode = pytest.mark.parametrize("mode", MODES)
 
 
-def begin(mode, cwd, *more):
-    """Start a fit of digits, shuffled and with dropout, which goes on where it was killed."""
+def start(mode, cwd, *more):
+    """Start a fit of digits with shuffling and dropout."""
     options, ranks = MODES[mode]
     cwd.mkdir(exist_ok=True)
     args = ["fit", "--config", CONFIG, *OPTIONS, *options, *more]
     return Ranks(main, args, cwd=cwd, ranks=ranks)
 
 
-def go_on(mode, cwd, callbacks=()):
-    """Go on with a run that has a checkpoint; begin anew where it had none yet."""
+def resume(mode, cwd, callbacks=()):
+    """Resume a run that has a checkpoint, or start again without one."""
     if not list(cwd.glob("runs/digits_mlp/*/checkpoints/last.ckpt")):
-        return begin(mode, cwd, "--resume")
+        return start(mode, cwd, "--resume")
     args = ["fit", "--run", str(newest(cwd)), f"--trainer.callbacks={json.dumps(list(callbacks))}"]
     return Ranks(main, args, cwd=cwd, ranks=MODES[mode][1])
 
 
 def killed_after(run, seconds):
-    """Kill a run so long after its training began; tell whether it had not ended before."""
-    began = run.wait_for("\nplan ")
+    """Kill a run `seconds` after its training started; return whether it was still running."""
+    has_started = run.wait_for("\nplan ")
     time.sleep(seconds)
-    return run.kill() and began
+    return run.kill() and has_started
 
 
 def leaves(value, folder, path=""):
-    """Yield all that a checkpoint holds, after where it is, and nothing of the name of its folder."""
+    """Yield path and value of each leaf of a checkpoint, without the name of its folder."""
     if isinstance(value, dict | list | tuple):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from leaves(inner, folder, f"{path}.{key}".replace(folder, ""))
@@ -68,7 +68,7 @@ def same(one, other):
 
 
 def differences(whole, killed):
-    """Return in words what of a run that was killed is other than in one that was not."""
+    """Return the differences between an uninterrupted run and a killed one, as text."""
     found = [path.name for path in (killed / "checkpoints").iterdir() if path.suffix != ".ckpt"]
     for name in ("last", "best"):
         files = {run: torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for run in (whole, killed)}
@@ -83,20 +83,20 @@ def differences(whole, killed):
 
 
 def points(run):
-    """Return the logged values by name and step; where a step was done again, that of the last time."""
+    """Return the logged values by name and step; of a repeated step, the last value."""
     with (run / "metrics.csv").open() as file:
         return {(row["name"], row["step"]): row["value"] for row in csv.DictReader(file)}
 
 
 @pytest.fixture(scope="module")
-def never_stopped(tmp_path_factory):
-    """By mode, a run that was not stopped and how long it trained."""
+def uninterrupted(tmp_path_factory):
+    """Return a function that returns, by mode, an uninterrupted run and the seconds that it trained."""
     made = {}
 
     def get(mode):
         if mode not in made:
             cwd = tmp_path_factory.mktemp("whole")
-            run = begin(mode, cwd)
+            run = start(mode, cwd)
             run.wait_for("\nplan ")
             began = time.monotonic()
             run.succeed()
@@ -108,18 +108,18 @@ def never_stopped(tmp_path_factory):
 
 @every_mode
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_run_killed_at_a_random_moment_ends_with_the_bits_of_one_that_was_not(
-    kills, mode, never_stopped, figure, tmp_path
+def test_run_killed_at_a_random_moment_ends_with_the_bits_of_an_uninterrupted_one(
+    kills, mode, uninterrupted, figure, tmp_path
 ):
-    whole, seconds = never_stopped(mode)
+    whole, seconds = uninterrupted(mode)
     draw = random.Random(mode)
     with figure(f"kill -9 at random moments, shuffle and dropout, {mode}: the same bits", kills) as count:
         for number in range(3 * kills):
             after = draw.uniform(0, seconds)
             cwd = tmp_path / str(number)
-            if not killed_after(begin(mode, cwd), after):
+            if not killed_after(start(mode, cwd), after):
                 continue
-            go_on(mode, cwd).succeed()
+            resume(mode, cwd).succeed()
             wrong = differences(whole, newest(cwd))
             print(f"killed {after:.3f} s of {seconds:.3f} after training began: {wrong or 'the same bits'}")
             count.trial(wrong and f"killed {after:.3f} s after training began: {wrong}")
@@ -129,16 +129,16 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_bits_of_one_that_was_not(
 
 @every_mode
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(mode, never_stopped, figure, tmp_path):
-    whole, seconds = never_stopped(mode)
+def test_run_killed_several_times_ends_with_the_bits_of_an_uninterrupted_one(mode, uninterrupted, figure, tmp_path):
+    whole, seconds = uninterrupted(mode)
     draw = random.Random(mode)
     with figure(f"kill -9 two to four times in one run, {mode}: the same bits", 3) as count:
         for number in range(9):
             cwd, kills = tmp_path / str(number), 0
-            run = begin(mode, cwd)
+            run = start(mode, cwd)
             for _ in range(4):
                 kills += killed_after(run, draw.uniform(0, seconds / 3))
-                run = go_on(mode, cwd)
+                run = resume(mode, cwd)
             run.succeed()
             if kills > 1:
                 count.trial(differences(whole, newest(cwd)))
@@ -179,24 +179,24 @@ class Seen(Callback):
 @pytest.mark.parametrize(
     ("mode", "validating"), [*((mode, False) for mode in MODES), ("one process", True), ("2 processes", True)]
 )
-def test_a_run_killed_within_an_epoch_or_a_validation_takes_each_sample_once_an_epoch(
-    mode, validating, never_stopped, figure, tmp_path
+def test_run_killed_within_an_epoch_or_a_validation_uses_each_sample_once_per_epoch(
+    mode, validating, uninterrupted, figure, tmp_path
 ):
-    whole, _ = never_stopped(mode)
+    whole, _ = uninterrupted(mode)
     (tmp_path / "mine.py").write_text(OWN)
     callbacks = [
         {"class_path": "mine.Seen"},
         {"class_path": "mine.Kill", "init_args": {"step": 53, "validating": validating}},
     ]
     with figure("kill -9 within an epoch and within a validation: the same bits, each sample once an epoch") as count:
-        codes = begin(mode, tmp_path, f"--trainer.callbacks={json.dumps(callbacks)}").wait()
+        codes = start(mode, tmp_path, f"--trainer.callbacks={json.dumps(callbacks)}").wait()
         assert set(codes) == {-9}
-        go_on(mode, tmp_path, callbacks[:1]).succeed()
+        resume(mode, tmp_path, callbacks[:1]).succeed()
         taken = {}
         for path in tmp_path.glob("seen-*"):
             for line in path.read_text().splitlines():
                 epoch, batch, *samples = map(int, line.split())
-                taken[epoch, batch, path.name] = samples  # A batch that was taken again counts once.
+                taken[epoch, batch, path.name] = samples  # A repeated batch counts once.
         inputs, _ = Digits(val_fraction=0.03).tensors("train")
         expected = sorted(zlib.crc32(sample.numpy().tobytes()) for sample in inputs)
         epochs = {key[0] for key in taken}

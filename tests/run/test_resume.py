@@ -12,7 +12,7 @@ from firstlight.schedules import WarmupCosine
 from tests.helpers import CONFIG, DDP, called, files, firstlight, logged, newest, results
 
 
-def test_a_run_goes_on_where_it_ended_and_moves_once_to_the_new_horizon(tmp_path):
+def test_resumed_run_moves_its_schedule_once_to_the_new_length(tmp_path):
     common = ("--trainer.log_every_n_steps=1", "--disable=[early_stopping]")
     called("fit", "--config", CONFIG, "--trainer.max_epochs=2", *common, cwd=tmp_path)
     run = newest(tmp_path)
@@ -47,12 +47,12 @@ class Kill(Callback):
 @pytest.mark.parametrize(
     ("overlay", "step", "last"),
     [
-        pytest.param([], 53, 49, id="in the middle of an epoch"),
+        pytest.param([], 53, 49, id="within an epoch"),
         pytest.param(["--config", DDP], 53, 49, id="two processes", marks=pytest.mark.slow),
-        pytest.param(["--trainer.limit_train_batches=10"], 21, 20, id="at the end of an epoch that leaves samples out"),
+        pytest.param(["--trainer.limit_train_batches=10"], 21, 20, id="at the end of an epoch with a limit"),
     ],
 )
-def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(overlay, step, last, tmp_path):
+def test_killed_run_ends_with_the_bits_of_an_uninterrupted_one(overlay, step, last, tmp_path):
     (tmp_path / "mine.py").write_text(KILL)
     options = ["--config", CONFIG, *overlay, "--trainer.max_epochs=4", "--trainer.log_every_n_steps=1"]
     options += ["--last.every_n_steps=7"]
@@ -77,27 +77,27 @@ def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(overlay, s
     assert dict(logged(killed, "val/loss")) == dict(logged(whole, "val/loss"))
 
 
-def test_the_same_command_goes_on_when_it_is_told_to_resume(tmp_path):
+def test_same_command_with_resume_resumes_and_prints_changed_options(tmp_path):
     command = ["fit", "--config", CONFIG, "--resume"]
     called(*command, "--trainer.max_epochs=1", cwd=tmp_path)
     first = newest(tmp_path)
     done = called(*command, "--trainer.max_epochs=2", "--model.optimizer.lr=0.1", cwd=tmp_path)
     assert newest(tmp_path) == first
     assert results(first)["steps"] == 80
-    assert "change model.init_args.optimizer.init_args.lr was 0.003 and is 0.1" in done.stdout
+    assert "change model.init_args.optimizer.init_args.lr: 0.003 -> 0.1" in done.stdout
     assert max(value for step, value in logged(first, "lr") if step >= 40) > 0.01
     for option in ("--data.batch_size=16", "--trainer.accumulate_grad_batches=2", "--model.monitor=val/accuracy"):
         done = called(*command, "--trainer.max_epochs=3", option, cwd=tmp_path, code=2)
-        assert "the run cannot go on exactly; --allow_inexact" in done.stderr
+        assert "breaks exact resume: keep the saved value, or resume with --allow_inexact" in done.stderr
     done = called(*command, "--trainer.max_epochs=3", "--model.optimizer=torch.optim.Adam", cwd=tmp_path, code=2)
-    assert "keeps what torch.optim.AdamW remembers" in done.stderr
+    assert "cannot resume with another optimizer (was torch.optim.AdamW, now torch.optim.Adam)" in done.stderr
     options = ["--trainer.max_epochs=3", "--trainer.accumulate_grad_batches=2", "--allow_inexact"]
     done = called(*command, *options, cwd=tmp_path)
     assert "100 optimiser steps" in done.stdout
     assert results(first)["steps"] == 100
 
 
-def test_a_run_that_was_moved_keeps_its_best(tmp_path):
+def test_moved_run_keeps_its_best_checkpoint(tmp_path):
     called("fit", "--config", CONFIG, "--trainer.max_epochs=2", cwd=tmp_path)
     run = newest(tmp_path)
     moved = run.rename(tmp_path / "moved")
@@ -118,13 +118,13 @@ class Refuse(Callback):
 """
 
 
-def test_a_fault_in_training_leaves_what_was_trained(tmp_path):
+def test_error_in_training_keeps_the_last_checkpoint(tmp_path):
     (tmp_path / "mine.py").write_text(REFUSE)
     called("fit", "--config", CONFIG, "--trainer.callbacks+=mine.Refuse", cwd=tmp_path, code=2)
     assert (newest(tmp_path) / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_leaves_a_checkpoint_and_prints_how_to_resume(tmp_path):
     command = [sys.executable, "-m", "firstlight", "fit", "--config", CONFIG, "--trainer.max_epochs=2000"]
     command += [
         "--disable=[early_stopping]",
@@ -141,14 +141,14 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
     run = newest(tmp_path)
     step = int(
-        re.search(r"interrupted at step ([\d,]+); go on with: firstlight fit --run", printed)[1].replace(",", "")
+        re.search(r"interrupted at step ([\d,]+); resume with: firstlight fit --run", printed)[1].replace(",", "")
     )
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
     firstlight("fit", "--run", str(run), f"--trainer.max_steps={step + 5}", cwd=tmp_path)
     assert results(run)["steps"] == step + 5
 
 
-def test_ctrl_c_while_testing_says_how_to_test_again(tmp_path):
+def test_ctrl_c_in_a_test_prints_how_to_test_again(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import os, signal\nfrom lightning.pytorch import Callback\n\n\nclass Interrupt(Callback):\n"
         "    def on_test_start(self, trainer, pl_module):\n        os.kill(os.getpid(), signal.SIGINT)\n"
@@ -156,17 +156,27 @@ def test_ctrl_c_while_testing_says_how_to_test_again(tmp_path):
     options = ["--trainer.max_epochs=1", "--trainer.callbacks+=mine.Interrupt"]
     done = firstlight("run", "--config", CONFIG, *options, cwd=tmp_path, code=130)
     run = newest(tmp_path)
-    assert f"interrupted; go on with: firstlight test --run runs/digits_mlp/{run.name}\n" in done.stdout
+    assert f"interrupted; run again with: firstlight test --run runs/digits_mlp/{run.name}\n" in done.stdout
     assert results(run)["steps"] == 40
 
 
-def test_a_finished_run_has_nothing_left_to_do(finished):
+def test_refused_run_leaves_no_directory_and_latest_names_the_run_before(finished):
+    folder, run, _ = finished
+    before = files(folder / "runs")
+    # Refused before, and after, the run directory is created.
+    for option in ("--trainer.max_epochs=0", "--model.schedule.warmup_steps=9999", "--trainer.limit_val_batches=0"):
+        called("fit", "--config", CONFIG, option, cwd=folder, code=2)
+        assert files(folder / "runs") == before
+        assert newest(folder) == run
+
+
+def test_finished_run_has_nothing_to_do(finished):
     folder, run, _ = finished
     done = called("fit", "--run", str(run), cwd=folder)
     assert "nothing to do: all 160 steps are done" in done.stdout
 
 
-def test_a_run_that_stopped_early_does_not_go_on_by_itself_and_is_tested_where_it_was_not(tmp_path):
+def test_run_that_stopped_early_stays_stopped_and_is_tested_if_it_was_not(tmp_path):
     options = ["--trainer.max_epochs=60", "--early_stopping.patience=1", "--model.optimizer.lr=0.05"]
     done = called("fit", "--config", CONFIG, *options, cwd=tmp_path)
     assert "stopped early" in done.stdout
@@ -174,7 +184,10 @@ def test_a_run_that_stopped_early_does_not_go_on_by_itself_and_is_tested_where_i
     before = files(run)
     steps = results(run)["steps"]
     done = called("fit", "--run", str(run), cwd=tmp_path)
-    assert f"nothing to do: stopped early after {steps:,} steps; a larger --early_stopping.patience" in done.stdout
+    assert (
+        f"nothing to do: stopped early after {steps:,} steps; increase --early_stopping.patience to continue"
+        in done.stdout
+    )
     after = files(run)
     assert all(after[path] == before[path] for path in before if path.suffix in (".ckpt", ".csv", ".json", ".yaml"))
     for is_killed in (False, True):  # before it was tested
@@ -189,24 +202,24 @@ def test_a_run_that_stopped_early_does_not_go_on_by_itself_and_is_tested_where_i
     assert results(run)["steps"] > steps
 
 
-def test_a_run_is_trained_by_one_process_at_a_time(finished):
+def test_run_is_trained_by_one_command_at_a_time(finished):
     folder, run, _ = finished
     with directory.lock(run):
         done = called("fit", "--run", str(run), "--trainer.max_epochs=9", cwd=folder, code=2)
     assert done.stderr.startswith("firstlight: another process is training")
 
 
-def test_a_run_that_goes_on_from_before_its_end_says_so(tmp_path):
+def test_run_resumed_before_its_last_step_prints_the_repeated_steps(tmp_path):
     called("fit", "--config", CONFIG, "--trainer.max_epochs=1", cwd=tmp_path)
     run = newest(tmp_path)
     called("fit", "--run", str(run), "--trainer.max_epochs=2", "--disable=last", cwd=tmp_path)
     done = called("fit", "--run", str(run), "--trainer.max_epochs=3", "--disable=[]", cwd=tmp_path)
-    assert "at step 40: steps up to 80 are done and logged again" in done.stdout
+    assert "at step 40; the logged steps up to 80 are repeated" in done.stdout
     done = called("fit", "--run", str(run), "--trainer.max_epochs=2", cwd=tmp_path, code=2)
     assert "the run has done 120 optimiser steps, and only 80 are planned now" in done.stderr
 
 
-def test_a_refused_continuation_leaves_the_run_as_it_was(finished):
+def test_refused_resume_leaves_the_run_unchanged(finished):
     folder, run, _ = finished
     before = {path: text for path, text in files(run).items() if "tfevents" not in path.name}
     changed = ["--model.network.hidden=[7]", "--trainer.max_epochs=5"]
@@ -215,7 +228,7 @@ def test_a_refused_continuation_leaves_the_run_as_it_was(finished):
     assert {path: text for path, text in files(run).items() if "tfevents" not in path.name} == before
 
 
-def test_a_run_goes_on_with_decay_that_it_had_none_of_and_without(tmp_path):
+def test_weight_decay_can_be_added_and_removed_in_a_resumed_run(tmp_path):
     adam = ["--model.optimizer=torch.optim.Adam", "--model.optimizer.lr=0.01"]
     adam.append("--model.optimizer.weight_decay=0")
     called("fit", "--config", CONFIG, *adam, "--trainer.max_epochs=1", cwd=tmp_path)

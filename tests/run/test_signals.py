@@ -1,4 +1,4 @@
-"""Runs that are told to end, and runs of several processes of which one fails: they end as a whole."""
+"""Signals and failing processes: all processes of a run end together."""
 
 import os
 import random
@@ -26,7 +26,7 @@ import os, signal, time
 from lightning.pytorch import Callback
 
 
-class GracefulShutdown(Callback):
+class SignalAtStep(Callback):
     def __init__(self, step: int, number: int = 15) -> None:
         self.step, self.number = step, number
 
@@ -35,7 +35,7 @@ class GracefulShutdown(Callback):
             os.kill(os.getpid(), self.number)
 
 
-class StopInValidation(Callback):
+class SignalInValidation(Callback):
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == 40 and batch_idx == 2:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -61,23 +61,25 @@ _ChildProcessObserver._run = lambda self: bool(self._child_processes) and look(s
 _ChildProcessObserver.__init__.__defaults__ = (0.001,)
 sys.exit(main())
 """
-"""Lightning's watch over what it started, which kills this process too: all the time, and not once in five seconds."""
+"""Lightning's observer of child processes, which also kills this process, looks every millisecond here."""
 LONG = ["--trainer.max_epochs=2000", "--disable=early_stopping"]
 
 
 @pytest.mark.parametrize(
     ("options", "stop", "step"),
     [
-        pytest.param([], "mine.Stop --step=0", 1, marks=pytest.mark.slow),
-        ([], "mine.Stop --step=57", 58),
-        pytest.param([], "mine.Stop --step=49", 50, id="a step that is logged"),
-        pytest.param(["--trainer.max_steps=50"], "mine.Stop --step=49", 50, id="the last step"),
-        pytest.param([], "mine.Stop --step=39", 40, id="the last batch of an epoch"),
-        pytest.param([], "mine.StopInValidation", 40, id="during the validation"),
-        pytest.param(["--trainer.val_check_interval=20"], "mine.Stop --step=19", 21, id="a validation within an epoch"),
+        pytest.param([], "mine.SignalAtStep --step=0", 1, marks=pytest.mark.slow),
+        ([], "mine.SignalAtStep --step=57", 58),
+        pytest.param([], "mine.SignalAtStep --step=49", 50, id="a step that is logged"),
+        pytest.param(["--trainer.max_steps=50"], "mine.SignalAtStep --step=49", 50, id="the last step"),
+        pytest.param([], "mine.SignalAtStep --step=39", 40, id="the last batch of an epoch"),
+        pytest.param([], "mine.SignalInValidation", 40, id="during the validation"),
+        pytest.param(
+            ["--trainer.val_check_interval=20"], "mine.SignalAtStep --step=19", 21, id="a validation within an epoch"
+        ),
     ],
 )
-def test_a_run_that_was_told_to_end_says_how_to_go_on_and_does_with_the_same_bits(options, stop, step, tmp_path):
+def test_interrupted_run_prints_how_to_resume_and_ends_with_the_same_bits(options, stop, step, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     whole = ["fit", "--config", CONFIG, "--trainer.max_epochs=2", "--seed_everything=3", *options]
     Ranks(main, whole, cwd=tmp_path).succeed()
@@ -86,15 +88,15 @@ def test_a_run_that_was_told_to_end_says_how_to_go_on_and_does_with_the_same_bit
     more = [f"--trainer.callbacks+={name}", *(each.replace("--", "--trainer.callbacks.") for each in arguments)]
     stopped = Ranks(main, [*whole, *more], cwd=tmp_path)
     assert stopped.wait() == [143]
-    run, said = newest(tmp_path), stopped.printed.read_text()
-    assert re.search(rf"interrupted at step {step}; go on with: firstlight fit --run \S*{run.name}\n", said)
+    run, printed = newest(tmp_path), stopped.printed.read_text()
+    assert re.search(rf"interrupted at step {step}; resume with: firstlight fit --run \S*{run.name}\n", printed)
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
     Ranks(main, ["fit", "--run", str(run), "--trainer.callbacks=[]"], cwd=tmp_path).succeed()
     assert same_end(expected, run)
 
 
 def same_end(one, other):
-    """Tell whether two runs ended with the same weights, and logged the same as often."""
+    """Return whether two runs ended with the same weights and logged the same lines."""
     ends = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other)]
     curves = [Counter((run / "metrics.csv").read_text().splitlines()) for run in (one, other)]
     weights = [end["state_dict"] for end in ends]
@@ -102,7 +104,7 @@ def same_end(one, other):
 
 
 def processes(folder):
-    """Return the numbers of the processes that work in a folder."""
+    """Return the process IDs of the processes whose working directory is `folder`."""
     found = []
     for path in Path("/proc").iterdir():
         try:
@@ -135,21 +137,21 @@ def started(folder):
         ("01", signal.SIGINT, 130),
     ],
 )
-def test_a_signal_to_any_of_two_processes_ends_both_with_a_checkpoint(whom, number, code, tmp_path, figure):
+def test_signal_to_one_of_two_processes_ends_both_with_a_checkpoint(whom, number, code, tmp_path, figure):
     run = started(tmp_path)
     (other,) = set(processes(tmp_path)) - {run.pid}
     for each in whom:
         os.kill([run.pid, other][int(each)], number)
-    printed, said = run.communicate(timeout=60)
-    with figure("a signal to a run of two processes, started by the command line") as case:
-        ended = "" if run.returncode == code else f"exit code {run.returncode}: {said}"
+    printed, errors = run.communicate(timeout=60)
+    with figure("signal to a run of two processes that the command line started") as case:
+        ended = "" if run.returncode == code else f"exit code {run.returncode}: {errors}"
         case.trial(ended or (f"left: {left}" if (left := processes(tmp_path)) else ""))
-    step = int(re.findall(r"interrupted at step ([\d,]+); go on with", printed)[0].replace(",", ""))
+    step = int(re.findall(r"interrupted at step ([\d,]+); resume with", printed)[0].replace(",", ""))
     assert printed.count("interrupted") == 1
     assert torch.load(newest(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
 
 
-def test_a_signal_to_all_processes_of_a_run_leaves_its_workers_to_it(tmp_path):
+def test_signal_to_a_process_group_with_loader_workers_ends_the_run_cleanly(tmp_path):
     command = [sys.executable, "-m", "firstlight", "fit", "--config", CONFIG, *LONG, "--data.num_workers=2"]
     run = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -159,14 +161,14 @@ def test_a_signal_to_all_processes_of_a_run_leaves_its_workers_to_it(tmp_path):
         assert time.monotonic() < deadline and run.poll() is None, run.communicate()
         time.sleep(0.1)
     os.killpg(run.pid, signal.SIGTERM)
-    printed, said = run.communicate(timeout=60)
-    assert run.returncode == 143, said
-    assert "interrupted at step" in printed and not said
+    printed, errors = run.communicate(timeout=60)
+    assert run.returncode == 143, errors
+    assert "interrupted at step" in printed and not errors
     assert not processes(tmp_path)
 
 
 @pytest.mark.slow
-def test_torchrun_ends_a_run_as_a_whole(tmp_path):
+def test_torchrun_ends_all_processes_of_a_run(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "firstlight"]
     command = [*launch, "fit", "--config", CONFIG, "--config", DDP, *LONG]
     run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -176,12 +178,12 @@ def test_torchrun_ends_a_run_as_a_whole(tmp_path):
         time.sleep(0.1)
     run.send_signal(signal.SIGTERM)
     printed, _ = run.communicate(timeout=60)
-    step = int(re.findall(r"interrupted at step ([\d,]+); go on with", printed)[0].replace(",", ""))
+    step = int(re.findall(r"interrupted at step ([\d,]+); resume with", printed)[0].replace(",", ""))
     assert torch.load(newest(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
     assert not processes(tmp_path)
 
 
-def test_two_processes_that_have_nothing_left_to_do_part_in_peace(tmp_path):
+def test_two_processes_with_nothing_to_do_end_without_an_error(tmp_path):
     whole = ["fit", "--config", CONFIG, "--config", DDP, "--trainer.max_epochs=1"]
     Ranks(main, whole, cwd=tmp_path, ranks=2).succeed()
     again = Ranks(main, ["fit", "--run", str(newest(tmp_path))], cwd=tmp_path, ranks=2)
@@ -191,7 +193,7 @@ def test_two_processes_that_have_nothing_left_to_do_part_in_peace(tmp_path):
 
 @pytest.mark.parametrize("trials", [2, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("whom", [[0], [1], [0, 1]], ids=["rank 0", "rank 1", "both ranks"])
-def test_ranks_of_a_launcher_end_together_at_any_moment(trials, whom, tmp_path, figure):
+def test_ranks_of_a_launcher_end_together_at_a_random_moment(trials, whom, tmp_path, figure):
     moments = random.Random(trials + len(whom) + whom[-1])
     with figure(f"SIGTERM to {' and '.join(f'rank {rank}' for rank in whom)} at a random moment", trials) as case:
         for trial in range(trials):
@@ -213,13 +215,13 @@ def test_ranks_of_a_launcher_end_together_at_any_moment(trials, whom, tmp_path, 
                 case.trial("" if at == int(step[1].replace(",", "")) else f"{kept} is of step {at}")
 
 
-def test_two_processes_that_were_told_to_end_go_on_to_the_same_bits(tmp_path):
+def test_two_interrupted_processes_resume_to_the_same_bits(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     whole = ["fit", "--config", CONFIG, "--config", DDP, "--trainer.max_epochs=3"]
     Ranks(main, whole, cwd=tmp_path, ranks=2).succeed()
     expected = newest(tmp_path)
     stop = [
-        "--trainer.callbacks+=mine.GracefulShutdown",
+        "--trainer.callbacks+=mine.SignalAtStep",
         "--trainer.callbacks.step=28",
     ]  # They stop after 30, which is logged.
     assert Ranks(main, [*whole, *stop], cwd=tmp_path, ranks=2).wait() == [143, 143]
@@ -240,7 +242,7 @@ def test_two_processes_that_were_told_to_end_go_on_to_the_same_bits(tmp_path):
         pytest.param(1, "is frozen", marks=pytest.mark.slow),
     ],
 )
-def test_a_process_that_fails_ends_the_other_and_is_named(rank, kind, tmp_path, figure):
+def test_failing_process_ends_the_other_and_is_named(rank, kind, tmp_path, figure):
     (tmp_path / "mine.py").write_text(MINE)
     fault = ["--trainer.callbacks+=mine.Fault", f"--trainer.callbacks.rank={rank}", f"--trainer.callbacks.kind={kind}"]
     command = [sys.executable, "-m", "firstlight", "fit", "--config", CONFIG, "--config", DDP, *LONG]
@@ -251,7 +253,7 @@ def test_a_process_that_fails_ends_the_other_and_is_named(rank, kind, tmp_path, 
         stderr=subprocess.PIPE,
         text=True,
     )
-    _, said = run.communicate(timeout=120)
+    _, errors = run.communicate(timeout=120)
     deadline = time.monotonic() + 30
     while (left := processes(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -260,14 +262,14 @@ def test_a_process_that_fails_ends_the_other_and_is_named(rank, kind, tmp_path, 
         "is killed": rf"process {rank} \(PID \d+ on \S+\) (was killed by signal 9|is gone)",
         "is frozen": rf"process {rank} \(PID \d+ on \S+\) has not answered for 5 s",
     }[kind]
-    with figure(f"one of two processes {kind}: all gone, and it is named") as case:
+    with figure(f"one of two processes {kind}: both end, and it is named") as case:
         code = -9 if rank == 0 and kind != "raises" else 1
         fault = "" if run.returncode == code else f"exit code {run.returncode}"
-        case.trial(fault or (f"left: {left}" if left else "") or ("" if re.search(told, said) else said))
-    assert "Traceback" not in said or kind == "raises"
+        case.trial(fault or (f"left: {left}" if left else "") or ("" if re.search(told, errors) else errors))
+    assert "Traceback" not in errors or kind == "raises"
 
 
-def test_a_demo_of_lightning_is_stopped_by_a_signal_and_its_handlers_are_given_back(tmp_path):
+def test_signal_stops_a_foreign_module_and_handlers_are_restored(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
 
     class Told(BoringModel):
@@ -287,19 +289,19 @@ def test_a_demo_of_lightning_is_stopped_by_a_signal_and_its_handlers_are_given_b
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_a_job_of_slurm_that_is_warned_ends_as_if_it_was_told_to(tmp_path, monkeypatch):
+def test_warning_of_a_slurm_job_ends_the_run(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # what Lightning takes for an interactive job, without srun
     stop = [
-        "--trainer.callbacks+=mine.GracefulShutdown",
+        "--trainer.callbacks+=mine.SignalAtStep",
         "--trainer.callbacks.step=3",
-        f"--trainer.callbacks.number={10}",
+        "--trainer.callbacks.number=10",  # SIGUSR1
     ]
     done = firstlight("fit", "--config", CONFIG, *stop, cwd=tmp_path, code=143)
-    assert "interrupted at step 4; go on with" in done.stdout
+    assert "interrupted at step 4; resume with" in done.stdout
 
 
-def test_a_silence_that_a_slow_machine_would_break_is_refused():
+def test_timeout_too_short_for_a_slow_machine_is_refused():
     with pytest.raises(UsageError, match=r"timeout=1: it must be at least 5$"):
         GracefulShutdown(timeout=1)

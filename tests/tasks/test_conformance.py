@@ -96,7 +96,7 @@ def test_a_checkpoint_is_refused_without_a_part(name, tmp_path):
     run.save_checkpoint(tmp_path / "a.ckpt")
     given = parts(task.network, EXAMPLES[name][2]())
     del given["loss"]
-    with pytest.raises(UsageError, match="gave loss as objects"):
+    with pytest.raises(UsageError, match="does not hold loss: pass"):
         type(task).load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True, **given)
 
 

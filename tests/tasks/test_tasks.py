@@ -42,7 +42,7 @@ def test_checkpoint_of_a_program_loads_with_all_parts_given_again(saved):
 @pytest.mark.parametrize("missing", PARTS)
 def test_checkpoint_of_a_program_is_refused_without_a_part(saved, missing):
     given = {name: part() for name, part in PARTS.items() if name != missing}
-    with pytest.raises(UsageError, match=rf"gave {missing} as objects.*{missing}=\.\.\."):
+    with pytest.raises(UsageError, match=rf"does not hold {missing}: pass.*{missing}=\.\.\."):
         Classification.load_from_checkpoint(saved[1], weights_only=True, **given)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are written whole or not at all, and checked before they are read."""
+"""Write checkpoints atomically, and verify them before they are read."""
 
 import errno
 import fcntl
@@ -18,32 +18,40 @@ from torch.utils.serialization import config
 
 from firstlight.errors import UsageError
 
-__all__ = ["AtomicCheckpointIO", "find_corruption", "newest_resumable", "read", "remove_leftovers", "weights_fault"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "find_corruption",
+    "newest_resumable",
+    "read",
+    "read_checkpoint_metrics",
+    "remove_leftovers",
+    "weights_fault",
+]
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint whole or not at all, on a local disk, and check it before it is read.
+    """Write checkpoints to a local disk atomically, and verify them before they are read.
 
-    It is written beside its place, flushed to the disk with its folder, and moved into place. Whatever stops that,
-    `kill -9`, a full disk or a power failure, leaves the file that was there. What dead writers left is removed
-    before the next writing. Before reading, the CRC-32 of each record is checked; no code in a file is ever run.
+    A checkpoint is written to a temporary file beside its path, flushed to the disk, and moved into place. If `kill
+    -9`, a full disk or a power failure interrupts that, the earlier file stays. The next write removes temporary files
+    of dead processes. Before reading, the CRC-32 of each record is checked. No code in a file is run.
 
-    Any LightningModule can use it: `Trainer(plugins=[AtomicCheckpointIO()])`. To write in a thread, wrap it:
-    `AsyncCheckpointIO(AtomicCheckpointIO())`. Needs an operating system with `fcntl`. Sharded checkpoints are written
-    by their strategy and do not come here.
+    It works with any LightningModule: `Trainer(plugins=[AtomicCheckpointIO()])`. To write in a thread, wrap it:
+    `AsyncCheckpointIO(AtomicCheckpointIO())`. It needs an operating system with `fcntl`. Sharded checkpoints are
+    written by their strategy and do not use it.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write `checkpoint`.
+        """Write `checkpoint` to `path`.
 
         Raises:
-            UsageError: When it cannot be written, with the bytes that it needs and that are free where there is no
-                room, or when `path` is a URL.
+            UsageError: When it cannot be written, or when `path` is a URL. If the disk is full, the message has the
+                bytes needed and the bytes free.
         """
         if storage_options is not None:
-            raise UsageError("storage_options are for remote disks, and checkpoints are written to a local one")
+            raise UsageError("storage_options are for remote storage, but checkpoints are written to a local disk")
         path = _local(path)
         beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
@@ -56,15 +64,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             cause = _os_error(error)
             if cause is None:
                 raise
-            raise UsageError(f"cannot write {path}: {_why(cause, checkpoint, path.parent)}") from error
+            raise UsageError(f"cannot write {path}: {_reason(cause, checkpoint, path.parent)}") from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Return what a checkpoint holds.
+        """Return the content of a checkpoint.
 
         Raises:
-            UsageError: When it is not there, damaged, or holds objects whose reading would run code.
+            UsageError: When it does not exist, is damaged, or holds objects that would run code.
         """
         if weights_only is False:
             raise UsageError(f"weights_only=False would run code in {path}: leave it out")
@@ -72,15 +80,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
-    """Return what a checkpoint holds, after its bytes were checked; no code in it is run.
+    """Return the content of a checkpoint after verifying its bytes. No code in it is run.
 
     Args:
         path: A file on a local disk.
-        map_location: Where its tensors go.
-        mmap: Leave the tensors in the file until they are used.
+        map_location: Device of the tensors.
+        mmap: Map the tensors from the file, so that they are read when they are used.
 
     Raises:
-        UsageError: When it is not there, damaged, or holds objects whose reading would run code.
+        UsageError: When it does not exist, is damaged, or holds objects that would run code.
     """
     path = _local(path)
     if not path.is_file():
@@ -91,17 +99,27 @@ def read(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dic
         found: dict[str, Any] = torch.load(path, map_location, weights_only=True, mmap=mmap)
     except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
-            raise UsageError(f"{path} holds a {refused[1]}, whose reading could run code: it is not read") from error
+            raise UsageError(f"{path} holds a {refused[1]}, which could run code: refused") from error
         raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(found, dict):
-        raise UsageError(f"{path} is no checkpoint: it holds a {type(found).__name__}")
+        raise UsageError(f"{path} is not a checkpoint: it holds a {type(found).__name__}")
     return found
 
 
-def newest_resumable(path: Path) -> Path:
-    """Return a checkpoint that training can go on from, and where it is damaged, the newest other one of its folder.
+def read_checkpoint_metrics(path: str | Path) -> dict[str, float]:
+    """Return when a checkpoint was written, and the validation metrics that the task stored in it, by name.
 
-    One line says so, on the first process.
+    `epoch` counts from 1; `step` is the number of optimiser steps done.
+    """
+    # Mapped, so that the weights are not read.
+    checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    return {"epoch": checkpoint["epoch"] + 1, "step": checkpoint["global_step"], **checkpoint.get("metrics", {})}
+
+
+def newest_resumable(path: Path) -> Path:
+    """Return a checkpoint that training can resume from: `path`, or the newest undamaged one in its folder.
+
+    If it is not `path`, the first process prints one line with the reason.
 
     Raises:
         UsageError: When there is none.
@@ -118,33 +136,31 @@ def newest_resumable(path: Path) -> Path:
     else:
         raise UsageError("; ".join(faults))
     if faults:
-        rank_zero_only(print)(f"resume {'; '.join(faults)}; going on from {file}, the newest that is whole", flush=True)
+        reason = "; ".join(faults)
+        rank_zero_only(print)(f"resume {reason}; using {file}, the newest undamaged checkpoint", flush=True)
     return file
 
 
 def find_corruption(path: Path) -> str | None:
-    """Return what is wrong with the bytes of a checkpoint, `None` where nothing is.
-
-    The CRC-32s are those that torch writes with each record.
-    """
+    """Return what is wrong with the bytes of a checkpoint, or `None`. torch stores a CRC-32 with each record."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
             if not any(record.CRC for record in records):
                 return "it has no CRC-32s, which torch.serialization.set_crc32_options(True) writes"
             for record in records:
-                # zipfile passes over this bit. torch takes such a record for a folder, reads nothing, and hands out
-                # whatever its memory held.
+                # zipfile ignores this bit. torch treats such a record as a folder, reads nothing, and returns
+                # uninitialised memory.
                 if record.external_attr & 0x10:
                     return f"{record.filename} is marked as a folder"
             broken = archive.testzip()
-    except Exception as error:  # zipfile raises seven types, depending on the byte that is wrong
-        return f"it is no whole zip file ({' '.join(str(error).split()) or type(error).__name__})"
+    except Exception as error:  # zipfile raises seven types, depending on the wrong byte
+        return f"it is not a complete zip file ({' '.join(str(error).split()) or type(error).__name__})"
     return None if broken is None else f"the CRC-32 of {broken} is wrong"
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of writers that are dead. A live one holds a lock on its file."""
+    """Remove the temporary files of dead writers. A live writer holds a lock on its file."""
     for file in folder.glob(".*.partial"):
         if re.fullmatch(r"\..+\.\d+\.partial", file.name):
             with suppress(OSError), file.open("r+b") as held:
@@ -153,17 +169,17 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def weights_fault(error: RuntimeError, ckpt: Path | None) -> Exception:
-    """Return wrong use where the weights of a checkpoint do not fit the network, and a bug as it is."""
+    """Return a `UsageError` if the weights of a checkpoint do not fit the network, and any other error unchanged."""
     if "loading state_dict" not in str(error):
         return error
-    return UsageError(f"{ckpt} holds the weights of another network than the one configured")
+    return UsageError(f"{ckpt} holds the weights of another network than the configured one")
 
 
 def _write(checkpoint: dict[str, Any], beside: Path, path: Path) -> None:
     with beside.open("wb") as file:
-        with suppress(OSError):  # Some file systems have no locks; there, leftovers stay.
+        with suppress(OSError):  # Some file systems have no locks; leftovers stay there.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with config.patch({"save.compute_crc32": True}):  # type: ignore[attr-defined]  # torch puts it there
+        with config.patch({"save.compute_crc32": True}):  # type: ignore[attr-defined]  # torch creates it at run time
             torch.save(checkpoint, file)
         file.flush()
         os.fsync(file.fileno())
@@ -177,28 +193,28 @@ def _write(checkpoint: dict[str, Any], beside: Path, path: Path) -> None:
 
 def _local(path: str | Path) -> Path:
     if "://" in str(path):
-        raise UsageError(f"{path} is a URL, and checkpoints are read and written on a local disk")
+        raise UsageError(f"{path} is a URL, but checkpoints are read from and written to a local disk")
     return Path(path)
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
-    """Return what the operating system said: torch raises a RuntimeError of its own on top of it."""
+    """Return the operating system's error, on which torch raises its own RuntimeError."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
 
 
-def _why(error: OSError, checkpoint: dict[str, Any], folder: Path) -> str:
-    if error.errno not in _NO_ROOM:
+def _reason(error: OSError, checkpoint: dict[str, Any], folder: Path) -> str:
+    if error.errno not in _DISK_FULL:
         return str(error.strerror)
     counter = _Counter()
-    torch.save(checkpoint, counter)  # type: ignore[arg-type]  # it only writes
+    torch.save(checkpoint, counter)  # type: ignore[arg-type]  # it only needs `write`
     free = shutil.disk_usage(folder).free
-    return f"{error.strerror} (it needs {counter.bytes:,} bytes, {free:,} are free); earlier checkpoints are whole"
+    return f"{error.strerror} (it needs {counter.bytes:,} bytes, {free:,} are free); earlier checkpoints are intact"
 
 
 class _Counter:
-    """A file that only counts its bytes."""
+    """A file that only counts the bytes written to it."""
 
     def __init__(self) -> None:
         self.bytes = 0

@@ -1,4 +1,7 @@
-"""Which classes a checkpoint may name: it may come from anybody, so loading it must not run what its author chose."""
+"""Which classes a checkpoint may name.
+
+A checkpoint may come from anyone, so loading it must not run code that its author chose.
+"""
 
 import inspect
 from argparse import ArgumentError
@@ -22,32 +25,32 @@ from firstlight.schedules import Schedule
 
 __all__ = ["SafeLoading", "only_trusted", "stored_config"]
 
-_OURS = ("firstlight", "torch", "torchmetrics")
-_PARTS = (nn.Module, Optimizer, Schedule, LightningDataModule)  # A task and a metric are an nn.Module.
+_TRUSTED_PACKAGES = ("firstlight", "torch", "torchmetrics")
+_PART_TYPES = (nn.Module, Optimizer, Schedule, LightningDataModule)  # Tasks and metrics are nn.Modules.
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
-_KEPT = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
+_STORED_UNDER = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
 _lock = RLock()
 
 
 @contextmanager
 def only_trusted(source: str | Path, trust: str | Collection[str] = ()) -> Iterator[None]:
-    """Let jsonargparse import and build only what a checkpoint may name, until the context ends, in all threads.
+    """In this context, jsonargparse imports and builds only what a checkpoint may name. It holds for all threads.
 
-    Of firstlight, torch and torchmetrics that are networks, losses, optimisers, schedules, metrics, tasks and data
-    modules; of modules that are trusted, all classes and functions. A module is judged by its name before it is
-    imported, and what was found in it by its own `__module__`.
+    From firstlight, torch and torchmetrics, these are networks, losses, optimisers, schedules, metrics, tasks and data
+    modules. From the modules in `trust`, these are all classes and functions. The name of a module is checked before
+    it is imported; an object is checked by its own `__module__`.
 
     Args:
-        source: What the names come from, for the message.
-        trust: Further modules, with what is below them.
+        source: The checkpoint, for messages.
+        trust: Further modules, including their submodules.
 
     Raises:
-        UsageError: When something else was named, whatever else went wrong.
+        UsageError: When anything else was named, even if another error occurred.
     """
     trusted = (trust,) if isinstance(trust, str) else tuple(trust)
     for name in trusted:
         if not all(part.isidentifier() for part in name.split(".")):
-            raise UsageError(f"{name!r} is no name of a module that can be trusted, such as my_project")
+            raise UsageError(f"{name!r} is not a module name; trust takes names such as my_project")
     asked, refused = "", []
 
     def refuse(why: str) -> None:
@@ -57,21 +60,22 @@ def only_trusted(source: str | Path, trust: str | Collection[str] = ()) -> Itera
     def before_import(path: str) -> None:
         nonlocal asked
         asked = path
-        if not _within(path, (*_OURS, *trusted)):
+        if not _within(path, (*_TRUSTED_PACKAGES, *trusted)):
             refuse(
-                f"and a checkpoint's classes come from {', '.join(_OURS)}; if you trust {path.split('.')[0]}, say so: "
-                "trust=[...] in a program, --trust on the command line"
+                f"but classes of a checkpoint must be in {', '.join(_TRUSTED_PACKAGES)}; if you trust "
+                f"{path.split('.')[0]}, use trust=[...] in a program or --trust on the command line"
             )
 
     def after_import(found: object) -> set[str]:
-        home = str(getattr(found, "__module__", None))
-        if not (inspect.isclass(found) or inspect.isroutine(found)) or not _within(home, (*_OURS, *trusted)):
-            refuse(f"which is no class of {', '.join((*_OURS, *trusted))}, but a {type(found).__name__} of {home}")
-        if not _within(home, trusted) and not (inspect.isclass(found) and issubclass(found, _PARTS)):
-            refuse("which is no network, loss, optimiser, schedule, metric, task or data module")
+        module = str(getattr(found, "__module__", None))
+        allowed = (*_TRUSTED_PACKAGES, *trusted)
+        if not (inspect.isclass(found) or inspect.isroutine(found)) or not _within(module, allowed):
+            refuse(f"which is not a class of {', '.join(allowed)} but a {type(found).__name__} of {module}")
+        if not _within(module, trusted) and not (inspect.isclass(found) and issubclass(found, _PART_TYPES)):
+            refuse("which is not a network, loss, optimiser, schedule, metric, task or data module")
         return set()
 
-    # jsonargparse 4.53 can deny imports, but only for good, and not by what is imported.
+    # jsonargparse 4.53 can deny imports only for the whole process, and not by the imported object.
     hooks = {
         (_util, "check_import_path"): before_import,
         (_util, "canonical_import_paths"): after_import,
@@ -95,26 +99,26 @@ def only_trusted(source: str | Path, trust: str | Collection[str] = ()) -> Itera
 
 
 class SafeLoading:
-    """`load_from_checkpoint` that runs no code of the file; stands before Lightning's class among the bases."""
+    """A `load_from_checkpoint` that runs no code of the file. It must precede Lightning's class among the bases."""
 
     @_restricted_classmethod
     def load_from_checkpoint(
         cls, checkpoint_path: str | Path, map_location: Any = None, *, trust: str | Collection[str] = (), **options: Any
     ) -> Self:
-        """Return what a checkpoint holds, built from its hyper-parameters.
+        """Return a module with the weights and hyper-parameters of a checkpoint.
 
         Args:
             checkpoint_path: A file on a local disk.
-            map_location: Where its tensors go.
-            trust: Modules beside firstlight, torch and torchmetrics whose classes the checkpoint may name.
-            **options: `strict`, and arguments of the constructor that replace those of the checkpoint.
+            map_location: Device of the tensors.
+            trust: Modules besides firstlight, torch and torchmetrics whose classes the checkpoint may name.
+            **options: `strict`, and constructor arguments that replace those of the checkpoint.
 
         Raises:
-            UsageError: When the file is damaged or holds code, names a class that is not trusted or none of this kind,
-                or does not fit the class.
+            UsageError: When the file is damaged or holds code, when it names a class that is not trusted or not of
+                this kind, or when it does not fit the class.
         """
         if options.pop("hparams_file", None) is not None:
-            raise UsageError("hparams_file is not read: give the arguments themselves")
+            raise UsageError("hparams_file is not read: pass the arguments themselves")
         if options.pop("weights_only", None) is False:
             raise UsageError(f"weights_only=False would run code in {checkpoint_path}: leave it out")
         kept = _hyperparameters(read(checkpoint_path, mmap=True), checkpoint_path, _key(cls))
@@ -124,7 +128,7 @@ class SafeLoading:
                 if class_path := kept.get("_class_path"):
                     built = _util.import_object(class_path)
                     if not (inspect.isclass(built) and issubclass(built, cls)):
-                        raise UsageError(f"{checkpoint_path} holds a {class_path}, which is no {cls.__name__}")
+                        raise UsageError(f"{checkpoint_path} holds a {class_path}, which is not a {cls.__name__}")
                 loaded: Self = super(SafeLoading, built).load_from_checkpoint(  # type: ignore[misc]  # of the next base
                     Path(checkpoint_path).absolute(), map_location, weights_only=True, **options
                 )
@@ -138,14 +142,14 @@ class SafeLoading:
 
 
 def stored_config(path: str | Path) -> str:
-    """Return the configuration of task and data that a checkpoint of the command line holds, as YAML, not yet judged.
+    """Return the configuration of task and data in a checkpoint as YAML. Its classes are not yet checked.
 
     Raises:
-        UsageError: When it cannot be read, or holds none.
+        UsageError: When the checkpoint cannot be read, or was not written by the command line.
     """
     checkpoint = read(path, mmap=True)
     config = {}
-    for part, key in _KEPT.items():
+    for part, key in _STORED_UNDER.items():
         kept = _hyperparameters(checkpoint, path, key)
         if "_class_path" not in kept:
             raise UsageError(f"{path} was not written by the command line and does not say how to build its {part}")
@@ -154,16 +158,16 @@ def stored_config(path: str | Path) -> str:
     try:
         return yaml.safe_dump(config, sort_keys=False)
     except yaml.YAMLError as error:
-        raise UsageError(f"{path} holds hyper-parameters that are no plain values: {error}") from error
+        raise UsageError(f"{path} holds hyper-parameters that are not plain values: {error}") from error
 
 
 def _hyperparameters(checkpoint: Mapping[str, Any], source: str | Path, key: str) -> dict[str, Any]:
-    """Return the hyper-parameters under a key, and where Lightning looks for those of old versions."""
+    """Return the hyper-parameters under a key, and under the keys of old versions that Lightning also reads."""
     kept: dict[str, Any] = {}
     for each in ("hparams", "module_arguments", key):
         found = checkpoint.get(each) or {}
         if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
-            raise UsageError(f"{source} holds {each} that are no arguments by name")
+            raise UsageError(f"{source} holds {each} that are not named arguments")
         kept |= found
     if kept.get("_instantiator", _INSTANTIATOR) != _INSTANTIATOR:
         raise UsageError(f"{source} asks to be built by {kept['_instantiator']}, which is not {_INSTANTIATOR}")
@@ -171,7 +175,7 @@ def _hyperparameters(checkpoint: Mapping[str, Any], source: str | Path, key: str
 
 
 def _key(cls: type) -> str:
-    return _KEPT["data" if issubclass(cls, LightningDataModule) else "model"]
+    return _STORED_UNDER["data" if issubclass(cls, LightningDataModule) else "model"]
 
 
 def _within(path: str, modules: Collection[str]) -> bool:

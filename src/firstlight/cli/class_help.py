@@ -1,6 +1,6 @@
-"""The classes that an option can name: which there are of firstlight's own, and what the options of one are.
+"""Help on classes: the classes that an option can name, and the options of one class.
 
-jsonargparse 4.53 lists every subclass that happens to be imported, hundreds of torch's.
+jsonargparse 4.53 lists every imported subclass instead, hundreds of them from torch.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from firstlight.errors import UsageError, did_you_mean
 
 __all__ = ["ShortHelp", "class_help", "full_names", "near_class"]
 
-_HOMES = {
+_SEARCH_PATHS = {
     "network": ("firstlight.networks",),
     "loss": ("firstlight.losses", "torch.nn"),
     "optimizer": ("torch.optim",),
@@ -24,39 +24,39 @@ _HOMES = {
     "data": ("firstlight.data",),
     "model": ("firstlight.tasks",),
 }
-"""By the last key of an option, where its classes are public."""
+"""Modules with the public classes of an option, by the last key of the option."""
 
-_NO_PARTS = {"Task", "Samples", "Optimizer"}
-"""Public classes that are not named in a configuration, beside the abstract ones."""
+_NOT_CONFIGURABLE = {"Task", "Samples", "Optimizer"}
+"""Public classes that a configuration cannot name, besides abstract ones."""
 
 _WIDTH = 120
-"""Characters of a line."""
+"""Characters in a line."""
 
 
 class ShortHelp(DefaultHelpFormatter):
-    """Help without the list of all subclasses that were imported."""
+    """Help without the list of all imported subclasses."""
 
     def _get_help_string(self, action: Action) -> str:
         return re.sub(r", known subclasses: .*(?=\)$)", "", super()._get_help_string(action))
 
 
 def public_classes(option: str) -> dict[str, type]:
-    """Return the classes of an option, such as `model.network`, by their paths; none of one that has no home."""
-    found = {}
-    for home in _HOMES.get(option.rpartition(".")[2], ()):
-        module = import_module(home)
+    """Return the public classes of an option, such as `model.network`, by their import paths."""
+    classes = {}
+    for path in _SEARCH_PATHS.get(option.rpartition(".")[2], ()):
+        module = import_module(path)
         for name in getattr(module, "__all__", dir(module)):
             kind = getattr(module, name)
-            of_torch = home == "torch.nn" and not name.endswith("Loss")
-            if isinstance(kind, type) and not inspect.isabstract(kind) and name not in _NO_PARTS and not of_torch:
-                found[f"{home}.{name}"] = kind
-    return found
+            is_selected = name.endswith("Loss") if path == "torch.nn" else name not in _NOT_CONFIGURABLE
+            if is_selected and isinstance(kind, type) and not inspect.isabstract(kind):
+                classes[f"{path}.{name}"] = kind
+    return classes
 
 
 def full_names(args: Sequence[str]) -> list[str]:
-    """Return arguments in which the short name of a public class stands as its path, `--model.network MLP` for one.
+    """Return arguments with import paths in place of short class names, for example in `--model.network MLP`.
 
-    jsonargparse 4.53 knows short names, but not of which of two imported classes.
+    jsonargparse 4.53 refuses a short name when two imported classes have it.
     """
     full = list(args)
     for place, arg in enumerate(args):
@@ -73,17 +73,17 @@ def full_names(args: Sequence[str]) -> list[str]:
 
 
 def near_class(option: str, name: str) -> str:
-    """Return the path of the public class that is meant by a name, or how to see what there is."""
+    """Return a hint for an unknown class name: the closest public class, or how to list the classes."""
     paths = {path.rpartition(".")[2]: path for path in public_classes(option)}
     near = did_you_mean(name.rpartition(".")[2], paths)
     for short, path in paths.items():
         if near == f"; did you mean {short}?":
             return f"; did you mean {path}?"
-    return f"; --{option}.help lists what there is" if paths else ""
+    return f"; --{option}.help lists the available classes" if paths else ""
 
 
 def class_help(args: Sequence[str]) -> str | None:
-    """Return what `--OPTION.help` or `--OPTION.help CLASS` asks for, if the arguments have one of a public class.
+    """Return the text for `--OPTION.help` or `--OPTION.help CLASS`, or `None` if the arguments have neither.
 
     Raises:
         UsageError: When there is no such class.
@@ -108,7 +108,7 @@ def _listed(option: str, known: dict[str, type]) -> str:
     ]
     return "\n".join(
         [
-            f"--{option} CLASS, where CLASS is one of these or the path of your own, such as my_project.MyClass:",
+            f"--{option} CLASS, where CLASS is one of these or your own, for example my_project.MyClass:",
             "",
             *lines,
             "",
@@ -125,13 +125,13 @@ def _first_sentence(kind: type) -> str:
 def _options(option: str, path: str) -> str:
     module, _, name = path.rpartition(".")
     if not module:
-        raise UsageError(f"{option}: there is no class {path}{near_class(option, path)}")
+        raise UsageError(f"{option}: unknown class {path}{near_class(option, path)}")
     try:
         kind = getattr(import_module(module), name, None)
     except ImportError as error:
         raise UsageError(f"{option}: cannot import {module}: {error}") from error
     if not isinstance(kind, type):
-        raise UsageError(f"{option}: there is no class {path}{near_class(option, path)}")
+        raise UsageError(f"{option}: unknown class {path}{near_class(option, path)}")
     parser = ArgumentParser(
         usage=SUPPRESS, description=f"{path}: {_first_sentence(kind)}", formatter_class=ShortHelp, add_help=False
     )

@@ -1,43 +1,54 @@
-"""The command line: from options to an experiment.
+"""Parse options and configuration files, and build the experiment.
 
-All verbs share one schema, so a configuration that one of them wrote is read by every other.
+All verbs share one schema, so every verb reads a configuration that any of them wrote.
 """
 
 import argparse
+import json
 import logging
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from firstlight.__main__ import VERBS
 from firstlight.callbacks.defaults import DEFAULTS, LINKED
 from firstlight.checkpoints.trust import only_trusted, stored_config
+from firstlight.cli import VERBS
 from firstlight.cli.class_help import ShortHelp, class_help, full_names
 from firstlight.cli.parser_errors import explain
 from firstlight.errors import UsageError, root_cause
-from firstlight.loggers import as_list
 from firstlight.run import directory
 from firstlight.run.experiment import Experiment
 from firstlight.tasks import Task
 
 __all__ = ["CLI"]
 
-_USAGE = """firstlight {verb} --config FILE [--config OVERLAY] [options]    later files and options win
-       firstlight {verb} --run DIR [options]                           DIR's own configuration comes first
-       firstlight {verb} --ckpt PATH [options]                         test, validate, predict: PATH says what it needs
-       firstlight {verb} --config FILE --print_config                  everything that would be used
-       firstlight {verb} --model.help                                  the tasks; --data.help and others alike
-       firstlight {verb} --model.help CLASS                            the options of one"""
+_USAGE = """firstlight {verb} --config FILE [--config OVERLAY] [options]    later files and options override
+       firstlight {verb} --run DIR [options]                           start from the configuration of a run
+       firstlight {verb} --ckpt PATH [options]                         test, validate, predict: a checkpoint is enough
+       firstlight {verb} --config FILE --print_config                  print the complete configuration
+       firstlight {verb} --model.help                                  list the tasks; also --data.help and others
+       firstlight {verb} --model.help CLASS                            list the options of a class"""
+
+_PER_COMMAND = {"run": None, "ckpt": None, "resume": False, "allow_inexact": False, "trust": None}
+"""Options of one command, which `config.yaml` does not keep."""
 
 
 class CLI(LightningCLI):
-    """One parser for all verbs, which builds the experiment."""
+    """One parser for all verbs. It builds `experiment`.
+
+    Args:
+        verb: Name of the verb.
+        args: The arguments after the verb.
+
+    Raises:
+        UsageError: When options or files are wrong.
+    """
 
     def __init__(self, verb: str, args: list[str]) -> None:
         for name in ("lightning.pytorch", "lightning.fabric"):
@@ -49,32 +60,23 @@ class CLI(LightningCLI):
         if (text := class_help(args)) is not None:
             print(text)
             sys.exit()
-        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-        early.add_argument("--run", type=Path, default=None)
-        early.add_argument("--runs", default="runs")
-        early.add_argument("--experiment")
-        early.add_argument("--resume", action="store_true")
-        early.add_argument("--disable", action="append", default=[])
-        early.add_argument("--config", "-c", type=Path, action="append", default=[])
-        for name in ("--ckpt", "--trust", "--model", "--data"):
-            early.add_argument(name)
-        given = argparse.Namespace(config=[])
+        configs: list[Path] = []
         try:
-            given = early.parse_known_args(args)[0]
-            if len(given.disable) > 1:
-                args = [*args, f"--disable=[{','.join(each.strip('[]') for each in given.disable)}]"]
-            self.name = given.config[0].stem if given.config else "unnamed"
-            self.run_dir = None if given.run is None else directory.find(given.run)
-            if given.resume and self.run_dir is None:
-                self.run_dir = directory.unfinished(Path(given.runs) / (given.experiment or self.name))
+            args = _merge_disable(args)
+            early = _early_parser().parse_known_args(args)[0]
+            configs = early.config
+            self.name = configs[0].stem if configs else "unnamed"
+            self.run_dir = None if early.run is None else directory.find(early.run)
+            if early.resume and self.run_dir is None:
+                self.run_dir = directory.find_resumable(Path(early.runs) / (early.experiment or self.name))
             if self.run_dir is not None:
-                given.config.insert(0, self.run_dir / "config.yaml")
-                args = ["--config", str(given.config[0]), *args]
-            configured = given.config or given.model or given.data or given.ckpt in (None, "best", "last")
-            if not configured and verb in ("validate", "test", "predict"):
-                self.stored = given.ckpt
+                configs.insert(0, self.run_dir / "config.yaml")
+                args = ["--config", str(configs[0]), *args]
+            is_configured = configs or early.model or early.data or early.ckpt in (None, "best", "last")
+            if not is_configured and verb in ("validate", "test", "predict"):
+                self.stored = early.ckpt
                 args = ["--config", stored_config(self.stored), *args]
-            self.trust = [] if given.trust is None else given.trust.split(",")
+            self.trust = [] if early.trust is None else early.trust.split(",")
             super().__init__(
                 Task,
                 LightningDataModule,
@@ -89,7 +91,7 @@ class CLI(LightningCLI):
                 parser_kwargs={
                     "prog": f"firstlight {verb}",
                     "usage": _USAGE.format(verb=verb),
-                    "description": VERBS[verb][0] + ". What is best follows from the task: --model.monitor.",
+                    "description": f"{VERBS[verb]}. --model.monitor names the metric that decides what is best.",
                     "exit_on_error": False,
                     "allow_abbrev": False,
                     "formatter_class": ShortHelp,
@@ -97,95 +99,117 @@ class CLI(LightningCLI):
             )
         except argparse.ArgumentError as error:
             options = self.parser._option_string_actions if hasattr(self, "parser") else []
-            raise UsageError(explain(str(error), options, given.config)) from error
+            raise UsageError(explain(str(error), options, configs)) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what concerns runs, and a group of options for each default callback."""
+        """Add the options of a run, and one group of options for each default callback."""
         add = parser.add_argument
         add("--runs", type=str, default="runs", help="Folder of all runs.")
-        add("--experiment", type=str | None, help="Folder of the run in --runs; default: the first config's name.")
-        add("--run", type=str | None, help="Folder of a run; its configuration comes before what is typed.")
-        add("--resume", action="store_true", help="Go on with the newest run of the experiment, if there is one.")
-        add(
-            "--allow_inexact",
-            action="store_true",
-            help="Go on although the batches will be others than they would have been.",
-        )
-        add("--ckpt", type=str | None, help="What validate, test and predict score: best (default), last, or a path.")
-        add("--trust", type=str | None, help="Modules, A,B, that a checkpoint may name if --ckpt PATH is all there is.")
+        add("--experiment", type=str | None, help="Name of the experiment's folder; default: name of the first config.")
+        add("--run", type=str | None, help="Folder of a run to resume or evaluate; options override its configuration.")
+        add("--resume", action="store_true", help="Resume the newest run of the experiment, if there is one.")
+        add("--allow_inexact", action="store_true", help="Resume although a changed option breaks exact resume.")
+        add("--ckpt", type=str | None, help="Checkpoint that validate, test and predict use: best, last, or a path.")
+        add("--trust", type=str | None, help="Modules A,B whose classes a checkpoint may name; only with --ckpt PATH.")
         add(
             "--disable",
-            type=list[str] | str,
+            type=list[str],
             default=[],
-            help=f"Left out, A,B or [A,B] or one each time: {', '.join(DEFAULTS)}.",
+            help=f"Default callbacks to leave out, A,B or [A,B]; may be repeated: {', '.join(DEFAULTS)}.",
         )
         for name, callback in DEFAULTS.items():
             parser.add_class_arguments(callback, name, skip=LINKED, instantiate=False)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; Lightning's own warns when a program hands over arguments."""
-        with self._judged():
+        """Parse the arguments. Lightning's own method warns when a program passes them."""
+        with self._only_trusted():
             self.config = parser.parse_args(args)
             _refuse_nulls(parser, self.config)
         if self.config.trust and self.stored is None:
             raise UsageError(
-                "--trust is for test, validate and predict with nothing but --ckpt PATH: what a --config or a run's "
-                "own configuration names is trusted"
+                "--trust works only for test, validate and predict with --ckpt PATH and without --config and --run, "
+                "whose classes are trusted"
             )
 
-    def _judged(self) -> AbstractContextManager[None]:
-        """Watch over what is imported and built where a checkpoint, and not the user, says what that is."""
+    def _only_trusted(self) -> AbstractContextManager[None]:
+        """Restrict imports where the configuration comes from a checkpoint, and not from the user."""
         return nullcontext() if self.stored is None else only_trusted(self.stored, self.trust)
 
     def instantiate_classes(self) -> None:
-        """Build model, data, and what trainers are made of."""
+        """Build task, data, and the arguments of trainers and callbacks."""
         try:
-            with self._judged():
+            with self._only_trusted():
                 self.config_init = self.parser.instantiate_classes(self.config)
         except ValueError as error:
-            # jsonargparse 4.53 folds whatever a constructor raises into its own error.
+            # jsonargparse 4.53 wraps what a constructor raises in its own error.
             raise root_cause(error) from None
         options = {**self.config_init["trainer"]}
-        disable = {name.strip() for given in as_list(self.config.disable) for name in given.split(",")}
+        disable = set(self.config.disable)
         if options["enable_progress_bar"] is False:
             disable.add("progress")
         if options["enable_checkpointing"] is False:
             disable |= {"best", "last"}
         name = self.config.experiment or self.name
-        config = self.config.clone()
-        once = {"run": None, "ckpt": None, "experiment": name, "resume": False, "allow_inexact": False, "trust": None}
-        for key, value in once.items():
-            config[key] = value
+        saved = self.config.clone()
+        for key, value in {**_PER_COMMAND, "experiment": name}.items():
+            saved[key] = value
         self.experiment = Experiment(
-            self.config_init["model"],
-            self.config_init["data"],
-            options,
-            {name: {**self.config_init[name]} for name in DEFAULTS if name in self.config_init},
-            disable,
-            Path(self.config.runs) / name,
-            self.parser.dump(config, skip_none=False),
-            self.run_dir,
-            self.config.allow_inexact,
-            self.verb,
-            self.started,
+            task=self.config_init["model"],
+            datamodule=self.config_init["data"],
+            options=options,
+            groups={name: {**self.config_init[name]} for name in DEFAULTS if name in self.config_init},
+            disable=disable,
+            home=Path(self.config.runs) / name,
+            config=self.parser.dump(saved, skip_none=False),
+            run_dir=self.run_dir,
+            allow_inexact=self.config.allow_inexact,
+            verb=self.verb,
+            started=self.started,
         )
 
     def training(self) -> Experiment:
-        """Return the experiment for a verb that trains."""
+        """Return the experiment of a verb that trains.
+
+        Raises:
+            UsageError: When a checkpoint was named.
+        """
         if self.config.ckpt:
-            raise UsageError("--ckpt says what to score; fit goes on from the last checkpoint of --run DIR")
+            raise UsageError("--ckpt is for validate, test and predict; fit resumes the last checkpoint of --run DIR")
         return self.experiment
 
-    def evaluate(self, verb: Literal["validate", "test", "predict"]) -> None:
-        """Score the checkpoint that was asked for."""
-        self.experiment.evaluate(verb, self.config.ckpt)
+
+def _early_parser() -> argparse.ArgumentParser:
+    """Return a parser of the options that decide which configuration files are read."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--run", type=Path, default=None)
+    parser.add_argument("--runs", default="runs")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--config", "-c", type=Path, action="append", default=[])
+    for name in ("--experiment", "--ckpt", "--trust", "--model", "--data"):
+        parser.add_argument(name)
+    return parser
+
+
+def _merge_disable(args: list[str]) -> list[str]:
+    """Return arguments with one `--disable` in YAML in place of those that may be repeated and spelled `A,B`.
+
+    >>> _merge_disable(["--disable=best, last", "--run", "DIR", "--disable", "[lr]"])
+    ['--run', 'DIR', '--disable=["best", "last", "lr"]']
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--disable", action="append")
+    given, rest = parser.parse_known_args(args)
+    if given.disable is None:
+        return args
+    names = [name.strip(" []") for text in given.disable for name in text.split(",")]
+    return [*rest, f"--disable={json.dumps([name for name in names if name])}"]
 
 
 def _refuse_nulls(parser: LightningArgumentParser, config: Namespace) -> None:
-    """Refuse a null where the type has none; jsonargparse 4.53 takes each for what is not said, and checks it not."""
+    """Refuse a null for an option that takes none. jsonargparse 4.53 treats it as "not given" and does not check it."""
     for group in ("trainer", *DEFAULTS):
         if config.get(group, {}) is None:
-            raise UsageError(f"{group}: null is no set of options; leave {group} out for the defaults")
+            raise UsageError(f"{group}: null is not a set of options; leave {group} out for the defaults")
     set_parsing_settings(unset_sentinel=True)
     try:
         parser.validate(config)

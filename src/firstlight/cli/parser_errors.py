@@ -1,4 +1,4 @@
-"""What a parser's error means, in one line."""
+"""Explain a parser error in one line."""
 
 import inspect
 import re
@@ -14,118 +14,147 @@ from firstlight.cli.class_help import near_class
 from firstlight.compat import innermost_statement
 from firstlight.errors import did_you_mean
 
-__all__ = ["explain"]
+__all__ = ["WORDING", "explain"]
 
-_NULLS = {
-    "argument of type 'NoneType' is not iterable": "class_path",
-    "'NoneType' object has no attribute 'keys'": "init_args",
+WORDING = {
+    "key": r'Parser key "([^"]+)"',
+    "nested key": r"NestedArg\(key='([^']+)'",
+    "class": r"class_path '([^']+)'",
+    "class of a rejected option": r"is not accepted\. Got value: Namespace\(class_path='([^']+)'",
+    "unknown argument": r"unrecognized arguments: (\S+)",
+    "unknown option of a class": r"Option '([^']+)' is not accepted",
+    "missing attribute": r"module '([^']+)' has no attribute '([^']+)'",
+    "missing module": r"No module named '([^']+)'",
+    "not an import path": r"Unexpected import path format: (.+)",
+    "expected type": r"Expected an? <class '(?!NoneType)",
+    "folder instead of a file": r"Path is not a file: '([^']+)'",
+    "unknown class": r"but ([A-Z]\w*) either not accessible or invalid",
+    "broken file": r"Problems parsing config",
+    "file without options": r"Unexpected config",
+    "missing option": r"arguments are required: (.+)",
+    "missing file": r"File does not exist: '([^']+)'",
+    "null class_path": r"argument of type 'NoneType' is not iterable",
+    "null init_args": r"'NoneType' object has no attribute 'keys'",
+    "typed null": r"NoneType'>\s+Given value type: <class 'str'>\s+Given value: None\s",
 }
-"""What jsonargparse 4.53 says of a null where a class or its options are due."""
+"""What `explain` looks for in the errors of jsonargparse 4.53; `tests/cli/test_wording.py` uses real errors."""
 
 
 def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> str:
-    """Return what was found, where, and what would be right.
+    """Return in one line what was found, where, and what would be right.
 
-    jsonargparse 4.53 nests one explanation in another over ten lines; what matters are the path of keys down to the
+    An error of jsonargparse 4.53 nests explanations over ten lines. The useful parts are the path of keys to the
     fault, the class that was being built there, and the innermost statement.
 
     Args:
-        message: The text of the error.
-        options: All options that the parser knows, such as `--trainer.max_epochs`.
+        message: Text of the error.
+        options: All options of the parser, such as `--trainer.max_epochs`.
         configs: The configuration files that were given.
     """
-    where = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+
+    def search(kind: str) -> re.Match[str] | None:
+        return re.search(WORDING[kind], message)
+
+    where = ".".join(re.findall(WORDING["key"], message))
     prefix = f"{where}: " if where else ""
-    classes = re.findall(r"class_path '([^']+)'", message)
-    if found := re.search(r"unrecognized arguments: (\S+)", message):
+    classes = re.findall(WORDING["class"], message)
+    if found := search("unknown argument"):
         option = found[1].split("=")[0]
         if not option.startswith("-"):
-            return f"there is no option {option}" + (": is it a --config?" if Path(option).suffix == ".yaml" else "")
+            return f"unknown option {option}" + (": is it a --config?" if Path(option).suffix == ".yaml" else "")
         if where:
-            return _unknown(option.removeprefix("--"), where, _class_given(message, classes), options)
-        return f"there is no option {option}" + _near(option, _named(configs), options)
-    if found := re.search(r"Option '([^']+)' is not accepted", message):
-        return _unknown(found[1], where, _class_given(message, classes), options)
-    if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", message):
+            return _unknown_option(option.removeprefix("--"), where, _rejecting_class(message, classes), options)
+        return f"unknown option {option}" + _near_option(option, _options_in_files(configs), options)
+    if found := search("unknown option of a class"):
+        return _unknown_option(found[1], where, _rejecting_class(message, classes), options)
+    if found := search("missing attribute"):
         return f"{prefix}{found[1]} has no {found[2]}" + did_you_mean(found[2], dir(sys.modules.get(found[1])))
-    if found := re.search(r"No module named '([^']+)'", message):
-        name = found[1].split(".")[0]
-        hint = f"; run it from the folder that holds {name}.py" if name == found[1] else ""
-        for needed in requires("firstlight") or []:
-            if extra := re.match(rf"{name}\b.*extra == ['\"](\w+)['\"]", needed):
-                hint = f", which firstlight's extra {extra[1]} brings: pip install -e '.[{extra[1]}]'"
-        return f"{prefix}there is no module {found[1]}{hint}"
-    # It is the content of a file, where one is named.
-    found = re.search(r"Unexpected import path format: (.+)", message)
-    if found and not re.search(r"Expected an? <class '(?!NoneType)", message):
+    if found := search("missing module"):
+        return f"{prefix}no module named {found[1]}{_module_hint(found[1])}"
+    # The text can be the content of a file, if a file was given.
+    if (found := search("not an import path")) and not search("expected type"):
         hint = "; did you mean --data.path?" if where == "data" else ""
-        return f"{prefix}{found[1][:60]} names no class{hint}"
-    if found := re.search(r"Path is not a file: '([^']+)'", message):
-        return f"{prefix}{found[1]} is no file"
-    if found := re.search(r"but ([A-Z]\w*) either not accessible or invalid", message):
-        keys = _keys(where, message)
-        return f"{keys}there is no class {found[1]}{near_class(keys.removesuffix(': '), found[1])}"
-    if "Problems parsing config" in message and (broken := _broken(configs)):
+        return f"{prefix}{found[1][:60]} is not a class{hint}"
+    if found := search("folder instead of a file"):
+        return f"{prefix}{found[1]} is not a file"
+    if found := search("unknown class"):
+        keys = _nested_keys(where, message)
+        return (f"{keys}: " if keys else "") + f"unknown class {found[1]}{near_class(keys, found[1])}"
+    if search("broken file") and (broken := _broken_file(configs)):
         return broken
-    if "Unexpected config" in message:
+    if search("file without options"):
         for path in configs:
             if path.expanduser().is_file() and not isinstance(_content(path), Mapping):
-                return f"{path} holds no options by name"
-    if found := re.search(r"arguments are required: (.+)", message):
+                return f"{path} holds no named options"
+    if found := search("missing option"):
         if where:
             return f"{where}: {classes[-1] if classes else 'it'} needs {found[1]}"
-        return f"nothing says what {found[1].replace(', ', ' and ')} are: give a --config, or --run with a run's folder"
-    if found := re.search(r"File does not exist: '([^']+)'", message):
+        return f"{found[1].replace(', ', ' and ')} must be given: use --config FILE, or --run DIR"
+    if found := search("missing file"):
         path = Path(found[1])
-        # Without what all of them end with, which would make any two alike.
+        # Compared without the suffix, which would make any two names similar.
         near = did_you_mean(path.stem, [file.stem for file in path.parent.glob("*.yaml")])
         return f"there is no file {path}" + near.replace("?", ".yaml?")
-    for fault, key in _NULLS.items():
-        if fault in message:
+    for key in ("class_path", "init_args"):
+        if search(f"null {key}"):
             return f"{prefix}{key} is null: give it a value, or leave it out"
-    # jsonargparse 4.53 makes a text of a null that is typed for a part of a part.
-    typed = re.search(r"NoneType'>\s+Given value type: <class 'str'>\s+Given value: None\s", message)
-    return prefix + innermost_statement(message) + ("; null can be said in a YAML file" if typed else "")
+    # jsonargparse 4.53 turns a null for an option of a part into text on the command line.
+    hint = "; to set it to null, use a YAML file" if search("typed null") else ""
+    return prefix + innermost_statement(message) + hint
 
 
-def _keys(where: str, message: str) -> str:
-    """Return the path of keys, which the last of them may not be in."""
-    last = re.findall(r"NestedArg\(key='([^']+)'", message)[-1:]
-    path = where if not last or where.endswith(last[0]) else f"{where}.{last[0]}"
-    return f"{path}: " if path else ""
+def _module_hint(module: str) -> str:
+    """Return how to make a missing module available: the extra that installs it, or the folder to run in."""
+    name = module.split(".")[0]
+    for needed in requires("firstlight") or []:
+        # `notebooks` repeats packages of other extras.
+        if extra := re.match(rf"{name}\b.*extra == ['\"](?!notebooks)(\w+)['\"]", needed):
+            return f", which is in firstlight's extra {extra[1]}: pip install -e '.[{extra[1]}]'"
+    return f"; run firstlight in the folder that holds {name}.py" if name == module else ""
 
 
-def _class_given(message: str, classes: list[str]) -> str:
-    """Return the class whose option is wrong: an optimiser is named in the value, after the others."""
-    value = re.search(r"is not accepted\. Got value: Namespace\(class_path='([^']+)'", message)
+def _nested_keys(where: str, message: str) -> str:
+    """Return the path of keys, with the last one if `where` lacks it."""
+    last = re.findall(WORDING["nested key"], message)[-1:]
+    return where if not last or where.endswith(last[0]) else f"{where}.{last[0]}"
+
+
+def _rejecting_class(message: str, classes: Sequence[str]) -> str:
+    """Return the class that rejects an option. If it is an optimiser, the message has it in the rejected value."""
+    value = re.search(WORDING["class of a rejected option"], message)
     return value[1] if value else (classes[-1] if classes else "")
 
 
-def _unknown(option: str, where: str, class_path: str, options: Iterable[str]) -> str:
+def _unknown_option(option: str, where: str, class_path: str, options: Iterable[str]) -> str:
     full = f"{where}.{option}" if where else option
     if not class_path:
-        return f"there is no option {full}" + did_you_mean(f"--{full}", options).replace("--", "")
+        return f"unknown option {full}" + did_you_mean(f"--{full}", options).replace("--", "")
     module, _, name = class_path.rpartition(".")
-    # A message may quote a checkpoint, so it must not be what imports a module.
-    built = getattr(sys.modules.get(module), name, object)
-    known: dict[str, None] = {}
-    for kind in inspect.getmro(built)[:-1]:
-        if "__init__" in vars(kind):
-            found = inspect.signature(kind).parameters.values()
-            named = [each for each in found if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
-            known |= dict.fromkeys(each.name for each in named)
-            if all(each.kind != each.VAR_KEYWORD for each in found):
-                break  # What a base class takes is not handed on.
-    if any(kind.__name__ == "Optimizer" for kind in inspect.getmro(built)):
-        known.pop("params", None)  # which the task gives
-    first = option.partition(".")[0]
-    return f"{full} is no option of {class_path}, which takes {', '.join(known)}" + did_you_mean(first, known)
+    # The message may quote a checkpoint, so the module must not be imported because of it.
+    names = _constructor_options(getattr(sys.modules.get(module), name, object))
+    hint = did_you_mean(option.partition(".")[0], names)
+    return f"{full} is not an option of {class_path}, which takes {', '.join(names)}{hint}"
 
 
-def _near(option: str, named: Iterable[str], options: Iterable[str]) -> str:
-    """Return what is like an option, of which beginners type the end or a word; what files name comes first."""
+def _constructor_options(kind: type) -> list[str]:
+    """Return the names of the options that a class and, where it passes options on, its base classes take."""
+    names: dict[str, None] = {}
+    for each in inspect.getmro(kind)[:-1]:
+        if "__init__" in vars(each):
+            parameters = inspect.signature(each).parameters.values()
+            variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+            names |= dict.fromkeys(parameter.name for parameter in parameters if parameter.kind not in variable)
+            if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
+                break  # Options are not passed on to the base class.
+    if any(each.__name__ == "Optimizer" for each in inspect.getmro(kind)):
+        names.pop("params", None)  # The task passes the parameters.
+    return list(names)
+
+
+def _near_option(option: str, in_files: Iterable[str], options: Iterable[str]) -> str:
+    """Return a hint for an unknown option, which may be the end or a word of a known one; options in files win."""
     word = option.lstrip("-")
-    whole = {each.lstrip("-"): each for each in (*named, *options)}
+    whole = {each.lstrip("-"): each for each in (*in_files, *options)}
     found = [name for name in whole if f".{name}".lower().endswith(f".{word.lower()}")]
     if not found and (near := re.search(r"did you mean (.+)\?", did_you_mean(word, whole))):
         found = [near[1]]
@@ -133,8 +162,8 @@ def _near(option: str, named: Iterable[str], options: Iterable[str]) -> str:
     return f"; did you mean {whole[found[0]]}?" if found else ""
 
 
-def _named(configs: Sequence[Path]) -> Iterator[str]:
-    """Yield the options that files give, as they are typed."""
+def _options_in_files(configs: Sequence[Path]) -> Iterator[str]:
+    """Yield the options that configuration files set, as on the command line."""
 
     def inside(value: Any, path: str) -> Iterator[str]:
         for key, inner in value.items() if isinstance(value, Mapping) else ():
@@ -146,14 +175,15 @@ def _named(configs: Sequence[Path]) -> Iterator[str]:
 
 
 def _content(path: Path) -> Any:
-    """Return what a file holds; nothing where it is none, as what was typed may be something else."""
+    """Return the content of a YAML file, or `None` if it cannot be read: `--config` may hold YAML itself."""
     try:
         return yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
 
 
-def _broken(configs: Sequence[Path]) -> str:
+def _broken_file(configs: Sequence[Path]) -> str:
+    """Return which file is not YAML, and the place of the fault; an empty text if all of them are."""
     for path in configs:
         try:
             yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
@@ -164,5 +194,5 @@ def _broken(configs: Sequence[Path]) -> str:
             place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
             return f"{path}{place}: {error.problem}"
         except (yaml.YAMLError, UnicodeDecodeError) as error:  # A character that YAML does not allow.
-            return f"{path} is no YAML file: {' '.join(str(error).split())}"
+            return f"{path} is not a YAML file: {' '.join(str(error).split())}"
     return ""

@@ -2,7 +2,9 @@
 
 from firstlight.cli.parser import CLI
 from firstlight.errors import UsageError
-from firstlight.preflight.report import check as check_experiment
+from firstlight.run import directory
+from firstlight.run.evaluate import evaluate, test_best
+from firstlight.run.experiment import is_first_process
 
 __all__ = ["check", "fit", "predict", "run", "test", "validate"]
 
@@ -11,17 +13,22 @@ def run(args: list[str]) -> None:
     """Fit, then test the best checkpoint."""
     experiment = CLI("run", args).training()
     if "best" in experiment.disable or experiment.options["fast_dev_run"]:
-        raise UsageError("run tests the best checkpoint, and none would be kept: use fit, or keep it")
-    results = experiment.fit() or experiment.untested()
+        raise UsageError("run tests the best checkpoint, but none will be written: use fit, or enable best")
+    results = experiment.fit()
+    if results is None and experiment.run_dir and is_first_process():
+        # The run was trained before. It is tested now, unless it was tested then.
+        results = directory.read_results(experiment.run_dir)
+        if results["metrics"]:
+            return
     if results is not None:
         try:
-            results["metrics"] = experiment.test_best()
+            results["metrics"] = test_best(experiment)
         finally:
             experiment.write_results(results)
 
 
 def fit(args: list[str]) -> None:
-    """Train, or go on with a run."""
+    """Train, or resume a run."""
     experiment = CLI("fit", args).training()
     results = experiment.fit()
     if results is not None:
@@ -29,8 +36,8 @@ def fit(args: list[str]) -> None:
 
 
 def check(args: list[str]) -> None:
-    """Print what is right and what is wrong with a fit, and train nothing."""
-    findings = check_experiment(CLI("check", args).training())
+    """Print what is right and wrong with a fit, without training."""
+    findings = CLI("check", args).training().check()
     for finding in findings:
         print(finding)
     if failed := [finding.check for finding in findings if finding.state == "FAIL"]:
@@ -38,15 +45,18 @@ def check(args: list[str]) -> None:
 
 
 def validate(args: list[str]) -> None:
-    """Score a checkpoint on the validation split."""
-    CLI("validate", args).evaluate("validate")
+    """Evaluate a checkpoint on the validation split."""
+    cli = CLI("validate", args)
+    evaluate(cli.experiment, "validate", cli.config.ckpt)
 
 
 def test(args: list[str]) -> None:
-    """Score a checkpoint on the test split."""
-    CLI("test", args).evaluate("test")
+    """Evaluate a checkpoint on the test split."""
+    cli = CLI("test", args)
+    evaluate(cli.experiment, "test", cli.config.ckpt)
 
 
 def predict(args: list[str]) -> None:
-    """Write a checkpoint's predictions for the test split."""
-    CLI("predict", args).evaluate("predict")
+    """Write the predictions of a checkpoint for the test split."""
+    cli = CLI("predict", args)
+    evaluate(cli.experiment, "predict", cli.config.ckpt)

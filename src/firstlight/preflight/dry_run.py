@@ -1,12 +1,11 @@
-"""What a network does with one training batch, tried on a copy before a run starts.
+"""What `firstlight check` tries on a copy of the task: one batch, its gradients, and whether it can be overfitted.
 
-Shapes: `B` batch; `...` whatever one sample or output is shaped like.
+Shapes: `B` is the batch size, `...` the shape of one sample or output.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,50 +16,20 @@ from firstlight.errors import UsageError
 from firstlight.preflight.rules import refuse_no_validation, refuse_unknown_monitors
 from firstlight.tasks import Task
 
-__all__ = ["Finding", "Skipped", "TrialRun", "attempted", "neighbours_touched", "overfitted", "without_gradient"]
+__all__ = ["DryRun", "Record", "Skipped", "leak_between_samples", "overfit", "parameters_without_gradient"]
+
+Record = Callable[[str, Callable[[], str]], None]
+"""Called with the name of a check and a function that makes it."""
 
 
 class Skipped(Exception):
-    """A check says nothing here; the message tells why."""
+    """A check does not apply; the message gives the reason."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What a check found.
+def parameters_without_gradient(module: nn.Module, loss: Callable[[], Tensor]) -> tuple[list[str], list[str]]:
+    """Return the names of the trainable parameters that get no gradient from a loss, and of those whose gradient is 0.
 
-    Args:
-        check: Its name.
-        state: `"ok"`, `"FAIL"` or `"skipped"`.
-        text: The figures, what is wrong, or why it was skipped.
-    """
-
-    check: str
-    state: str
-    text: str
-
-    def __str__(self) -> str:
-        """Return a line of the table.
-
-        >>> print(Finding("leak", "ok", "8 samples"))
-        leak       ok       8 samples
-        """
-        return f"{self.check:<10} {self.state:<8} {self.text}"
-
-
-def attempted(check: str, call: Callable[[], str]) -> Finding:
-    """Return what a check found: its text, or that it was skipped or failed with a `UsageError`."""
-    try:
-        return Finding(check, "ok", call())
-    except Skipped as why:
-        return Finding(check, "skipped", str(why))
-    except UsageError as error:
-        return Finding(check, "FAIL", str(error))
-
-
-def without_gradient(module: nn.Module, loss: Callable[[], Tensor]) -> tuple[list[str], list[str]]:
-    """Return the names of the trainable parameters that a loss gives no gradient, and of those where all of it is 0.
-
-    A gradient of 0 may be meant: a layer that starts at 0 stops it for one step.
+    A gradient of 0 can be intended: a layer initialised to 0 passes no gradient in the first step.
     """
     named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     value = loss()
@@ -72,92 +41,99 @@ def without_gradient(module: nn.Module, loss: Callable[[], Tensor]) -> tuple[lis
     return unused, [name for name, gradient in by_name.items() if gradient is not None and not gradient.any()]
 
 
-def neighbours_touched(network: nn.Module, inputs: Tensor) -> float:
-    """Return how much the outputs of a batch change when another sample takes the place of the first one.
+def leak_between_samples(network: nn.Module, inputs: Tensor) -> float:
+    """Return how much the outputs of the other samples change when the first sample of a batch is replaced.
 
-    The network is tried as it stands, in training or not; its dropout draws the same numbers each time. What is
-    compared are its outputs: a loss over pairs of a batch is meant to look at neighbours.
+    The network stays in its current mode. Each call uses the same seed, so dropout draws the same numbers. Outputs
+    are compared and not losses, because a pairwise loss depends on other samples by design.
 
     Args:
         network: Maps `inputs` to outputs `(B, ...)`.
         inputs: `(B, ...)`.
 
     Returns:
-        The largest change of an output of the other samples, as a share of the largest output.
+        The largest change, divided by the largest output.
 
     Raises:
-        Skipped: When it cannot be told: samples that are all the same, or outputs that are never twice the same.
+        Skipped: When all samples are equal, when outputs differ with the same seed, or when there is not one output
+            per sample.
     """
     other = next((sample for sample in inputs if not torch.equal(sample, inputs[0])), None)
     if other is None:
-        raise Skipped("a batch without two different samples")
-    changed = torch.cat([other[None], inputs[1:]])
-    first, again, then = (_seeded(network, given) for given in (inputs, inputs, changed))
+        raise Skipped("the batch has no two different samples")
+    replaced = torch.cat([other[None], inputs[1:]])
+    first, again, after = (_seeded(network, given) for given in (inputs, inputs, replaced))
     if not torch.equal(first, again):
-        raise Skipped("the network never gives the same outputs twice, not even with the same seed")
+        raise Skipped("the network gives different outputs with the same seed")
     if len(first) != len(inputs):
         raise Skipped(f"the network gives {len(first)} outputs for {len(inputs)} samples")
     scale = first[1:].abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    return float((then[1:] - first[1:]).abs().max() / scale)
+    return float((after[1:] - first[1:]).abs().max() / scale)
 
 
-def overfitted(step: Callable[[], float], steps: int, seconds: float) -> list[float]:
-    """Return the losses of up to `steps` steps on one batch, until it is learned by heart, not finite or late."""
+def overfit(step: Callable[[], float], steps: int, seconds: float) -> list[float]:
+    """Return the losses of up to `steps` steps on one batch.
+
+    It ends early when the loss is at most 1 % of the first one, not finite, or `seconds` have passed.
+    """
     losses = [step()]
-    until = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     for _ in range(steps - 1):
-        if not math.isfinite(losses[-1]) or abs(losses[-1]) <= 0.01 * abs(losses[0]) or time.monotonic() > until:
+        if not math.isfinite(losses[-1]) or abs(losses[-1]) <= 0.01 * abs(losses[0]) or time.monotonic() > deadline:
             break
         losses.append(step())
     return losses
 
 
-class TrialRun(Callback):
-    """Checks what `Trainer` makes of a copy of a task and its data, and stops before the first training step.
+class DryRun(Callback):
+    """Check one batch of a fit, and stop the fit before its first training step.
 
     Args:
-        waiting: Callbacks of the real run, of which the monitors are looked at.
-        steps: At most that many steps are made to overfit one batch.
-        seconds: After that many the steps end.
+        callbacks: Callbacks of the real run; their monitors are checked.
+        record: Takes the name of a check and the function that makes it.
+        steps: Largest number of steps that overfit one batch.
+        seconds: Time limit of these steps.
     """
 
-    def __init__(self, waiting: Sequence[Callback], steps: int = 1000, seconds: float = 6.0) -> None:
-        self.waiting = waiting
+    def __init__(self, callbacks: Sequence[Callback], record: Record, steps: int = 1000, seconds: float = 6.0) -> None:
+        self.callbacks = callbacks
+        self.record = record
         self.steps = steps
         self.seconds = seconds
-        self.findings: list[Finding] = []
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for the monitors among what a validation logs."""
+        """Look for each monitor among the metrics that validation logged."""
 
         def monitors() -> str:
-            refuse_unknown_monitors(trainer, self.waiting)
-            return ", ".join(sorted({str(monitor) for each in self.waiting if (monitor := _monitor(each))})) or "none"
+            refuse_unknown_monitors(trainer, self.callbacks)
+            names = {str(name) for each in self.callbacks if (name := getattr(each, "monitor", None))}
+            return ", ".join(sorted(names)) or "none"
 
-        self.findings.append(attempted("monitors", monitors))
+        self.record("monitors", monitors)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the batches, the gradients, the neighbours and that a batch can be overfitted; then stop."""
+        """Check batches, gradients, leaks between samples and overfitting, then stop the fit."""
         assert isinstance(pl_module, Task)
 
         def batches() -> str:
-            refuse_no_validation(trainer, self.waiting)
+            refuse_no_validation(trainer, self.callbacks)
             val = sum(trainer.num_val_batches) if trainer.enable_validation else 0
             return f"{trainer.num_training_batches:,} training, {val:,} validation an epoch"
 
-        self.findings.append(attempted("batches", batches))
+        self.record("batches", batches)
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             assert trainer.train_dataloader is not None
             batch = trainer.strategy.batch_to_device(next(iter(trainer.train_dataloader)))
-            for check, call in (("gradients", _gradients), ("leak", _leak), ("overfit", self._overfit)):
-                self.findings.append(attempted(check, lambda call=call: call(trainer, pl_module, batch)))  # type: ignore[misc]
+            self.record("gradients", lambda: _gradients(trainer, pl_module, batch))
+            self.record("leak", lambda: _leak(trainer, pl_module, batch))
+            self.record("overfit", lambda: self._overfit(trainer, pl_module, batch))
         trainer.should_stop = True
 
     def _overfit(self, trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> str:
         optimizer = trainer.optimizers[0]
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"]  # No schedule: the peak.
+            group["lr"] = group["initial_lr"]  # The peak of the schedule.
 
         def closure() -> Tensor:
             optimizer.zero_grad()
@@ -167,40 +143,40 @@ class TrialRun(Callback):
                 task.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
             return loss.detach()
 
-        losses = overfitted(lambda: float(optimizer.step(closure)), self.steps, self.seconds)  # type: ignore[arg-type]
-        reached = sum(losses[-3:]) / len(losses[-3:])  # Dropout makes a single one noisy.
-        told = f"loss {losses[0]:.4g} to {losses[-1]:.4g} in {len(losses) - 1} steps on one batch"
+        losses = overfit(lambda: float(optimizer.step(closure)), self.steps, self.seconds)  # type: ignore[arg-type]
+        reached = sum(losses[-3:]) / len(losses[-3:])  # Dropout makes a single loss noisy.
+        figures = f"loss {losses[0]:.4g} to {losses[-1]:.4g} in {len(losses) - 1} steps on one batch"
         if not math.isfinite(losses[-1]):
-            raise UsageError(f"{told}: a smaller learning rate, or inputs that are scaled")
+            raise UsageError(f"{figures}: try a smaller learning rate, or scale the inputs")
         if losses[0] - reached < 0.1 * abs(losses[0]):
-            raise UsageError(f"{told}: it does not fall by a tenth, so nothing is learned, or too slowly")
-        return told
+            raise UsageError(f"{figures}: it falls by less than 10 %, so the task learns nothing or too slowly")
+        return figures
 
 
 def _gradients(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> str:
-    unused, zero = without_gradient(task, lambda: _loss(trainer, task, batch))
+    unused, zero = parameters_without_gradient(task, lambda: _loss(trainer, task, batch))
     total = sum(parameter.requires_grad for parameter in task.parameters())
     if not total:
         raise UsageError("no parameter is trainable")
     if unused:
-        raise UsageError(f"{len(unused)} of {total} parameters get none: {', '.join(unused)}")
-    return f"all {total} parameters" + (f", all of it 0 on this batch: {', '.join(zero)}" if zero else "")
+        raise UsageError(f"{len(unused)} of {total} parameters get no gradient: {', '.join(unused)}")
+    return f"all {total} parameters" + (f"; on this batch it is 0 for {', '.join(zero)}" if zero else "")
 
 
 def _leak(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> str:
     if any(isinstance(part, _BatchNorm) for part in task.network.modules()):
-        raise Skipped("batch normalisation mixes the samples of a batch, and is meant to")
+        raise Skipped("batch normalisation mixes the samples of a batch by design")
     inputs = batch[0][:8]
     with trainer.precision_plugin.forward_context():
-        share = neighbours_touched(task.network, inputs)
-    told = f"{len(inputs)} samples, another first one changes the outputs of the rest by {share:.1e} of the largest"
-    if not share <= 1e-4:  # not: NaN
-        raise UsageError(f"{told}: {type(task.network).__name__} mixes the samples of a batch")
-    return told
+        share = leak_between_samples(task.network, inputs)
+    figures = f"{len(inputs)} samples; replacing the first changes the outputs of the others by {share:.1e} (relative)"
+    if not share <= 1e-4:  # "not", so that NaN fails.
+        raise UsageError(f"{figures}: {type(task.network).__name__} mixes the samples of a batch")
+    return figures
 
 
 def _loss(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the loss of a batch without `l1`, which gives each weight a gradient whether it is used or not."""
+    """Return the loss of a batch without `l1`, which would give even unused weights a gradient."""
     with trainer.precision_plugin.forward_context():
         loss = task.shared_step(batch, task.train_metrics)
     task.train_metrics.reset()
@@ -214,7 +190,3 @@ def _seeded(network: nn.Module, inputs: Tensor) -> Tensor:
     if not isinstance(outputs, Tensor):
         raise Skipped("the network returns no tensor")
     return outputs
-
-
-def _monitor(callback: Callback) -> str | None:
-    return getattr(callback, "monitor", None)

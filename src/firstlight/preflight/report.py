@@ -1,78 +1,119 @@
-"""Tell what is wrong with a fit before it starts."""
+"""`firstlight check`: a table of what is right and wrong with a fit, before it starts."""
 
 import tempfile
 import warnings
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
 
 from firstlight.data import DataModule
 from firstlight.errors import UsageError
-from firstlight.preflight.dry_run import Finding, Skipped, TrialRun, attempted
-from firstlight.preflight.rules import check_data, check_room, check_sizes, refuse_no_batches, refuse_options
-from firstlight.run.experiment import Experiment
+from firstlight.preflight.dry_run import DryRun, Skipped
+from firstlight.preflight.fit_checks import FitChecks
 
-__all__ = ["check"]
+__all__ = ["Finding", "check"]
 
 
-def check(experiment: Experiment) -> list[Finding]:
-    """Check what a fit needs, on a copy of the task; nothing is trained, and no run directory is made.
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check.
 
-    That each process has samples is told from their number; everything else is tried in one process.
+    Args:
+        check: Name of the check.
+        state: `"ok"`, `"FAIL"` or `"skipped"`.
+        text: Figures, the fault, or why the check was skipped.
     """
-    folder = experiment.run_dir or experiment.home
+
+    check: str
+    state: str
+    text: str
+
+    def __str__(self) -> str:
+        """Return a line of the table.
+
+        >>> print(Finding("leak", "ok", "8 samples"))
+        leak       ok       8 samples
+        """
+        return f"{self.check:<10} {self.state:<8} {self.text}"
+
+
+def check(
+    checks: FitChecks,
+    folder: Path,
+    make_callbacks: Callable[[], Sequence[Callback]],
+    make_trainer: Callable[..., Trainer],
+) -> list[Finding]:
+    """Return the findings of all checks of a fit. Nothing is trained, and no run directory is made.
+
+    The dry run uses a copy of the task and one process, whatever the number of processes of the fit.
+
+    Args:
+        checks: The checks that the fit makes, with its task and data.
+        folder: Where the fit would write.
+        make_callbacks: Returns the callbacks of the fit.
+        make_trainer: Returns the trainer of the fit; keyword arguments replace its options.
+    """
 
     def options() -> str:
-        refuse_options(experiment.options)
-        return "they train something"
+        checks.check_options()
+        return "the trainer options train something"
 
     def output() -> str:
-        needed, free = check_room(experiment.task, folder, experiment.disable)
+        needed, free = checks.check_room(folder)
         return f"{folder}: checkpoints need about {needed:,} bytes, {free:,} are free"
 
     def data() -> str:
-        datamodule = experiment.datamodule
-        if not isinstance(datamodule, DataModule):
-            raise Skipped(f"{type(datamodule).__name__} is no DataModule of firstlight: only its batches are tried")
-        check_data(experiment.task, datamodule)
-        return ", ".join(f"{len(rows):,} {split}" for split, rows in datamodule.indices.items()) + " samples"
+        if not isinstance(checks.datamodule, DataModule):
+            name = type(checks.datamodule).__name__
+            raise Skipped(f"{name} is not a firstlight DataModule: only its batches are tried")
+        checks.check_data()
+        return ", ".join(f"{len(rows):,} {split}" for split, rows in checks.datamodule.indices.items()) + " samples"
 
-    findings = [attempted("options", options), attempted("output", output), attempted("data", data)]
+    findings = [_finding("options", options), _finding("output", output), _finding("data", data)]
     if "FAIL" in (findings[0].state, findings[2].state):
         return findings
-    trial: list[Finding] = []
+    dry_run: list[Finding] = []
 
     def start() -> str:
-        run = TrialRun(experiment.all_callbacks(folder))
+        callback = DryRun(make_callbacks(), lambda name, call: dry_run.append(_finding(name, call)))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # They are for the run itself to show.
-            try:
-                _try(experiment, run)
-            finally:
-                trial.extend(run.findings)
-        return "model, optimiser, schedule, data and callbacks go together"
+            warnings.simplefilter("ignore")  # The run itself shows them.
+            _run(callback, checks, make_trainer)
+        return "task, optimiser, schedule, data and callbacks fit together"
 
-    return [*findings, attempted("start", start), *trial]
+    return [*findings, _finding("start", start), *dry_run]
 
 
-def _try(experiment: Experiment, run: TrialRun) -> None:
+def _finding(name: str, call: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, "ok", call())
+    except Skipped as reason:
+        return Finding(name, "skipped", str(reason))
+    except UsageError as error:
+        return Finding(name, "FAIL", str(error))
+
+
+def _run(dry_run: DryRun, checks: FitChecks, make_trainer: Callable[..., Trainer]) -> None:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    check_sizes(experiment.datamodule, experiment.trainer(callbacks=[], **quiet))
-    one = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    checks.check_sizes(make_trainer(callbacks=[], **quiet))
+    one_process = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    # A minimum length would keep the trainer from stopping before the first step.
+    no_minimum = {"min_epochs": None, "min_steps": None, "fast_dev_run": False}
     with tempfile.TemporaryDirectory() as folder:
-        # Without a least length, it ends where it is told to.
-        trainer = experiment.trainer(
-            **one,
+        trainer = make_trainer(
+            **one_process,
             **quiet,
+            **no_minimum,
             num_sanity_val_steps=2,
-            min_epochs=None,
-            min_steps=None,
-            fast_dev_run=False,
             default_root_dir=folder,
-            callbacks=[run],
+            callbacks=[dry_run],
         )
         try:
-            trainer.fit(deepcopy(experiment.task), datamodule=experiment.datamodule)
+            trainer.fit(deepcopy(checks.task), datamodule=checks.datamodule)
         except MisconfigurationException as error:
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
-        refuse_no_batches(trainer)
+        checks.check_batches(trainer)

@@ -1,29 +1,24 @@
-"""What can be known to be wrong before the first step."""
+"""The rules that a fit must pass before its first step. Each `refuse_*` raises one `UsageError`."""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 
-from firstlight.data import DataModule
-from firstlight.data.loader import per_process
-from firstlight.errors import UsageError, did_you_mean
-from firstlight.preflight.probe import probe
-from firstlight.tasks import Task
+from firstlight.callbacks.defaults import DEFAULTS
+from firstlight.errors import UsageError, check_range, did_you_mean
 
 __all__ = [
-    "check_data",
-    "check_room",
-    "check_sizes",
     "checkpoint_bytes",
+    "refuse_collisions",
     "refuse_fewer_samples",
     "refuse_no_batches",
     "refuse_no_room",
@@ -34,7 +29,7 @@ __all__ = [
 
 
 def refuse_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of `Trainer` that train nothing, mean nothing, or start more processes than there are processors.
+    """Refuse options of `Trainer` that train nothing, are out of range, or start more processes than processors.
 
     Raises:
         UsageError: Naming the option.
@@ -42,23 +37,46 @@ def refuse_options(options: Mapping[str, Any]) -> None:
     for name in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"):
         if options[name] == 0:
             raise UsageError(f"trainer.{name}=0 trains nothing")
-    if options["accumulate_grad_batches"] < 0:
-        raise UsageError(f"trainer.accumulate_grad_batches={options['accumulate_grad_batches']}: it is at least 1")
-    if (options["log_every_n_steps"] or 0) < 0:
-        raise UsageError(f"trainer.log_every_n_steps={options['log_every_n_steps']}: it is at least 0, which is never")
-    devices, processors = str(options["devices"]), max(os.cpu_count() or 1, 2)  # two can always be tried
-    wanted = options["accelerator"]
-    on_cpu = wanted == "cpu" or (wanted == "auto" and not torch.accelerator.is_available())
+    check_range("trainer", "[1, inf)", accumulate_grad_batches=options["accumulate_grad_batches"])
+    check_range("trainer", "[0, inf)", log_every_n_steps=options["log_every_n_steps"] or 0)
+    devices, processors = str(options["devices"]), max(os.cpu_count() or 1, 2)  # Two processes can always be tried.
+    accelerator = options["accelerator"]
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
     if on_cpu and devices.isdigit() and int(devices) > processors:
-        # Each is a process with a copy of everything: a slip of the finger could take the machine down.
-        raise UsageError(f"trainer.devices={devices}: on the CPU each is a process, and {processors} are the most here")
+        # Each process holds a copy of everything, so a typing error could exhaust the machine.
+        raise UsageError(
+            f"trainer.devices={devices} starts {devices} processes on the CPU; at most {processors} fit here"
+        )
+
+
+def refuse_collisions(own: Sequence[Callback], default: Sequence[Callback]) -> None:
+    """Refuse a callback that duplicates a default one.
+
+    Lightning refuses some of these with a traceback. With others, two callbacks write one file, or the order of the
+    callbacks decides which checkpoint is best.
+
+    Raises:
+        UsageError: Naming the default callback.
+    """
+    for mine in own:
+        for theirs in default:
+            name = next(name for name, kind in DEFAULTS.items() if type(theirs) is kind)
+            bars = isinstance(mine, ProgressBar) and isinstance(theirs, ProgressBar)
+            files = isinstance(mine, ModelCheckpoint) and (mine.filename == name or (name == "last" and mine.save_last))
+            # Classes without a state may share a state key.
+            same = mine.state_key == theirs.state_key and (type(mine) is type(theirs) or bool(mine.state_dict()))
+            if same or bars or files:
+                raise UsageError(
+                    f"trainer.callbacks holds {type(mine).__name__}, which duplicates the default callback {name}: "
+                    f"set the options of {name}, or leave it out with --disable {name}"
+                )
 
 
 def refuse_no_validation(trainer: Trainer, callbacks: Sequence[Callback]) -> None:
-    """Refuse a fit that never validates, where a callback waits for a validation. Call it when training starts.
+    """Refuse a fit that never validates although a callback monitors `val/...`. Call it when training starts.
 
     Raises:
-        UsageError: Saying why nothing is validated.
+        UsageError: With the reason why nothing is validated.
     """
     waiting = [each for each in callbacks if isinstance(each, EarlyStopping | ModelCheckpoint) and each.monitor]
     if not any(str(each.monitor).startswith("val/") for each in waiting):
@@ -73,63 +91,65 @@ def refuse_no_validation(trainer: Trainer, callbacks: Sequence[Callback]) -> Non
     else:
         return
     names = ", ".join(type(each).__name__ for each in waiting)
-    raise UsageError(f"nothing is ever validated ({why}), and {names} need it: fit --disable early_stopping,best")
+    raise UsageError(f"the run never validates ({why}), and {names} need it: fit --disable early_stopping,best")
 
 
 def refuse_no_batches(trainer: Trainer) -> None:
-    """Refuse a fit whose training data has no batch. Call it when the fit has ended without having started.
+    """Refuse a fit whose training data has no batch. Call it after a fit that trained nothing.
 
     Raises:
-        UsageError: With what may have left none.
+        UsageError: With the possible reasons.
     """
     if trainer.num_training_batches == 0:
-        raise UsageError("the training data has no batch: too few samples for one, with drop_last or these processes")
+        raise UsageError(
+            "the training data has no batch: too few samples for the batch size with drop_last, or for the processes"
+        )
 
 
 def refuse_fewer_samples(sizes: Mapping[str, int], processes: int) -> None:
-    """Refuse data of which some processes would have nothing, while the others wait for them.
+    """Refuse a split with fewer samples than processes: those without a batch would make the others wait forever.
 
     Args:
-        sizes: By split, its samples.
-        processes: `P`.
+        sizes: Number of samples by split.
+        processes: Number of processes, at least 1.
 
     Raises:
         UsageError: Naming the split.
     """
     for split, size in sizes.items():
         if size < processes:
-            raise UsageError(f"the {split} split has {size} samples, so some of {processes} processes have no batch")
+            raise UsageError(f"the {split} split has {size} samples, too few for {processes} processes")
 
 
 def refuse_unknown_monitors(trainer: Trainer, callbacks: Sequence[Callback]) -> None:
-    """Refuse a callback that watches what validation does not log. Call it at the end of the sanity check.
+    """Refuse a callback that monitors a metric that validation does not log. Call it at the end of the sanity check.
 
-    What `training_step` logs is not known yet, so only monitors `val...` are looked at.
+    Only monitors `val...` are checked, because `training_step` has logged nothing yet.
 
     Raises:
-        UsageError: Naming callback, monitor and what there is.
+        UsageError: With the callback, its monitor and the metrics that validation logs.
     """
     if not any(trainer.num_val_batches):
-        return  # `refuse_no_validation` says so.
+        return  # `refuse_no_validation` reports it.
     known = [name for name in trainer.callback_metrics if name.startswith("val")]
     for each in callbacks:
         monitor = getattr(each, "monitor", None)
         if isinstance(monitor, str) and monitor.startswith("val") and monitor not in known:
             raise UsageError(
-                f"{type(each).__name__} watches {monitor}, but validation logs {', '.join(known) or 'nothing'}"
+                f"{type(each).__name__} monitors {monitor}, but validation logs {', '.join(known) or 'nothing'}"
                 + did_you_mean(monitor, known)
             )
 
 
 def checkpoint_bytes(module: nn.Module, optimizer: OptimizerCallable) -> int:
-    """Return about how many bytes a checkpoint of a module has: parameters, buffers and what the optimiser remembers.
+    """Return the approximate size of a checkpoint in bytes: parameters, buffers and optimiser state.
 
-    An optimiser that cannot be tried without numbers counts as one that remembers two for each trainable parameter.
+    An optimiser that cannot step on tensors without storage counts as one with two values per trainable parameter.
     """
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     size = sum(tensor.nbytes for tensor in module.state_dict().values() if isinstance(tensor, torch.Tensor))
     try:
-        # Tensors without storage: no memory is taken, and the module keeps its weights.
+        # Tensors on the meta device take no memory, and the module keeps its weights.
         shapes = [nn.Parameter(torch.empty_like(parameter, device="meta")) for parameter in trainable]
         for shape in shapes:
             shape.grad = torch.empty_like(shape)
@@ -137,77 +157,31 @@ def checkpoint_bytes(module: nn.Module, optimizer: OptimizerCallable) -> int:
         tried.step()
         states = [value for state in tried.state.values() for value in state.values()]
         return size + sum(value.nbytes for value in states if isinstance(value, torch.Tensor))
-    except Exception:  # A closure that is missing, a number that is asked for: what an optimiser raises is its own.
+    except Exception:  # An optimiser may raise anything here: it may need a closure, or a value of a tensor.
         return size + 2 * sum(parameter.nbytes for parameter in trainable)
 
 
 def refuse_no_room(folder: Path, needed: int) -> int:
-    """Return the free bytes of a folder that can be made and written, and whose disk has room for the checkpoints.
+    """Return the free bytes on the disk of a folder that can be made and written.
 
     Args:
         folder: Where checkpoints go; it need not exist.
-        needed: Bytes.
+        needed: Bytes that the checkpoints need.
 
     Raises:
-        UsageError: With path, reason, bytes needed and free.
+        UsageError: When the folder cannot be written, or fewer than `needed` bytes are free.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        # The rights alone would not do: root has all of them, and a file system may be read-only.
-        with tempfile.TemporaryFile(dir=there):
+        # Permissions do not tell: root has all of them, and a file system may be read-only.
+        with tempfile.TemporaryFile(dir=existing):
             pass
-        free = shutil.disk_usage(there).free
+        free = shutil.disk_usage(existing).free
     except OSError as error:
-        doing = "write into" if there == folder else "make"
-        raise UsageError(f"cannot {doing} the folder {folder}: {error.strerror}") from error
+        action = "write to" if existing == folder else "make"
+        raise UsageError(f"cannot {action} the folder {folder}: {error.strerror}") from error
     if free < needed:
         raise UsageError(
             f"{folder} has no room for the checkpoints: they need about {needed:,} bytes, {free:,} are free"
         )
     return free
-
-
-def check_data(task: Task, datamodule: LightningDataModule) -> None:
-    """Refuse samples that the task cannot learn from; only a `DataModule` of ours can be looked into.
-
-    Raises:
-        UsageError: When labels, shapes or types do not fit.
-    """
-    if isinstance(datamodule, DataModule):
-        datamodule.setup()
-        for split in datamodule.indices:
-            samples = datamodule.dataset(split)
-            few = samples[range(min(3, len(samples)))]
-            probe(task, datamodule.on_after_batch_transfer(few, 0), samples.targets)
-
-
-def check_sizes(datamodule: LightningDataModule, trainer: Trainer) -> None:
-    """Refuse splits with fewer samples than the processes of a trainer, and a global batch that they do not divide.
-
-    Raises:
-        UsageError: Naming the split or the batch.
-    """
-    if isinstance(datamodule, DataModule):
-        processes = trainer.num_devices * trainer.num_nodes
-        per_process(datamodule.batch_size, datamodule.batch_size_is, processes)
-        sizes = {str(split): len(rows) for split, rows in datamodule.indices.items()}
-        refuse_fewer_samples(sizes, processes)
-
-
-def check_room(task: Task, folder: Path, disable: Collection[str]) -> tuple[int, int]:
-    """Return the bytes that the checkpoints of a run still need, and those that are free.
-
-    Needed are those that are not there yet, and one that is being written beside its place.
-
-    Args:
-        task: What is trained.
-        folder: The run, or where it is going to be.
-        disable: Default callbacks that are left out.
-
-    Raises:
-        UsageError: When the folder cannot be written, or its disk has no room.
-    """
-    kept = [name for name in ("best", "last") if name not in disable]
-    new = [name for name in kept if not (folder / "checkpoints" / f"{name}.ckpt").is_file()]
-    needed = (len(new) + 1 if kept else 0) * checkpoint_bytes(task, task.optimization.build_optimizer)
-    return needed, refuse_no_room(folder, needed)

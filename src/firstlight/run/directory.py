@@ -1,6 +1,6 @@
-"""The run directory: make it, find it, find its checkpoints.
+"""The run directory: create it, find it, read and write its files.
 
-A run lives in `ROOT/EXPERIMENT/TIME/`; `ROOT/EXPERIMENT/latest` is a text file that holds the newest run's name.
+A run is in `ROOT/EXPERIMENT/TIME/`. `ROOT/EXPERIMENT/latest` is a text file with the name of the newest run.
 """
 
 import csv
@@ -23,11 +23,13 @@ __all__ = [
     "create",
     "discard",
     "find",
-    "last_step",
+    "find_resumable",
     "lock",
+    "logged_steps",
     "make_unique",
     "read_config",
-    "unfinished",
+    "read_results",
+    "timestamp",
     "write_config",
     "write_predictions",
     "write_results",
@@ -35,35 +37,35 @@ __all__ = [
 
 
 def create(root: Path, experiment: str) -> Path:
-    """Make a new run directory and point `latest` at it.
+    """Create a new run directory and write its name to `latest`.
 
     Args:
-        root: The folder of all experiments; made when it is missing.
-        experiment: Name of the experiment, one folder below `root`.
+        root: The folder of all experiments; created if it is missing.
+        experiment: Name of the experiment's folder in `root`.
 
     Returns:
         `root/experiment/TIME`, which did not exist before.
 
     Raises:
-        UsageError: When it cannot be made or written.
+        UsageError: When `experiment` is not a folder name, or the directory cannot be created or written.
     """
     if experiment in ("", "..") or experiment != Path(experiment).name:
-        raise UsageError(f"experiment {experiment!r} is no name of a folder")
+        raise UsageError(f"experiment {experiment!r} is not a folder name")
     run = make_unique(root / experiment, timestamp())
     latest = root / experiment / "latest"
     try:
-        _replace(latest, run.name + "\n")
+        _write_atomically(latest, run.name + "\n")
     except OSError as error:
         raise UsageError(f"cannot write {latest}: {error.strerror}") from error
     return run
 
 
 def discard(run: Path) -> None:
-    """Remove a run that was made but never started, and what was made for it alone; mend `latest`."""
+    """Remove a run that never started, and folders that become empty; let `latest` name the newest started run."""
     shutil.rmtree(run)
-    left = _begun(run.parent)
-    if left:
-        _replace(run.parent / "latest", left[-1].name + "\n")
+    started = _started_runs(run.parent)
+    if started:
+        _write_atomically(run.parent / "latest", started[-1].name + "\n")
     else:
         (run.parent / "latest").unlink()
     for folder in (run.parent, run.parent.parent):
@@ -72,10 +74,10 @@ def discard(run: Path) -> None:
 
 
 def lock(run: Path) -> FileLock:
-    """Keep other processes from training the same run, until the lock is released or this process ends.
+    """Lock a run, so that no other process trains it until the lock is released or this process ends.
 
     Raises:
-        UsageError: When another process trains it.
+        UsageError: When another process is training the run.
     """
     held = FileLock(run / ".lock")
     try:
@@ -85,21 +87,21 @@ def lock(run: Path) -> FileLock:
     return held
 
 
-def last_step(run: Path) -> int:
-    """Return the number of optimiser steps that `metrics.csv` knows of, 0 where there is none."""
+def logged_steps(run: Path) -> int:
+    """Return the number of optimiser steps up to the last line of `metrics.csv`; 0 without that file."""
     path = run / "metrics.csv"
     if not path.is_file():
         return 0
     with path.open(newline="", encoding="utf-8") as file:
-        # A killed run may leave half a line.
+        # The last line of a killed run may be incomplete.
         return max((int(row["step"]) + 1 for row in csv.DictReader(file) if row["value"]), default=0)
 
 
 def make_unique(parent: Path, name: str) -> Path:
-    """Make the folder `parent/name`, or `name-1`, `name-2`, ... when others were made in the same instant.
+    """Create the folder `parent/name`, or `name-1`, `name-2`, ... if it exists, and return it.
 
     Raises:
-        UsageError: When the folder cannot be made.
+        UsageError: When the folder cannot be created.
     """
     number = 0
     while True:
@@ -108,7 +110,7 @@ def make_unique(parent: Path, name: str) -> Path:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError as error:
-            # A parent that is a link to nowhere exists as well.
+            # A parent that is a broken link raises this error too.
             if not folder.exists():
                 raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
             number += 1
@@ -122,20 +124,20 @@ def timestamp() -> str:
 
 
 def find(run: Path) -> Path:
-    """Return the directory of a run that exists.
+    """Return the directory of an existing run.
 
     Args:
         run: A run directory, or a path that ends in `latest`.
 
     Raises:
-        UsageError: When it is not there; close names beside it are offered.
+        UsageError: When there is no such run, with a close name if there is one.
     """
     found = run.parent / run.read_text().strip() if run.name == "latest" and run.is_file() else run
     if (found / "config.yaml").is_file():
         return found
     if found.is_dir():
-        latest = f"; its newest is {found / 'latest'}" if (found / "latest").is_file() else ""
-        raise UsageError(f"{found} is no run: it has no config.yaml{latest}")
+        latest = f"; its newest run is {found / 'latest'}" if (found / "latest").is_file() else ""
+        raise UsageError(f"{found} is not a run, because it has no config.yaml{latest}")
     if found.is_file() or found.name == "config.yaml":
         raise UsageError(f"{found} is a file: give the folder of the run, {found.parent}")
     near = found.parent
@@ -146,16 +148,16 @@ def find(run: Path) -> Path:
     raise UsageError(f"there is no run {run}: {missing} does not exist{did_you_mean(missing.name, known)}")
 
 
-def unfinished(experiment: Path) -> Path | None:
-    """Return the newest run of an experiment that has begun, if it has a last checkpoint to go on from."""
-    begun = _begun(experiment)
-    return begun[-1] if begun and (begun[-1] / "checkpoints" / "last.ckpt").is_file() else None
+def find_resumable(experiment: Path) -> Path | None:
+    """Return the newest started run of an experiment, if it has a last checkpoint."""
+    runs = _started_runs(experiment)
+    return runs[-1] if runs and (runs[-1] / "checkpoints" / "last.ckpt").is_file() else None
 
 
-def _begun(experiment: Path) -> list[Path]:
-    """Return the runs of an experiment that have begun, in their order: `TIME`, `TIME-1`, ... `TIME-10`."""
-    begun = [path.parent for path in experiment.glob("*/config.yaml")]
-    return sorted(begun, key=lambda run: (run.name[:19], len(run.name), run.name))
+def _started_runs(experiment: Path) -> list[Path]:
+    """Return the runs of an experiment that have started training, oldest first: `TIME`, `TIME-1`, ... `TIME-10`."""
+    runs = [path.parent for path in experiment.glob("*/config.yaml")]
+    return sorted(runs, key=lambda run: (run.name[:19], len(run.name), run.name))
 
 
 def checkpoint(run: Path, name: str) -> Path:
@@ -166,7 +168,7 @@ def checkpoint(run: Path, name: str) -> Path:
         name: `"best"` or `"last"`.
 
     Raises:
-        UsageError: When the run has not written it.
+        UsageError: When the run has no such checkpoint.
     """
     path = run / "checkpoints" / f"{name}.ckpt"
     if not path.is_file():
@@ -176,8 +178,8 @@ def checkpoint(run: Path, name: str) -> Path:
 
 
 def write_config(run: Path, text: str) -> None:
-    """Write `config.yaml` of a run."""
-    _keep_and_write(run / "config.yaml", text)
+    """Write `config.yaml` of a run; a different earlier file is kept under another name."""
+    _write_and_keep(run / "config.yaml", text)
 
 
 def read_config(run: Path) -> str:
@@ -186,14 +188,14 @@ def read_config(run: Path) -> str:
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
-    """Write `results.json` with `results` and the versions of what made them."""
+    """Write `results` and package versions to `results.json`; a different earlier file is kept under another name."""
     packages = ("firstlight", "torch", "lightning", "torchmetrics", "scikit-learn")
     versions = {"python": python_version(), **{package: version(package) for package in packages}}
-    _keep_and_write(folder / "results.json", json.dumps({**results, "versions": versions}, indent=2) + "\n")
+    _write_and_keep(folder / "results.json", json.dumps({**results, "versions": versions}, indent=2) + "\n")
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Return what `results.json` holds."""
+    """Return the content of `results.json`."""
     results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     return results
 
@@ -201,14 +203,14 @@ def read_results(folder: Path) -> dict[str, Any]:
 def write_predictions(
     folder: Path, columns: Mapping[str, Sequence[Any]], rows: Sequence[int], class_names: Sequence[str]
 ) -> Path:
-    """Write `predictions.csv`, a line a sample with its index, prediction, probabilities and target; return its path.
+    """Write `predictions.csv` with one line per sample, and return its path.
 
     Args:
         folder: Where to write.
-        columns: By name, a value a sample; a list of values becomes a column each, named by the classes where
-            there are as many.
+        columns: One value per sample by name. A list of values becomes several columns, named by the classes if
+            there is one value per class.
         rows: Index of each sample in the data, from 0.
-        class_names: Stand for class indices; empty where there are none.
+        class_names: Names to write instead of class indices; empty if there are no classes.
     """
 
     def named(value: Any) -> Any:
@@ -229,18 +231,18 @@ def write_predictions(
     return path
 
 
-def _keep_and_write(path: Path, text: str) -> None:
-    """Write a file; where a run that goes on has another one, that is kept under the time of the change."""
+def _write_and_keep(path: Path, text: str) -> None:
+    """Write a file. A different earlier one, of a resumed run, is kept as `NAME-until-TIME`."""
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         kept = path.with_name(f"{path.stem}-until-{timestamp()}{path.suffix}")
         while kept.exists():
             kept = kept.with_stem(kept.stem + "+")
         path.rename(kept)
-    _replace(path, text)
+    _write_atomically(path, text)
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write beside the path and move into place, so that a reader never sees half a file."""
+def _write_atomically(path: Path, text: str) -> None:
+    """Write a temporary file and move it into place, so that a reader never sees half a file."""
     beside = path.with_name(f".{path.name}-{os.getpid()}")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)

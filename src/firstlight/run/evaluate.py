@@ -1,0 +1,110 @@
+"""Evaluate a checkpoint: choose it, then validate, test or predict with it in one process."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+
+from firstlight.callbacks import Progress
+from firstlight.callbacks.graceful_shutdown import interruptible
+from firstlight.checkpoints.io import weights_fault
+from firstlight.data import DataModule
+from firstlight.errors import UsageError, did_you_mean
+from firstlight.loggers import as_list
+from firstlight.run import console, directory
+from firstlight.run.experiment import Experiment
+
+__all__ = ["choose_checkpoint", "evaluate", "test_best"]
+
+
+def choose_checkpoint(verb: str, run: Path | None, ckpt: str | None) -> Path:
+    """Return the checkpoint to evaluate.
+
+    Args:
+        verb: The command, for messages.
+        run: The run directory, if there is one.
+        ckpt: `"best"`, `"last"`, a path, or `None` for the best checkpoint of the run.
+
+    Raises:
+        UsageError: When no checkpoint is named, or it does not exist.
+    """
+    if ckpt is None and run is None:
+        raise UsageError(f"{verb} needs a checkpoint: give --run DIR or --ckpt PATH; random weights are not evaluated")
+    name = ckpt or "best"
+    if name in ("best", "last"):
+        if run is None:
+            raise UsageError(f"--ckpt {name} is a checkpoint of a run: add --run DIR")
+        return directory.checkpoint(run, name)
+    if not Path(name).is_file():
+        raise UsageError(f"there is no checkpoint {name}" + did_you_mean(name, ["best", "last"]))
+    return Path(name)
+
+
+def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"], ckpt: str | None) -> None:
+    """Evaluate a checkpoint, print the result and write it to a new folder in `evaluations/`.
+
+    Args:
+        experiment: The task and data that the checkpoint belongs to.
+        verb: What to do with the checkpoint.
+        ckpt: The checkpoint, as in `choose_checkpoint`.
+    """
+    path = choose_checkpoint(verb, experiment.run_dir, ckpt)
+    outputs = _outputs(experiment, verb, path)
+    parent = (experiment.run_dir or experiment.home) / "evaluations"
+    folder = directory.make_unique(parent, f"{verb}-{directory.timestamp()}")
+    results = {"checkpoint": str(path), "seconds": round(time.monotonic() - experiment.started, 1)}
+    if verb == "predict":
+        columns = {name: torch.cat([batch[name] for batch in outputs]).tolist() for name in outputs[0]}
+        rows: Sequence[int] = range(len(next(iter(columns.values()))))
+        class_names: list[str] = []
+        if isinstance(experiment.datamodule, DataModule):
+            rows = experiment.datamodule.rows("test")[: len(rows)].tolist()
+            class_names = experiment.datamodule.class_names
+        file = directory.write_predictions(folder, columns, rows, class_names)
+        print(console.predicted(len(rows), path, file))
+    else:
+        results["metrics"] = outputs[0]
+        print(console.evaluated(verb, outputs[0], path, folder))
+    directory.write_results(folder, results)
+
+
+def test_best(experiment: Experiment) -> dict[str, float]:
+    """Return and print the test metrics of the best checkpoint of the run that was just trained."""
+    assert experiment.run_dir is not None
+    if torch.distributed.is_initialized():
+        # The other processes have ended, and the metrics would wait for them.
+        torch.distributed.destroy_process_group()
+    metrics: dict[str, float] = _outputs(experiment, "test", directory.checkpoint(experiment.run_dir, "best"))[0]
+    print(console.tested(metrics))
+    return metrics
+
+
+def _outputs(experiment: Experiment, verb: str, path: Path) -> list[Any]:
+    """Return what Lightning's `validate`, `test` or `predict` returns for a checkpoint."""
+    own = [each for each in as_list(experiment.options["callbacks"]) if not isinstance(each, ModelCheckpoint)]
+    progress = [] if "progress" in experiment.disable else [Progress(**experiment.groups["progress"])]
+    # In one process no sample counts twice.
+    one_process = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    trainer = experiment.trainer(
+        **one_process,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=any(isinstance(each, ProgressBar) for each in [*own, *progress]),
+        callbacks=[*own, *progress],
+    )
+    quiet = {} if verb == "predict" else {"verbose": False}
+    again = f"; run again with: firstlight {verb} --run {experiment.run_dir}" if experiment.run_dir else ""
+    try:
+        with interruptible(trainer, lambda: f"interrupted{again}"), warnings.catch_warnings():
+            # The callbacks of the fit are left out on purpose.
+            warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
+            outputs: list[Any] = getattr(trainer, verb)(
+                experiment.task, datamodule=experiment.datamodule, ckpt_path=str(path), weights_only=True, **quiet
+            )
+    except RuntimeError as error:
+        raise weights_fault(error, path) from error
+    return outputs

@@ -1,0 +1,160 @@
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from firstlight import callbacks
+from firstlight.errors import UsageError
+from firstlight.preflight.fit_checks import FitChecks
+from firstlight.preflight.rules import (
+    checkpoint_bytes,
+    refuse_collisions,
+    refuse_fewer_samples,
+    refuse_no_room,
+    refuse_options,
+)
+from tests.helpers import CONFIG
+
+OPTIONS = {
+    "max_epochs": 3,
+    "max_steps": -1,
+    "limit_train_batches": 1.0,
+    "accumulate_grad_batches": 1,
+    "log_every_n_steps": 50,
+    "devices": "auto",
+    "accelerator": "cpu",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_epochs": 0}, "trainer.max_epochs=0 trains nothing"),
+        ({"max_steps": 0}, "trainer.max_steps=0 trains nothing"),
+        ({"limit_train_batches": 0}, "trainer.limit_train_batches=0 trains nothing"),
+        ({"accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches=0 trains nothing"),
+        ({"accumulate_grad_batches": -1}, "trainer was given accumulate_grad_batches=-1: it must be at least 1"),
+        ({"log_every_n_steps": -5}, "trainer was given log_every_n_steps=-5: it must be at least 0"),
+        ({"devices": 5}, "trainer.devices=5 starts 5 processes on the CPU; at most 4 fit here"),
+    ],
+)
+def test_options_that_cannot_be_right_are_refused(change, message, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    refuse_options({**OPTIONS, "devices": 4})
+    refuse_options({**OPTIONS, "devices": 5, "accelerator": "gpu"})
+    refuse_options({**OPTIONS, "log_every_n_steps": None})
+    with pytest.raises(UsageError) as refused:
+        refuse_options({**OPTIONS, **change})
+    assert str(refused.value) == message
+
+
+def test_two_processes_are_allowed_on_one_processor(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    refuse_options({**OPTIONS, "devices": 2})
+
+
+def test_split_with_fewer_samples_than_processes_is_refused():
+    refuse_fewer_samples({"train": 20, "val": 2}, 2)
+    with pytest.raises(UsageError) as refused:
+        refuse_fewer_samples({"train": 20, "val": 1}, 2)
+    assert str(refused.value) == "the val split has 1 samples, too few for 2 processes"
+
+
+def test_callback_that_duplicates_a_default_one_is_refused():
+    class Task:
+        monitor, mode = "val/loss", "min"
+
+    default = callbacks.defaults(Task())
+    refuse_collisions([ModelCheckpoint(every_n_epochs=2, save_top_k=-1), Callback()], default)
+    with pytest.raises(
+        UsageError, match=r"ModelCheckpoint, which duplicates the default callback best: .*--disable best"
+    ):
+        refuse_collisions([ModelCheckpoint(filename="best")], default)
+
+
+def test_checkpoint_bytes_are_those_that_torch_writes(tmp_path):
+    module = nn.Linear(300, 300)
+    for kind, options in [(torch.optim.SGD, {}), (torch.optim.SGD, {"momentum": 0.9}), (torch.optim.AdamW, {})]:
+        optimizer = kind(module.parameters(), lr=0.1, **options)
+        module(torch.ones(1, 300)).sum().backward()
+        estimated = checkpoint_bytes(module, partial(kind, lr=0.1, **options))
+        optimizer.step()
+        torch.save([module.state_dict(), optimizer.state_dict()], tmp_path / "file")
+        assert estimated == pytest.approx((tmp_path / "file").stat().st_size, rel=0.05)
+
+
+BYTES = (300 * 300 + 300) * 4
+"""Size of a checkpoint of `linear` and its optimiser without state."""
+
+
+@pytest.fixture
+def linear():
+    module = nn.Linear(300, 300)
+    module.build_optimizer = partial(torch.optim.SGD, lr=0.1)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("disable", "existing", "files"),
+    [
+        ([], [], 3),
+        (["progress"], [], 3),
+        (["best"], [], 2),
+        (["best", "last"], [], 0),
+        ([], ["last"], 2),
+        ([], ["best", "last"], 1),
+        (["best"], ["best"], 2),
+    ],
+)
+def test_needed_room_is_one_file_per_missing_checkpoint_and_a_temporary_one(disable, existing, files, linear, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name in existing:
+        (tmp_path / "checkpoints" / f"{name}.ckpt").touch()
+    needed, free = FitChecks(linear, None, {}, disable).check_room(tmp_path)
+    assert needed == files * BYTES
+    assert free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
+
+
+def test_disk_without_room_is_refused_with_the_bytes_needed_and_free(linear, tmp_path, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=3 * BYTES))
+    assert FitChecks(linear, None, {}).check_room(tmp_path / "new") == (3 * BYTES, 3 * BYTES)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=3 * BYTES - 1))
+    with pytest.raises(UsageError) as refused:
+        FitChecks(linear, None, {}).check_room(tmp_path / "new")
+    assert str(refused.value) == (
+        f"{tmp_path / 'new'} has no room for the checkpoints: they need about 1,083,600 bytes, 1,083,599 are free"
+    )
+    assert not (tmp_path / "new").exists()
+
+
+def test_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=rf"cannot make the folder {tmp_path}/file/run: Not a directory"):
+        refuse_no_room(tmp_path / "file" / "run", 0)
+
+
+def test_read_only_folder_is_refused(tmp_path):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed").chmod(0o555)
+    libc = ctypes.CDLL(None)
+    command = [sys.executable, "-m", "firstlight", "fit", "--config", CONFIG, "--runs", "closed"]
+    # root can write everywhere unless it drops CAP_DAC_OVERRIDE: prctl(PR_CAPBSET_DROP, 1). For others it does nothing.
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=lambda: libc.prctl(24, 1, 0, 0, 0),
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == "firstlight: cannot make the folder closed/digits_mlp: Permission denied\n"
