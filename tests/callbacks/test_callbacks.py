@@ -4,8 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -219,12 +218,6 @@ def test_lightning_calls_the_default_callbacks_in_the_order_of_the_registry(tmp_
     kinds = [type(each) for each in trainer.callbacks if type(each) in DEFAULTS.values()]
     checkpoints = [callbacks.BestCheckpoint, callbacks.LastCheckpoint, callbacks.GracefulShutdown]
     assert kinds == [kind for kind in DEFAULTS.values() if kind not in checkpoints] + checkpoints
-
-
-def test_a_second_checkpoint_callback_is_accepted(tmp_path):
-    from firstlight.callbacks.defaults import refuse_collisions
-
-    refuse_collisions([ModelCheckpoint(every_n_epochs=2, save_top_k=-1), Callback()], callbacks.defaults(task()))
 
 
 def test_a_resumed_run_uses_its_present_patience():

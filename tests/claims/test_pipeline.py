@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from firstlight.callbacks import BestCheckpoint, LastCheckpoint
-from firstlight.callbacks.checkpoints import read_checkpoint_metrics
+from firstlight.checkpoints.io import read_checkpoint_metrics
 from firstlight.data import Digits
 from firstlight.networks import MLP
 from firstlight.schedules import Constant

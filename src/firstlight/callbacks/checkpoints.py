@@ -14,7 +14,7 @@ from firstlight.callbacks.finite import not_finite
 from firstlight.errors import UsageError, check_range
 from firstlight.loggers import current_step, is_logged_step
 
-__all__ = ["BestCheckpoint", "LastCheckpoint", "read_checkpoint_metrics", "validation_follows"]
+__all__ = ["BestCheckpoint", "LastCheckpoint", "validation_follows"]
 
 
 class FiniteCheckpoint(ModelCheckpoint):
@@ -216,13 +216,6 @@ def validation_follows(trainer: Trainer, batch_idx: int) -> bool:
     if epochs is None:
         return (trainer.fit_loop.total_batch_idx + 1) % every == 0
     return (trainer.current_epoch + 1) % epochs == 0 and (batch_idx + 1) % every == 0
-
-
-def read_checkpoint_metrics(path: str | Path) -> dict[str, float]:
-    """Return `epoch` (from 1), `step` (optimiser steps done) and the validation metrics of a task's checkpoint."""
-    # Mapped into memory, so that the weights are not read.
-    checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    return {"epoch": checkpoint["epoch"] + 1, "step": checkpoint["global_step"], **checkpoint.get("metrics", {})}
 
 
 def _is_last_epoch(trainer: Trainer) -> bool:

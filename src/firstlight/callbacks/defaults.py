@@ -1,11 +1,10 @@
 """The callbacks that every run has unless it disables them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 
 from firstlight.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from firstlight.callbacks.early_stopping import EarlyStopping
@@ -18,7 +17,7 @@ from firstlight.callbacks.progress import Progress
 from firstlight.callbacks.random_state import RandomState
 from firstlight.errors import UsageError, did_you_mean
 
-__all__ = ["DEFAULTS", "LINKED", "defaults", "refuse_collisions"]
+__all__ = ["DEFAULTS", "LINKED", "defaults"]
 
 DEFAULTS: dict[str, type[Callback]] = {
     "early_stopping": EarlyStopping,
@@ -78,26 +77,3 @@ def defaults(
             linked[name] = {"best": built["best"]}
         built[name] = kind(**linked.get(name, {}), **options.get(name, {}))
     return list(built.values())
-
-
-def refuse_collisions(requested: Sequence[Callback], default: Sequence[Callback]) -> None:
-    """Refuse a requested callback that does the work of a default one.
-
-    Lightning refuses some of these with a traceback. For others, two callbacks would write one file, or their order
-    would decide what is best.
-
-    Raises:
-        UsageError: Naming the default callback.
-    """
-    for mine in requested:
-        for theirs in default:
-            name = next(name for name, kind in DEFAULTS.items() if type(theirs) is kind)
-            bars = isinstance(mine, ProgressBar) and isinstance(theirs, ProgressBar)
-            files = isinstance(mine, ModelCheckpoint) and (mine.filename == name or (name == "last" and mine.save_last))
-            # Different classes may share a key if they have no state.
-            same = mine.state_key == theirs.state_key and (type(mine) is type(theirs) or bool(mine.state_dict()))
-            if same or bars or files:
-                raise UsageError(
-                    f"trainer.callbacks holds {type(mine).__name__}, which does the work of the default callback "
-                    f"{name}: set the options of {name}, or leave it out with --disable {name}"
-                )

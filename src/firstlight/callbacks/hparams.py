@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from firstlight.callbacks.checkpoints import read_checkpoint_metrics
+from firstlight.checkpoints.io import read_checkpoint_metrics
 
 __all__ = ["HParams", "flatten"]
 
