@@ -1,3 +1,5 @@
+"""The README's snippets and commands run, and every link to a file in README and docs has a target."""
+
 import re
 import shlex
 import subprocess
@@ -9,25 +11,28 @@ from tests.helpers import ROOT, called
 
 PAGE = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+FILES = {match[1]: text for text in SNIPPETS if (match := re.match(r"# (\w+\.py)\n", text))}
+"""Snippets that are a file: their first line is its name."""
 COMMANDS = [
     line.split("#")[0].strip()
     for line in "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)).splitlines()
-    if line.startswith(("firstlight ", "head "))
+    if line.startswith(("firstlight ", "head ", "cp "))
 ]
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_every_snippet_of_the_readme_runs(snippet, tmp_path):
+def test_readme_snippet_runs_without_warnings(snippet, tmp_path):
     done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
 
 
-def test_every_command_of_the_readme_runs_in_order(tmp_path):
+def test_readme_commands_run_in_their_order(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    first = "firstlight run --config configs/digits_mlp.yaml"
-    assert first in PAGE
-    for line in [first, *COMMANDS]:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    assert COMMANDS[0] == "firstlight run --config configs/digits_mlp.yaml"
+    for line in COMMANDS:
         program, *args = shlex.split(line)
         if program == "firstlight" and "overlays/ddp" not in line and "$(" not in line:
             called(*args, cwd=tmp_path)
@@ -37,7 +42,8 @@ def test_every_command_of_the_readme_runs_in_order(tmp_path):
             assert done.returncode == 0, (line, done.stderr)
 
 
-def test_every_file_that_a_page_links_to_is_there():
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "configs" / "README.md", *ROOT.glob("docs/*.md")]:
+def test_links_to_files_have_a_target():
+    pages = [*ROOT.glob("*.md"), ROOT / "configs" / "README.md", *ROOT.glob("benchmarks/*.md"), *ROOT.glob("docs/*.md")]
+    for page in pages:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name} links to {target}"
