@@ -1,14 +1,13 @@
-"""The same training by hand, by firstlight and by its peers.
+"""Run the same training by hand, with firstlight, and with other frameworks.
 
     python benchmarks/contenders.py CONTENDER CASE FOLDER [OPTION ...]
 
-trains a case of `cases/`, firstlight with further options of its command line, and prints, as JSON, how many seconds
-its epochs, steps and validations took, but for the first epoch, and the peak memory. Where `FIRSTLIGHT_STAMPS` names a
-file, the moments of all batches are written there, and the training has no end.
+This trains a case of `cases/`. Options are passed to firstlight's command line. It prints as JSON the seconds of
+epochs, steps and validations, without the first epoch, and the peak memory. If `FIRSTLIGHT_STAMPS` names a file, the
+time of every batch is written there, and training does not end by itself.
 
-What the others train on is written into FOLDER by `prepare CASE FOLDER`, in the form in which firstlight hands it to
-its network, so that nobody else has to load or scale anything. Each peer is written as its own documentation writes it,
-where that is the fastest of its ways known to us.
+`prepare CASE FOLDER` writes the data of the other contenders into FOLDER. It is already scaled, so they neither load
+nor scale anything. Each framework is used as its documentation shows, in the fastest documented way we know.
 """
 
 import json
@@ -43,7 +42,7 @@ def hits_of(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 class Work:
-    """What is trained on what, for how long."""
+    """The network, data, optimiser and number of epochs of a case."""
 
     def __init__(self, case: str, folder: Path, processes: int = 1) -> None:
         self.config, self.prepared, self.folder = CASES / f"{case}.yaml", folder / f"{case}.pt", folder
@@ -58,27 +57,27 @@ class Work:
             [] if path is None else [f"--trainer.max_epochs={self.epochs}", "--early_stopping.patience=1000000"]
         )
         self.steps = config["trainer"]["limit_train_batches"] // processes
-        part = model["network"] if isinstance(model["network"], dict) else {"class_path": model["network"]}
-        module, name = part["class_path"].rsplit(".", 1)
+        network = model["network"] if isinstance(model["network"], dict) else {"class_path": model["network"]}
+        module, name = network["class_path"].rsplit(".", 1)
         kind = getattr(__import__(module, fromlist=[name]), name)
         torch.manual_seed(0)
-        self.network: nn.Module = kind(**part.get("init_args", {}))
+        self.network: nn.Module = kind(**network.get("init_args", {}))
         self.stamps = Stamps(kind, path if IS_FIRST else None)
 
     @cached_property
     def splits(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Return inputs and targets of the training split, and of the validation split."""
+        """Return inputs and targets of the training split and of the validation split."""
         splits: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] = torch.load(self.prepared)
         return splits
 
     def loaders(self) -> tuple[DataLoader[Any], DataLoader[Any]]:
-        """Return torch's own loaders."""
+        """Return torch's loaders of the training and the validation split."""
         train, val = (TensorDataset(*split) for split in self.splits)
         return DataLoader(train, self.batch_size, shuffle=True), DataLoader(val, self.batch_size)
 
 
 def prepare(case: str, folder: Path) -> None:
-    """Write what the others train on."""
+    """Write the data of the other contenders."""
     from firstlight.cli.parser import CLI
 
     work = Work(case, folder)
@@ -90,7 +89,7 @@ def prepare(case: str, folder: Path) -> None:
 
 
 def ddp(work: Work) -> None:
-    """By hand, over tensors in memory, on two processes whose gradients torch's DistributedDataParallel averages."""
+    """Train by hand on tensors in memory, on two processes, with torch's DistributedDataParallel."""
     import subprocess
 
     from torch import distributed
@@ -114,20 +113,20 @@ def ddp(work: Work) -> None:
             optimizer.step()
         network.eval()
         with torch.inference_mode():
-            found = torch.zeros(2)
+            sums = torch.zeros(2)
             for start in range(0, len(val_inputs), work.batch_size):
-                few = val_targets[start : start + work.batch_size]
+                batch = val_targets[start : start + work.batch_size]
                 outputs = work.network(val_inputs[start : start + work.batch_size])
-                found += torch.stack([loss_of(outputs, few) * len(few), hits_of(outputs, few)])
-        distributed.all_reduce(found)
-        print(found.tolist(), file=sys.stderr)
+                sums += torch.stack([loss_of(outputs, batch) * len(batch), hits_of(outputs, batch)])
+        distributed.all_reduce(sums)
+        print(sums.tolist(), file=sys.stderr)
     distributed.destroy_process_group()
     if other is not None:
         other.wait()
 
 
 def floor(work: Work) -> None:
-    """By hand, over tensors in memory."""
+    """Train by hand on tensors in memory."""
     optimizer = work.optimizer(work.network.parameters())
     (inputs, targets), (val_inputs, val_targets) = work.splits
     for _ in range(work.epochs):
@@ -141,19 +140,19 @@ def floor(work: Work) -> None:
         with torch.inference_mode():
             total = hits = torch.zeros(())
             for start in range(0, len(val_inputs), work.batch_size):
-                few = val_targets[start : start + work.batch_size]
+                batch = val_targets[start : start + work.batch_size]
                 outputs = work.network(val_inputs[start : start + work.batch_size])
-                total, hits = total + loss_of(outputs, few) * len(few), hits + hits_of(outputs, few)
+                total, hits = total + loss_of(outputs, batch) * len(batch), hits + hits_of(outputs, batch)
             print(f"{total.item() / len(val_targets):.4f} {hits.item() / val_targets.numel():.4f}", file=sys.stderr)
 
 
 def dataloader(work: Work) -> None:
-    """By hand, with torch's DataLoader."""
+    """Train by hand with torch's DataLoader."""
     by_hand(work, work.network, work.optimizer(work.network.parameters()), *work.loaders(), Tensor.backward)
 
 
 def accelerate(work: Work) -> None:
-    """The loop by hand, its parts wrapped by accelerate."""
+    """Train by hand, with the parts wrapped by accelerate."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
@@ -162,7 +161,7 @@ def accelerate(work: Work) -> None:
 
 
 def by_hand(work: Work, network: Any, optimizer: Any, train: Any, val: Any, backward: Callable[[Tensor], None]) -> None:
-    """Train and validate batches that loaders give."""
+    """Train and validate on the batches of two loaders."""
     for _ in range(work.epochs):
         network.train()
         for inputs, targets in train:
@@ -180,7 +179,7 @@ def by_hand(work: Work, network: Any, optimizer: Any, train: Any, val: Any, back
 
 
 def lightning(work: Work) -> None:
-    """Lightning as its tutorials write it."""
+    """Train with Lightning as its tutorials show."""
     from lightning.pytorch import LightningModule, Trainer
     from torchmetrics.classification import MulticlassAccuracy
 
@@ -188,7 +187,7 @@ def lightning(work: Work) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.network = work.network
-            classes = work.network.eval()(work.splits[1][0][:1]).shape[-1]  # Else it would count as a step.
+            classes = work.network.eval()(work.splits[1][0][:1]).shape[-1]  # In train mode, it would count as a step.
             work.network.train()
             self.train_accuracy = MulticlassAccuracy(classes, average="micro")
             self.val_accuracy = MulticlassAccuracy(classes, average="micro")
@@ -217,7 +216,7 @@ def lightning(work: Work) -> None:
 
 
 def skorch(work: Work) -> None:
-    """The network as a scikit-learn estimator."""
+    """Train with skorch, as a scikit-learn estimator."""
     from skorch import NeuralNet
     from skorch.callbacks import EpochScoring
     from skorch.dataset import Dataset
@@ -248,7 +247,7 @@ def skorch(work: Work) -> None:
 
 
 def fastai(work: Work) -> None:
-    """A Learner."""
+    """Train with a fastai Learner."""
     from fastai.callback.progress import ProgressCallback  # noqa: F401
     from fastai.data.core import DataLoaders
     from fastai.learner import Learner
@@ -269,7 +268,7 @@ def fastai(work: Work) -> None:
 
 
 def keras(work: Work) -> None:
-    """Keras on torch."""
+    """Train with Keras on its torch backend."""
     os.environ["KERAS_BACKEND"] = "torch"
     import keras
 
@@ -284,7 +283,7 @@ def keras(work: Work) -> None:
 
 
 def transformers(work: Work) -> None:
-    """The Trainer of transformers."""
+    """Train with the Trainer of transformers."""
     from transformers import Trainer, TrainingArguments
 
     class Model(nn.Module):
@@ -304,7 +303,7 @@ def transformers(work: Work) -> None:
         return outputs.argmax(-1) == targets
 
     train, val = work.splits
-    # It cannot write weights that lie in memory channel by channel, as those of a convolution do, or that layers share.
+    # The Trainer cannot save weights in channels-last memory order, or weights that two layers share.
     weights = [each for _, each in work.network.named_parameters(remove_duplicate=False)]
     packed = all(each.is_contiguous() for each in weights) and len(weights) == len(set(weights))
     arguments = TrainingArguments(
@@ -331,13 +330,13 @@ def transformers(work: Work) -> None:
         train_dataset=TensorDataset(*train),
         eval_dataset=TensorDataset(*val),
         preprocess_logits_for_metrics=hits,
-        compute_metrics=lambda found: {"accuracy": float(found.predictions.mean())},
+        compute_metrics=lambda result: {"accuracy": float(result.predictions.mean())},
     )
     trainer.train()
 
 
 def firstlight(work: Work) -> None:
-    """This package with everything on."""
+    """Train with firstlight, with everything on."""
     from firstlight.__main__ import main
 
     if code := main(["fit", "--config", str(work.config), "--runs", str(work.folder), *work.endless, *sys.argv[4:]]):
@@ -345,7 +344,7 @@ def firstlight(work: Work) -> None:
 
 
 def firstlight_ddp(work: Work) -> None:
-    """This package with everything on, on two processes."""
+    """Train with firstlight on two processes, with everything on."""
     from firstlight.__main__ import main
 
     options = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
@@ -366,7 +365,7 @@ CONTENDERS: dict[str, Callable[[Work], None]] = {
 
 
 def main() -> None:
-    """Train, and print what it took."""
+    """Train, and print the figures."""
     name, case, folder = sys.argv[1:4]
     if name == "prepare":
         prepare(case, Path(folder))

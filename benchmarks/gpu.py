@@ -1,15 +1,20 @@
-"""How long a step takes on a GPU with firstlight and everything on, over a compiled loop by hand.
+"""Measure a training step on a GPU: firstlight with everything on, and a compiled loop by hand.
 
     python benchmarks/gpu.py [--cases tiny,conv] [--rounds 7] [--json F]
 
-Both train the case of `cases/gpu/` with the same network, loss, optimiser, precision and compiler, on samples that lie
-on the device as they were loaded. The loop by hand compiles scaling, network and loss as one function, and does nothing
-else. Each trains in a process of its own. All begin at once, and compile in their first two epochs; from then on one
-trains for an epoch while the others wait, round after round. A step's time is that of an epoch's training, the device
-waited for at both ends, over its steps; shown are medians of the rounds, and of the ratios in the same round. By hand,
-that of the host ends when it has handed over the last step: where it is no less, the host holds, and not the device.
-Share of peak is what the network's matrix products and convolutions need, as `torch.utils.flop_counter` counts them,
-over what a product of two bfloat16 matrices of 8,192 x 8,192 reaches on the same card.
+Both train a case of `cases/gpu/` with the same network, loss, optimiser, precision and compiler. All samples are in the
+device's memory, as they were loaded. The loop by hand compiles scaling, network and loss as one function, and does
+nothing else.
+
+Each contender trains in its own process. They start together and compile in their first two epochs. After that, one
+trains for an epoch while the others wait, round after round.
+
+The time of a step is the training time of an epoch divided by its steps. The device is synchronised before and after.
+The table shows medians over the rounds, and medians of the ratios in the same round. For the loop by hand, "ms of the
+host" ends when the host has queued the last step. If it equals the time of a step, the host limits the speed.
+
+"Share of peak" is the rate of floating-point operations in the network's matrix products and convolutions, as
+`torch.utils.flop_counter` counts them, divided by that of a product of two bfloat16 matrices of 8,192 x 8,192.
 """
 
 import argparse
@@ -33,21 +38,21 @@ DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device(
 
 
 def wait() -> float:
-    """Return the time at which the device has done all it was given."""
+    """Wait for the device and return the time."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def took_since(begun: float, steps: int) -> dict[str, float]:
-    """Return the seconds of a step until the host was done with all of them, and until the device was."""
+def seconds_since(start: float, steps: int) -> dict[str, float]:
+    """Return the seconds of a step until the host queued the last one, and until the device finished it."""
     host = time.perf_counter()
-    return {"host": (host - begun) / steps, "step": (wait() - begun) / steps}
+    return {"host": (host - start) / steps, "step": (wait() - start) / steps}
 
 
-def turn(told: Any = None) -> None:
-    """Tell the parent something, and wait until it says that it is this process's turn."""
-    print(f"{MARK}{json.dumps(told)}", flush=True)
+def turn(message: Any = None) -> None:
+    """Send a message to the parent process, and wait for the next turn of this one."""
+    print(f"{MARK}{json.dumps(message)}", flush=True)
     if not sys.stdin.readline():
         sys.exit(1)
 
@@ -72,7 +77,7 @@ def floor(case: str, epochs: int, options: list[str]) -> None:
     task, data, trainer = experiment.task, experiment.datamodule, experiment.options
     data.setup("fit")
     train = data.dataset("train").to(DEVICE)
-    network, compare = task.network.to(DEVICE).train(), task.loss
+    network, loss_function = task.network.to(DEVICE).train(), task.loss
     mode = next(each.mode for each in as_list(trainer["callbacks"]) if isinstance(each, Compile))
     mixed = trainer["precision"] == "bf16-mixed"
     torch.backends.cudnn.benchmark = bool(trainer["benchmark"])
@@ -83,22 +88,22 @@ def floor(case: str, epochs: int, options: list[str]) -> None:
         inputs = (inputs - mean) / std if is_image else inputs if inputs.is_floating_point() else inputs.long()
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=mixed):
             outputs = network(inputs)
-        return compare(outputs.flatten(0, -2).float(), targets.flatten().long())
+        return loss_function(outputs.flatten(0, -2).float(), targets.flatten().long())
 
     compiled = torch.compile(forward, mode=mode, dynamic=False)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=True)
     steps, size = int(trainer["limit_train_batches"]), data.batch_size
-    took = {}
+    figures = {}
     for _ in range(epochs):
-        turn(took)
-        begun = wait()
+        turn(figures)
+        start = wait()
         for index in torch.randperm(len(train), device=DEVICE)[: steps * size].split(size):
             loss = compiled(train.inputs[index], train.targets[index])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        took = took_since(begun, steps)
-    turn(took)
+        figures = seconds_since(start, steps)
+    turn(figures)
     counter = FlopCounterMode(display=False)
     with counter:
         forward(train.inputs[:size], train.targets[:size]).backward()
@@ -111,41 +116,41 @@ def count(network: Any) -> int:
 
 
 def firstlight(case: str, epochs: int, options: list[str]) -> None:
-    """Train with this package, and everything on."""
+    """Train with firstlight, with everything on."""
     from lightning.pytorch import Callback
 
     from firstlight.loggers import as_list
 
     class Timer(Callback):
-        took: dict[str, float] = {}  # noqa: RUF012
+        figures: dict[str, float] = {}  # noqa: RUF012
 
         def on_train_epoch_start(self, trainer: Any, *_: Any) -> None:
-            turn(self.took)
-            self.begun = wait()
+            turn(self.figures)
+            self.start = wait()
 
         def on_validation_start(self, trainer: Any, *_: Any) -> None:
             if not trainer.sanity_checking:
-                self.took = took_since(self.begun, trainer.num_training_batches)
+                self.figures = seconds_since(self.start, trainer.num_training_batches)
 
     with tempfile.TemporaryDirectory() as folder:
         experiment = experiment_of(case, epochs, ["--runs", folder, *options])
         timer = Timer()
         experiment.options["callbacks"] = [timer, *as_list(experiment.options["callbacks"])]
         experiment.fit()
-    turn(timer.took)
+    turn(timer.figures)
     turn({})
 
 
 def peak() -> float:
-    """Return the floating-point operations a second of a large product of bfloat16 matrices."""
+    """Return the floating-point operations per second of a large product of bfloat16 matrices."""
     left, right = (torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    took = []
+    seconds = []
     for _ in range(13):
-        begun = wait()
+        start = wait()
         for _ in range(10):
             left @ right
-        took.append((wait() - begun) / 10)
-    return 2 * 8192**3 / median(took[3:])
+        seconds.append((wait() - start) / 10)
+    return 2 * 8192**3 / median(seconds[3:])
 
 
 class Contender:
@@ -157,81 +162,82 @@ class Contender:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def start(self) -> None:
-        """Let it go on."""
+        """Start its next turn."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
 
-    def told(self) -> Any:
-        """Return what it tells when it waits again."""
+    def message(self) -> Any:
+        """Wait for the end of its turn, and return its message."""
         for line in self.process.stdout:
             if line.startswith(MARK):
                 return json.loads(line.removeprefix(MARK))
         sys.exit(f"{self.name} failed in {self.case}")
 
 
-def rows(case: str, took: dict[str, list[dict[str, float]]], about: dict[str, Any], top: float) -> list[str]:
+def rows(case: str, results: dict[str, list[dict[str, float]]], about: dict[str, Any], top: float) -> list[str]:
     """Return the lines of a case in the table."""
     lines = []
-    for name, found in took.items():
-        ratios = sorted(each["step"] / floor["step"] for each, floor in zip(found, took["floor"], strict=True))
-        step = median(each["step"] for each in found)
+    for name, rounds in results.items():
+        ratios = sorted(each["step"] / floor["step"] for each, floor in zip(rounds, results["floor"], strict=True))
+        step = median(each["step"] for each in rounds)
         ratio = f"{median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
         size = f"{about['parameters']:,} | {about['samples']}"
         speed = f"{about['samples'] / step:,.0f} | {about['flops'] / step / top:.1%}"
-        # firstlight's epochs may end with a logging, which waits for the device.
-        host = f"{median(each['host'] for each in found) * 1000:.3f}" if name == "floor" else "-"
+        # An epoch of firstlight may end with logging, which waits for the device.
+        host = f"{median(each['host'] for each in rounds) * 1000:.3f}" if name == "floor" else "-"
         lines.append(f"| {case} | {size} | {name} | {step * 1000:.3f} | {host} | {ratio} | {speed} |")
     return lines
 
 
 def main() -> None:
     """Measure, and print the table."""
-    parser = argparse.ArgumentParser(description="How long a step takes on a GPU.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Measure a training step on a GPU.", allow_abbrev=False)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
-    parser.add_argument("options", nargs="*", help="further options of firstlight, after --")
-    given = parser.parse_args()
-    cases = given.cases.split(",")
-    if given.child:
-        globals()[given.child](cases[0], given.rounds + WARM, given.options)
+    parser.add_argument("options", nargs="*", help="options for firstlight, after --")
+    args = parser.parse_args()
+    cases = args.cases.split(",")
+    if args.child:
+        globals()[args.child](cases[0], args.rounds + WARM, args.options)
         return
-    every = [Contender(name, case, given.rounds, given.options) for case in cases for name in CONTENDERS]
-    for each in every:
-        each.told()
+    contenders = [Contender(name, case, args.rounds, args.options) for case in cases for name in CONTENDERS]
+    for each in contenders:
+        each.message()
     for _ in range(WARM):
-        for each in every:
+        for each in contenders:
             each.start()
-        for each in every:
-            each.told()
-    for number in range(given.rounds):
-        for each in every:
+        for each in contenders:
+            each.message()
+    for number in range(args.rounds):
+        for each in contenders:
             each.start()
-            each.steps.append(each.told())
+            each.steps.append(each.message())
             print(
                 f"{each.case} {number} {each.name}: {each.steps[-1]['step'] * 1000:.3f} ms a step",
                 file=sys.stderr,
                 flush=True,
             )
     about: dict[str, Any] = {case: {} for case in cases}
-    for each in every:
+    for each in contenders:
         each.start()
-        about[each.case] |= each.told()
+        about[each.case] |= each.message()
         each.start()
         each.process.wait()
     top = peak() if DEVICE.type == "cuda" else float("nan")
     card = torch.cuda.get_device_name(DEVICE) if DEVICE.type == "cuda" else "no GPU"
-    took = {case: {each.name: each.steps for each in every if each.case == case} for case in cases}
+    results = {case: {each.name: each.steps for each in contenders if each.case == case} for case in cases}
     print(f"{card}, torch {torch.__version__}; a product of bfloat16 matrices reaches {top / 1e12:,.1f} TFLOP/s\n")
     print(
         "| case | parameters | batch | contender | ms a step | ms of the host | over the floor's | samples a second "
         "| share of peak |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    print("\n".join(line for case in cases for line in rows(case, took[case], about[case], top)))
-    if given.json:
-        given.json.write_text(json.dumps({"card": card, "peak": top, "about": about, "took": took}, indent=1) + "\n")
+    print("\n".join(line for case in cases for line in rows(case, results[case], about[case], top)))
+    if args.json:
+        content = {"card": card, "peak": top, "about": about, "results": results}
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What plain Lightning does in the cases of docs/reliability.md, written as its documentation writes it.
+"""Run the cases of docs/reliability.md with plain Lightning, used as its documentation shows.
 
     python benchmarks/plain_lightning.py [--trials 20] [--flips 300] [--kills 50]
 
-Each case runs in processes and a folder of its own; printed is a table. The network is a small one with dropout on
-scikit-learn's digits, shuffled, with `ModelCheckpoint(save_last=True)`, and is resumed with `ckpt_path="last"`.
+Each case runs in its own processes and its own folder. The result is printed as a table. A small network with dropout
+is trained on scikit-learn's digits with shuffling and `ModelCheckpoint(save_last=True)`. It is resumed with
+`ckpt_path="last"`.
 """
 
 import argparse
@@ -36,7 +37,7 @@ QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "en
 
 
 class Net(LightningModule):
-    """A classifier of digits as Lightning's introduction writes one."""
+    """A classifier of digits, as in Lightning's introduction."""
 
     def __init__(self, fault: str = "") -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class Net(LightningModule):
         self.fault = fault
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss, which a fault makes NaN at one step; another ends the process."""
+        """Return the loss. `fault` makes it NaN at step 20, or sends SIGTERM there."""
         if self.global_step == 20 and self.fault == "sigterm":
             os.kill(os.getpid(), signal.SIGTERM)
         loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
@@ -55,7 +56,7 @@ class Net(LightningModule):
         self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log the accuracy, and count the samples of all processes."""
+        """Log the accuracy, and count the samples over all processes."""
         SAMPLES.value += len(batch[0])
         self.log("test_accuracy", (self.net(batch[0]).argmax(1) == batch[1]).float().mean())
 
@@ -65,7 +66,7 @@ class Net(LightningModule):
 
 
 class Data(LightningDataModule):
-    """The digits; seven of them test."""
+    """The digits, with seven test samples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ SAMPLES = processes.Value("i", 0, lock=True)
 
 
 def fit(fault: str = "") -> None:
-    """Train, or go on from the last checkpoint where there is one."""
+    """Train, from the last checkpoint if there is one."""
     seed_everything(0)
     checkpoint = ModelCheckpoint("checkpoints", monitor="val_loss", save_last=True)
     trainer = Trainer(max_epochs=8, callbacks=[checkpoint], logger=False, **QUIET)
@@ -99,7 +100,7 @@ def fit(fault: str = "") -> None:
 
 
 def begin(function: Callable[..., None], folder: Path, *args: Any) -> BaseProcess:
-    """Start a function in a process of its own, in a folder, without a word."""
+    """Start a function in a new process in a folder, without output."""
 
     def called() -> None:
         os.chdir(folder)
@@ -115,7 +116,7 @@ def begin(function: Callable[..., None], folder: Path, *args: Any) -> BaseProces
 
 
 def code_of(function: Callable[..., None], folder: Path, *args: Any) -> int | None:
-    """Return the exit code of a function in a process of its own."""
+    """Run a function in a new process and return its exit code."""
     process = begin(function, folder, *args)
     process.join(300)
     return process.exitcode
@@ -123,17 +124,17 @@ def code_of(function: Callable[..., None], folder: Path, *args: Any) -> int | No
 
 def weights(path: Path) -> dict[str, Tensor]:
     """Return the weights in a checkpoint."""
-    found: dict[str, Tensor] = torch.load(path, weights_only=True)["state_dict"]
-    return found
+    state: dict[str, Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return state
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Tell whether two sets of weights have the same bits."""
+    """Return whether two sets of weights have the same bits."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def resumed(folder: Path, trials: int) -> str:
-    """Kill runs at random moments, go on, and compare the weights at the end with those of a run never stopped."""
+def kill_and_resume(folder: Path, trials: int) -> str:
+    """Kill runs at random moments, resume them, and compare the final weights with those of an uninterrupted run."""
     (folder / "whole").mkdir()
     began = time.monotonic()
     code_of(fit, folder / "whole")
@@ -153,8 +154,8 @@ def resumed(folder: Path, trials: int) -> str:
     return f"{same}/{killed}"
 
 
-def written(folder: Path, kills: int) -> str:
-    """Kill inside writes of a checkpoint, with TMPDIR on another file system, and load what is there."""
+def kill_while_writing(folder: Path, kills: int) -> str:
+    """Kill a process while it writes checkpoints, with TMPDIR on another file system, and load the file."""
     path, draw, whole = folder / "last.ckpt", random.Random(0), 0
     elsewhere = tempfile.mkdtemp(dir="/dev/shm")
 
@@ -176,8 +177,8 @@ def written(folder: Path, kills: int) -> str:
     return f"{whole}/{kills} load"
 
 
-def flipped(folder: Path, flips: int) -> str:
-    """Flip one bit of a checkpoint and load it, again and again."""
+def flip_bits(folder: Path, flips: int) -> str:
+    """Flip one bit of a checkpoint and load it, many times."""
     code_of(fit, folder)
     path = folder / "checkpoints" / "last.ckpt"
     content, expected, draw, silent = path.read_bytes(), weights(path), random.Random(1), 0
@@ -188,23 +189,23 @@ def flipped(folder: Path, flips: int) -> str:
         path.write_bytes(bad)
         with contextlib.suppress(Exception):
             silent += not equal(weights(path), expected)
-    return f"{silent}/{flips} load as other weights without a word"
+    return f"{silent}/{flips} load with other weights and no error"
 
 
-def not_a_number(folder: Path) -> str:
+def train_with_nan(folder: Path) -> str:
     """Train with a loss that is NaN once."""
     code = code_of(fit, folder, "nan")
     spoiled = any(not value.isfinite().all() for value in weights(folder / "checkpoints" / "last.ckpt").values())
     return f"exit code {code}, last.ckpt {'holds' if spoiled else 'has no'} NaN"
 
 
-def terminated(folder: Path) -> str:
+def send_sigterm(folder: Path) -> str:
     """Send SIGTERM in the first epoch."""
     code = code_of(fit, folder, "sigterm")
     return f"exit code {code}, {len(list(folder.rglob('*.ckpt')))} checkpoints"
 
 
-def tested_at_random(folder: Path) -> str:
+def score_random_weights(folder: Path) -> str:
     """Test without a checkpoint, from the command line."""
 
     def test() -> None:
@@ -215,7 +216,7 @@ def tested_at_random(folder: Path) -> str:
     return f"exit code {code}, {SAMPLES.value - before} samples scored with random weights"
 
 
-def padded(folder: Path) -> str:
+def score_on_two_processes(folder: Path) -> str:
     """Test seven samples on two processes."""
 
     def test() -> None:
@@ -226,8 +227,8 @@ def padded(folder: Path) -> str:
     return f"exit code {code}, 7 samples count as {SAMPLES.value - before}"
 
 
-def at_once(folder: Path) -> str:
-    """Make 20 trainers at the same instant and count the folders of their logs."""
+def start_together(folder: Path) -> str:
+    """Start 20 trainers at the same time and count their log directories."""
     barrier = processes.Barrier(20)
 
     def make() -> None:
@@ -247,16 +248,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name, many in (("trials", 20), ("flips", 300), ("kills", 50)):
         parser.add_argument(f"--{name}", type=int, default=many)
-    given = parser.parse_args()
+    args = parser.parse_args()
     cases: dict[str, Callable[[Path], str]] = {
-        "kill -9 at random moments, shuffle and dropout: the same bits": lambda folder: resumed(folder, given.trials),
-        "kill -9 of what writes on and on, TMPDIR on another file system": lambda folder: written(folder, given.kills),
-        "flipped bits": lambda folder: flipped(folder, given.flips),
-        "a loss that is NaN": not_a_number,
-        "SIGTERM in the first epoch": terminated,
-        "test without a checkpoint": tested_at_random,
-        "7 test samples on 2 processes": padded,
-        "20 runs started at once": at_once,
+        "kill -9 at random moments: the same bits": lambda folder: kill_and_resume(folder, args.trials),
+        "kill -9 while writing, other TMPDIR": lambda folder: kill_while_writing(folder, args.kills),
+        "flipped bits": lambda folder: flip_bits(folder, args.flips),
+        "a loss that is NaN": train_with_nan,
+        "SIGTERM in the first epoch": send_sigterm,
+        "test without a checkpoint": score_random_weights,
+        "7 test samples on 2 processes": score_on_two_processes,
+        "20 runs started at once": start_together,
     }
     print(f"| case | Lightning {lightning.__version__}, torch {torch.__version__} |\n|---|---|")
     for case, measure in cases.items():

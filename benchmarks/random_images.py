@@ -1,4 +1,4 @@
-"""Images of nothing: a step takes as long with them as with others, and nothing has to be fetched."""
+"""Random images: a training step takes as long as with real ones, and nothing is downloaded."""
 
 import numpy as np
 
@@ -9,10 +9,10 @@ __all__ = ["RandomImages"]
 
 
 class RandomImages(DataModule):
-    """Inputs `(B, 3, 32, 32)`, targets `(B,)` of ten classes."""
+    """Inputs `(B, 3, 32, 32)` uint8, targets `(B,)` of ten classes."""
 
     def load(self) -> Samples:
-        """Return as many as CIFAR-10 has to train with."""
+        """Return 50,000 samples, the number of training samples in CIFAR-10."""
         draw = np.random.default_rng(0)
         images = draw.integers(0, 256, (50_000, 3, 32, 32), np.uint8)
         return Samples(images, draw.integers(0, 10, 50_000), [str(number) for number in range(10)])

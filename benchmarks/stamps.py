@@ -1,4 +1,4 @@
-"""When batches reached a network, and what follows from it. Nothing heavy is imported here."""
+"""Record when batches reach a network, and compute figures from these times. Nothing large is imported here."""
 
 import os
 import time
@@ -12,11 +12,11 @@ __all__ = ["Stamps", "figures", "read"]
 
 
 class Stamps:
-    """The moments at which batches reach a network, to be trained with and to be validated.
+    """The times at which batches reach a network, in training and in validation.
 
     Args:
-        kind: Class of the network.
-        path: File that they are written to as well, every half a second.
+        kind: Class of the network. Its `forward` is replaced by one that records the time.
+        path: File to which the times are written every half second; None keeps them in memory only.
     """
 
     def __init__(self, kind: Any, path: str | None) -> None:
@@ -30,16 +30,16 @@ class Stamps:
                 return forward(module, inputs)
 
         else:
-            kept, last = array("d"), clock()
+            unwritten, last = array("d"), clock()
 
             def stamped(module: Any, inputs: Any) -> Any:
                 nonlocal last
                 now = clock()
-                kept.append(now if module.training else -now)
+                unwritten.append(now if module.training else -now)
                 if now - last > 0.5:
                     with Path(path).open("ab") as file:
-                        file.write(kept.tobytes())
-                    del kept[:]
+                        file.write(unwritten.tobytes())
+                    del unwritten[:]
                     last = now
                 return forward(module, inputs)
 
@@ -47,35 +47,35 @@ class Stamps:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[list[float], list[float]]:
-    """Return what was written so far: moments of training and of validation."""
-    found = array("d")
+    """Return the times written so far: of training and of validation."""
+    times = array("d")
     if Path(path).is_file():
         content = Path(path).read_bytes()
-        found.frombytes(content[: len(content) // 8 * 8])
-    return [each for each in found if each > 0], [-each for each in found if each < 0]
+        times.frombytes(content[: len(content) // 8 * 8])
+    return [each for each in times if each > 0], [-each for each in times if each < 0]
 
 
 def figures(trained: list[float], validated: list[float], steps: int, first: int = 0) -> dict[str, Any]:
-    """Return seconds: of each whole epoch, of a step, between epochs, of a validated batch; None where none is whole.
+    """Return the seconds of each whole epoch, of a step, between epochs, and of a validated batch.
 
-    An epoch lasts until the first batch of the next, and holds its validation. What lies between epochs is the time
-    from an epoch's last batch to the next one's first, less that of a step.
+    An epoch ends with the first batch of the next one, so it includes validation. The time between epochs is that from
+    the last batch of an epoch to the first batch of the next, minus one step. A figure without data is None.
 
     Args:
-        trained: Moments of training, one after the other.
-        validated: Moments of validation.
-        steps: Batches of an epoch.
-        first: Which batch of the training `trained` begins with, from 0.
+        trained: Times of consecutive training batches.
+        validated: Times of validation batches.
+        steps: Batches in an epoch.
+        first: Index of the first batch in `trained`, counted from the start of training.
     """
-    took = [(number, after - before) for number, (before, after) in enumerate(pairwise(trained), first + 1)]
-    step = median(found) if (found := [each for number, each in took if number % steps]) else None
-    across = [each for number, each in took if number % steps == 0]
+    gaps = [(number, after - before) for number, (before, after) in enumerate(pairwise(trained), first + 1)]
+    step = median(inside) if (inside := [gap for number, gap in gaps if number % steps]) else None
+    across = [gap for number, gap in gaps if number % steps == 0]
     starts = range(-first % steps, len(trained) - steps, steps)
-    apart = [after - before for before, after in pairwise(validated)]
+    checks = [after - before for before, after in pairwise(validated)]
     return {
         "epochs": [trained[start + steps] - trained[start] for start in starts],
         "steps": steps,
         "step": step,
         "between": median(across) - step if across and step is not None else None,
-        "validated": median(apart) if apart else None,
+        "validated": median(checks) if checks else None,
     }

@@ -1,4 +1,4 @@
-"""The benchmarks count what they say they count."""
+"""The benchmarks compute the figures that they print."""
 
 import json
 import shutil
@@ -21,43 +21,43 @@ def speed(monkeypatch):
     return speed
 
 
-def test_a_ratio_is_that_to_the_floor_of_the_same_round(speed):
-    def took(*steps):
+def test_ratio_is_to_the_floor_of_the_same_round(speed):
+    def turns(*steps):
         figures = {"between": 0.002, "validated": 0.0005}
         return [
             {"round": number, "step": step / 1000, "epoch": 5 + step, "MiB": 100 + step, **figures}
             for number, step in enumerate(steps)
         ]
 
-    rows = speed.rows("tiny", {"floor": took(1.0, 2.0, 4.0), "firstlight": took(3.0, 4.0, 4.0)})
+    rows = speed.rows("tiny", {"floor": turns(1.0, 2.0, 4.0), "firstlight": turns(3.0, 4.0, 4.0)})
     assert rows[1] == (
         "| tiny | firstlight | 4.000 | 2.00 (1.50 to 2.50) | 1.29 (1.14 to 1.31) | 2.000 | 0.500 | 104 | 1.02 | 3 |"
     )
 
 
-def test_an_epoch_without_a_floor_in_its_round_is_over_that_of_the_nearest(speed):
+def test_epoch_without_a_floor_in_its_round_uses_the_nearest(speed):
     floors = [{"round": 0, "epoch": 1.0}, {"round": 1, "epoch": None}, {"round": 5, "epoch": 2.0}]
-    found = [{"round": 1, "epoch": 3.0}, {"round": 4, "epoch": 4.0}, {"round": 6, "epoch": None}]
-    assert speed.over(found, floors, "epoch") == "2.50 (2.25 to 2.75)"
-    assert speed.over(found, floors[1:2], "epoch") == speed.over([], floors, "epoch") == "-"
+    turns = [{"round": 1, "epoch": 3.0}, {"round": 4, "epoch": 4.0}, {"round": 6, "epoch": None}]
+    assert speed.ratio_to(floors, turns, "epoch") == "2.50 (2.25 to 2.75)"
+    assert speed.ratio_to(floors[1:2], turns, "epoch") == speed.ratio_to(floors, [], "epoch") == "-"
 
 
-def test_a_turn_counts_the_time_in_which_it_trains_alone(speed):
+def test_turn_counts_only_the_time_in_which_its_process_runs(speed):
     # Epochs of three batches and two validations of 0.1, in turns from 10 to 15 and from 100 to 104.
     trained = [1, 2, 3, 10.5, 11.5, 12.5, 14, 100, 101, 102.5, 103.5]
     validated = [3.5, 3.6, 13, 13.1, 101.5, 101.6]
-    found = speed.told([(0, 10, 15), (1, 100, 104)], trained, validated, 3)
-    assert [{name: round(value, 6) for name, value in each.items()} for each in found] == [
+    figures = speed.turn_figures([(0, 10, 15), (1, 100, 104)], trained, validated, 3)
+    assert [{name: round(value, 6) for name, value in each.items()} for each in figures] == [
         {"round": 0, "step": 1, "between": 0.5, "validated": 0.1, "epoch": 3.5},
         {"round": 1, "step": 1, "between": 0.5, "validated": 0.1, "epoch": 3.5},
     ]
-    assert speed.told([(0, 10, 15), (1, 16, 17)], trained[:6], [], 3) == [
+    assert speed.turn_figures([(0, 10, 15), (1, 16, 17)], trained[:6], [], 3) == [
         {"round": 0, "step": 1, "between": None, "validated": None, "epoch": None}
     ]
 
 
 @pytest.mark.parametrize("written", [False, True])
-def test_epochs_steps_and_what_lies_between_are_told_apart(monkeypatch, tmp_path, written):
+def test_stamps_give_seconds_of_epochs_steps_and_validation(monkeypatch, tmp_path, written):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import stamps
     from torch import nn
@@ -66,37 +66,37 @@ def test_epochs_steps_and_what_lies_between_are_told_apart(monkeypatch, tmp_path
         def forward(self, inputs):
             return inputs
 
-    moments = iter([1, 9, 20, 21, 22, 23, 24, 30, 31, 32, 40, 41])
+    times = iter([1, 9, 20, 21, 22, 23, 24, 30, 31, 32, 40, 41])
     path = str(tmp_path / "stamps") if written else None
     with monkeypatch.context() as patch:
-        patch.setattr(stamps.time, "perf_counter", lambda: next(moments, 1))
+        patch.setattr(stamps.time, "perf_counter", lambda: next(times, 1))
         net = Net()
-        if written:  # The clock is asked once more.
-            moments = iter([0, *moments])
+        if written:  # Stamps reads the clock once at the start.
+            times = iter([0, *times])
         seen = stamps.Stamps(Net, path)
         for mode in (True, True, True, True, False, False, False, True, True, False, True, True):
             net.train(mode)(None)
     trained, validated = stamps.read(path) if written else (seen.trained, seen.validated)
     assert trained == [1, 9, 20, 21, 30, 31, 40, 41] and validated == [22, 23, 24, 32]
-    found = stamps.figures(trained[2:], validated, 2, 2)
-    assert found == {"epochs": [10, 10], "steps": 2, "step": 1, "between": 8, "validated": 1}
-    assert stamps.figures(trained[3:6], validated, 2, 3) == {**found, "epochs": []}
+    figures = stamps.figures(trained[2:], validated, 2, 2)
+    assert figures == {"epochs": [10, 10], "steps": 2, "step": 1, "between": 8, "validated": 1}
+    assert stamps.figures(trained[3:6], validated, 2, 3) == {**figures, "epochs": []}
     nothing = {"epochs": [], "steps": 2, "step": None, "between": None, "validated": None}
     assert stamps.figures(trained[:1], [], 2) == nothing
 
 
 @pytest.mark.parametrize("contender", ["floor", "firstlight"])
-def test_a_contender_trains_and_tells_what_it_took(contender, tmp_path):
+def test_contender_trains_and_prints_its_figures(contender, tmp_path):
     for name in ("prepare", contender):
         command = [sys.executable, BENCHMARKS / "contenders.py", name, "tiny", tmp_path]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["steps"] == 39 and len(found["epochs"]) > 5 and 0 < found["step"] < found["epochs"][0]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["steps"] == 39 and len(figures["epochs"]) > 5 and 0 < figures["step"] < figures["epochs"][0]
 
 
 @pytest.mark.slow
-def test_a_shortcut_that_is_undone_changes_no_result(monkeypatch, tmp_path):
+def test_undoing_a_shortcut_changes_no_result(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from undone import UNDOINGS
 
@@ -114,34 +114,43 @@ def test_a_shortcut_that_is_undone_changes_no_result(monkeypatch, tmp_path):
         run("undone.py", "--undo", name, "tiny", tmp_path / name)
         (found,) = (tmp_path / name).rglob("results.json")
         losses[name] = json.loads(found.read_text())["best"]["val/loss"]
-    # torch's loader deals the samples out in an order of its own.
+    # torch's loader shuffles in another order.
     assert losses.pop("takes_samples_one_by_one") == pytest.approx(losses["as_it_is"], rel=0.05)
     assert losses == {name: pytest.approx(losses["as_it_is"], rel=1e-5) for name in losses}
 
 
-def test_a_ratio_on_a_gpu_is_that_to_the_floor_of_the_same_round(monkeypatch):
+def test_ratio_on_a_gpu_is_to_the_floor_of_the_same_round(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import gpu
 
-    def took(*steps):
+    def rounds(*steps):
         return [{"step": step / 1000, "host": step / 2000} for step in steps]
 
     about = {"samples": 100, "flops": 10**9, "parameters": 1234}
-    rows = gpu.rows("conv", {"floor": took(1.0, 2.0, 4.0), "firstlight": took(3.0, 4.0, 4.0)}, about, 1e12)
+    rows = gpu.rows("conv", {"floor": rounds(1.0, 2.0, 4.0), "firstlight": rounds(3.0, 4.0, 4.0)}, about, 1e12)
     assert rows[1] == "| conv | 1,234 | 100 | firstlight | 4.000 | - | 2.000 (1.000 to 3.000) | 25,000 | 25.0% |"
 
 
 @pytest.mark.parametrize("case", sorted((BENCHMARKS / "cases").rglob("*.yaml")), ids=lambda path: path.stem)
-def test_each_case_says_what_firstlight_can_build(case, tmp_path, monkeypatch):
+def test_firstlight_can_build_every_case(case, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     assert "class_path: firstlight" in called("fit", "--config", str(case), "--print_config", cwd=tmp_path).stdout
 
 
 @pytest.mark.slow
-def test_both_contenders_of_a_gpu_train_in_turns_where_there_is_none(tmp_path):
-    command = [sys.executable, BENCHMARKS / "gpu.py", "--cases", "tiny", "--rounds", "2", "--json", tmp_path / "found"]
+def test_gpu_benchmark_runs_on_a_machine_without_a_gpu(tmp_path):
+    command = [
+        sys.executable,
+        BENCHMARKS / "gpu.py",
+        "--cases",
+        "tiny",
+        "--rounds",
+        "2",
+        "--json",
+        tmp_path / "figures",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "found").read_text())
-    assert found["about"]["tiny"] == {"flops": 323584, "samples": 32, "parameters": 2410}
-    assert {name: len(steps) for name, steps in found["took"]["tiny"].items()} == {"floor": 2, "firstlight": 2}
+    figures = json.loads((tmp_path / "figures").read_text())
+    assert figures["about"]["tiny"] == {"flops": 323584, "samples": 32, "parameters": 2410}
+    assert {name: len(steps) for name, steps in figures["results"]["tiny"].items()} == {"floor": 2, "firstlight": 2}

@@ -10,47 +10,47 @@ from tests.helpers import ROOT
 
 @pytest.fixture
 def script(tmp_path, monkeypatch):
-    """The names of the script, in a copy of what it reads and writes; nothing is measured but what was kept of wine."""
+    """Return the globals of results.py in a copy of its files; measuring returns the stored results of wine."""
     monkeypatch.chdir(tmp_path)
     for name in ("benchmarks/results.py", "benchmarks/results/wine.json", "configs/wine.yaml", "configs/README.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "configs" / "other.yaml").touch()
     names = runpy.run_path(str(tmp_path / "benchmarks" / "results.py"))["main"].__globals__
-    kept = json.loads((tmp_path / "benchmarks" / "results" / "wine.json").read_text())
+    stored = json.loads((tmp_path / "benchmarks" / "results" / "wine.json").read_text())
     names["measured"] = []
-    names["measure"] = lambda config, seed: names["measured"].append((config, seed)) or kept[str(seed)]
+    names["measure"] = lambda config, seed: names["measured"].append((config, seed)) or stored[str(seed)]
     return names
 
 
-def test_what_was_not_measured_yet_is_measured_and_stands_in_the_table(script):
+def test_missing_seeds_are_measured_and_added_to_the_table(script):
     script["main"]([])
     assert script["measured"] == [("configs/other.yaml", seed) for seed in range(5)]
     assert Path("configs/README.md").read_text().count("| `firstlight run") == 2
 
 
-def test_a_named_experiment_alone_is_measured_again(script):
+def test_only_a_named_experiment_is_measured_again(script):
     script["main"](["wine"])
     assert script["measured"] == [("configs/wine.yaml", seed) for seed in range(5)]
 
 
-def test_the_table_alone_measures_nothing(script, capsys):
+def test_table_option_measures_nothing(script, capsys):
     script["main"](["--table"])
     assert script["measured"] == []
     assert "configs/wine.yaml" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["wnie"], "there is no configs/wnie.yaml; did you mean wine?"),
         (["--tabel"], "unrecognized arguments: --tabel"),
-        (["--table", "wine"], "--table measures nothing, but wine was to be measured"),
+        (["--table", "wine"], "--table measures nothing: leave out --table, or wine"),
     ],
 )
-def test_wrong_arguments_are_refused_and_nothing_that_is_kept_is_forgotten(args, told, script, capsys, tmp_path):
+def test_wrong_arguments_are_refused_and_no_result_is_deleted(args, message, script, capsys, tmp_path):
     with pytest.raises(SystemExit, match="2"):
         script["main"](args)
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert script["measured"] == []
     assert (tmp_path / "benchmarks" / "results" / "wine.json").is_file()
