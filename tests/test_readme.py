@@ -1,4 +1,4 @@
-"""The README's snippets and commands run, and every link to a file in README and docs has a target."""
+"""Commands and snippets in the README run, links have a target, and `docs/architecture.md` names what exists."""
 
 import re
 import shlex
@@ -47,3 +47,16 @@ def test_links_to_files_have_a_target():
     for page in pages:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+ROWS = re.findall(
+    r"^\| [^|]+ \| `([\w/]+\.py)` \|([^|]*)\|$", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("file", "names"), ROWS, ids=[f"{row[0]}{number}" for number, row in enumerate(ROWS)])
+def test_architecture_page_names_files_and_functions_that_exist(file, names):
+    source = (ROOT / "src" / "firstlight" / file).read_text()
+    for name in re.findall(r"`([\w.]+)`", names):
+        pattern = rf"(def|class) {name.split('.')[-1]}\b|^{name}\b"
+        assert re.search(pattern, source, re.MULTILINE), f"{file} has no {name}"
