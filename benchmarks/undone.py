@@ -1,9 +1,10 @@
-"""What each shortcut saves: a step of firstlight with all of them, and with one undone.
+"""Measure what each shortcut saves: a step of firstlight with all of them, and with one undone.
 
     python benchmarks/undone.py [--cases tiny,mlp] [--rounds 40]
 
-Each trains in a process of its own, in turns as those of `speed.py`; printed are the median milliseconds of a step, and
-the ratios of steps and epochs to those with all shortcuts: medians, and quartiles of the rounds. One thread.
+Each variant trains in its own process, in turns as in `speed.py`, with one thread. The table shows the median
+milliseconds of a step, and the ratios of steps and epochs to those with all shortcuts: median and quartiles over the
+rounds.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from speed import middle, over, rounds
+from speed import measure, median_of, ratio_to
 
 
 def as_it_is() -> None:
@@ -20,14 +21,14 @@ def as_it_is() -> None:
 
 
 def trains_by_lightnings_own_loop() -> None:
-    """Leave Lightning's loop, hooks and profiler in place."""
+    """Keep Lightning's own loop, hooks and profiler."""
     import firstlight.fast_loop
 
     firstlight.fast_loop.find_unknown = lambda: "undone"
 
 
 def measures_and_logs_each_step() -> None:
-    """Call torchmetrics' `forward` and `self.log`, on step and epoch, at each step, as the tutorials do."""
+    """Call torchmetrics' `forward` and `self.log` at each step, for steps and epochs, as the tutorials do."""
     import torch
     from torchmetrics.classification import MulticlassAccuracy
 
@@ -47,7 +48,7 @@ def measures_and_logs_each_step() -> None:
 
 
 def takes_samples_one_by_one() -> None:
-    """Collate the samples of a TensorDataset, as DataLoader does where nobody tells it otherwise."""
+    """Collate the samples of a TensorDataset one by one, as DataLoader does by default."""
     from torch.utils.data import DataLoader, TensorDataset
 
     from firstlight.data import loader
@@ -62,14 +63,14 @@ def takes_samples_one_by_one() -> None:
 
 
 def looks_at_each_number() -> None:
-    """Judge gradients by a look at each number, and not by a sum."""
+    """Check each number of a gradient, and not their sum."""
     from firstlight.callbacks import nonfinite
 
     nonfinite.surely_finite = lambda tensors: False
 
 
 def steps_an_optimiser_that_is_not_fused() -> None:
-    """Update by a loop over parameters."""
+    """Use an optimiser that loops over the parameters."""
     sys.argv += ["--model.optimizer.fused=false"]
 
 
@@ -92,17 +93,18 @@ def main() -> None:
         undo()
         contenders.main()
         return
-    parser = argparse.ArgumentParser(description="What each shortcut saves.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="Measure what each shortcut saves.", allow_abbrev=False)
     parser.add_argument("--cases", default="tiny,mlp")
     parser.add_argument("--rounds", type=int)
-    given = parser.parse_args()
+    args = parser.parse_args()
     print("| case | undone | ms a step | over all shortcuts | an epoch over all shortcuts |\n|---|---|---|---|---|")
-    for case in given.cases.split(","):
-        took = rounds(case, list(UNDOINGS), given.rounds, 1, [str(Path(__file__)), "--undo"])
-        whole = took["as_it_is"]
-        for name, found in took.items():
-            ratios = f"{over(found, whole, 'step')} | {over(found, whole, 'epoch')}"
-            print(f"| {case} | {name.replace('_', ' ')} | {middle(found, 'step') * 1000:.3f} | {ratios} |", flush=True)
+    for case in args.cases.split(","):
+        results = measure(case, list(UNDOINGS), args.rounds, 1, [str(Path(__file__)), "--undo"])
+        all_shortcuts = results["as_it_is"]
+        for name, turns in results.items():
+            ratios = f"{ratio_to(all_shortcuts, turns, 'step')} | {ratio_to(all_shortcuts, turns, 'epoch')}"
+            step = median_of(turns, "step") * 1000
+            print(f"| {case} | {name.replace('_', ' ')} | {step:.3f} | {ratios} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The notebooks are tidy and, with `-m slow`, run from top to bottom. Their outputs are committed for readers."""
+"""The notebooks are valid and complete; with `-m slow` they also run. Their outputs are committed."""
 
 import ast
 import base64
@@ -35,16 +35,16 @@ def outputs_of(notebook):
 
 
 def faults(outputs):
-    """Return what was printed on standard error or raised."""
+    """Return outputs on standard error and exceptions."""
     return [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
 
 
-def test_there_is_one_notebook_for_each_chapter():
+def test_each_chapter_has_one_notebook():
     assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == CHAPTERS
 
 
 @every_chapter
-def test_a_notebook_is_valid_and_was_run_from_top_to_bottom(chapter):
+def test_notebook_is_valid_and_was_run_in_order(chapter):
     notebook = read(chapter)
     nbformat.validate(notebook)
     code = code_of(notebook)
@@ -53,7 +53,7 @@ def test_a_notebook_is_valid_and_was_run_from_top_to_bottom(chapter):
 
 
 @every_chapter
-def test_a_notebook_imports_the_package_and_defines_nothing_reusable(chapter):
+def test_notebook_imports_the_package_and_defines_nothing_reusable(chapter):
     nodes = [node for cell in code_of(read(chapter)) for node in ast.walk(ast.parse(cell.source))]
     assert any((node.module or "").startswith("firstlight") for node in nodes if isinstance(node, ast.ImportFrom))
     assert not [node.name for node in nodes if isinstance(node, ast.ClassDef)]
@@ -62,7 +62,7 @@ def test_a_notebook_imports_the_package_and_defines_nothing_reusable(chapter):
 
 
 @every_chapter
-def test_a_notebook_names_no_place_of_a_machine(chapter):
+def test_notebook_contains_no_machine_paths(chapter):
     notebook = read(chapter)
     texts = [cell.source for cell in notebook.cells]
     texts += [str(value) for output in outputs_of(notebook) for value in [output.get("text"), output.get("data", {})]]
@@ -71,7 +71,7 @@ def test_a_notebook_names_no_place_of_a_machine(chapter):
 
 
 @every_chapter
-def test_a_notebook_has_figures_that_are_small(chapter):
+def test_notebook_has_figures_below_100_kB(chapter):
     figures = [
         output.data["image/png"] for output in outputs_of(read(chapter)) if "image/png" in output.get("data", {})
     ]
@@ -81,7 +81,7 @@ def test_a_notebook_has_figures_that_are_small(chapter):
 
 @every_chapter
 @pytest.mark.slow
-def test_a_notebook_runs_and_leaves_nothing_behind(chapter):
+def test_notebook_runs_and_creates_no_files(chapter):
     nbclient = pytest.importorskip("nbclient")
     before = sorted(ROOT.glob("*")), sorted(FOLDER.glob("*"))
     notebook = read(chapter)
