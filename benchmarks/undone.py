@@ -51,15 +51,12 @@ def takes_samples_one_by_one() -> None:
     """Collate the samples of a TensorDataset one by one, as DataLoader does by default."""
     from torch.utils.data import DataLoader, TensorDataset
 
-    from firstlight.data import loader
+    from firstlight.data import base
 
     def plain(dataset: Any, trainer: Any, batch_size: int, shuffle: bool, *_: Any) -> Any:
         return DataLoader(TensorDataset(dataset.inputs, dataset.targets), batch_size, shuffle)
 
-    loader.loader = plain
-    from firstlight.data import base
-
-    base.loader = plain
+    base.make_loader = plain
 
 
 def looks_at_each_number() -> None:
