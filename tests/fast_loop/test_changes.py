@@ -124,7 +124,7 @@ class GetsHooksOfItsClass(Callback):
 @pytest.mark.parametrize(
     ("kind", "callbacks", "reason"),
     [
-        (Changes, list, "the module has its own optimizer_step"),
+        (Changes, list, "the module overrides optimizer_step"),
         (ValidatesWithoutNumber, list, None),
         (Scheduled, lambda: [AnotherSchedule()], None),
         (Scheduled, lambda: [SlowerSchedule()], None),
@@ -238,7 +238,7 @@ def test_a_loop_of_ones_own_stays(tmp_path):
     trainer.fit_loop.epoch_loop = Loop(trainer, max_steps=3)
     with fast_loop(trainer) as active:
         trainer.fit(BoringModel())
-        assert len(seen) == 3 and active.reason == "the trainer has a loop of its own"
+        assert len(seen) == 3 and active.reason == "the trainer has its own loop"
     loop = Trainer(logger=False, accelerator="cpu").fit_loop.epoch_loop
     loop.advance = mine = lambda fetcher: None
     with fast_loop(loop.trainer) as active:

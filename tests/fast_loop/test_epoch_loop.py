@@ -53,7 +53,7 @@ class GivesNoLossAtTimes(Busy):
 
 
 def test_this_lightning_is_the_one_that_the_loop_was_written_for():
-    assert known.find_unknown() is None
+    assert known.find_changed_function() is None
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_this_lightning_is_the_one_that_the_loop_was_written_for():
         (Scheduled, {"val_check_interval": 2}, None),
         (Scheduled, {"accumulate_grad_batches": 2, "val_check_interval": 3}, None),
         (Swaps, {"val_check_interval": 2}, None),
-        (StepsItself, {}, "the module has its own optimizer_step"),
+        (StepsItself, {}, "the module overrides optimizer_step"),
         (Busy, {"precision": "bf16-mixed"}, None),
         (Scheduled, {"precision": "bf16-mixed", "gradient_clip_val": 0.1}, None),
         (Busy, {"precision": "bf16-true"}, "precision bf16-true"),
@@ -113,7 +113,7 @@ def test_a_changed_lightning_keeps_its_loop_and_the_reason_says_so(tmp_path, mon
     loop = trainer.fit_loop.epoch_loop
     with fast_loop(trainer) as active:
         assert trainer.fit_loop.epoch_loop is loop
-    assert re.fullmatch(r"Lightning [\d.]+ has another _AutomaticOptimization.run than the one this .*", active.reason)
+    assert re.fullmatch(r"Lightning [\d.]+ has another _AutomaticOptimization.run than the fast loop .*", active.reason)
 
 
 def test_a_profiler_keeps_lightnings_loop(tmp_path):
@@ -171,7 +171,7 @@ def test_a_run_enters_few_contexts_a_step_and_gives_the_numbers_of_the_plain_pat
     monkeypatch.setattr(PassThroughProfiler, "profile", lambda self, name: entered.append(name) or profile(self, name))
     found, contexts = [], []
     for name, reason in [("fast", None), ("plain", "a test")]:
-        monkeypatch.setattr("firstlight.fast_loop.find_unknown", lambda reason=reason: reason)
+        monkeypatch.setattr("firstlight.fast_loop.find_changed_function", lambda reason=reason: reason)
         folder = tmp_path / name
         entered.clear()
         command = ["fit", "--config", CONFIG, "--runs", str(folder / "runs"), "--trainer.max_epochs=3"]
@@ -200,7 +200,7 @@ def test_between_loggings_a_step_logs_nothing_reads_nothing_and_calls_little(tmp
     for owner, name in [
         (torch.Tensor, "item"), (torch.Tensor, "tolist"), (torch.Tensor, "numpy"), (LightningModule, "log"),
         (MetricCollection, "update"), (MetricCollection, "forward"), (TensorBoard, "log_metrics"),
-        (TensorBoard, "keep"), (MetricsCSV, "log_metrics"), (torch, "save"), (os, "fsync"),
+        (TensorBoard, "buffer_metrics"), (MetricsCSV, "log_metrics"), (torch, "save"), (os, "fsync"),
     ]:  # fmt: skip
         counted(owner, name)
     advance = FastEpochLoop.advance

@@ -1,4 +1,4 @@
-"""Lightning's training loop without its overhead, for as long as a fit lasts."""
+"""Lightning's training loop without its overhead, for the duration of a fit."""
 
 import os
 from collections.abc import Iterator
@@ -12,44 +12,47 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from firstlight.fast_loop.epoch_loop import FastEpochLoop, FastEvaluationLoop
-from firstlight.fast_loop.hooks import Fit, NullProfiler
-from firstlight.fast_loop.known import find_unknown
+from firstlight.fast_loop.hooks import FastPath, NullProfiler
+from firstlight.fast_loop.known import find_changed_function
 
 __all__ = ["fast_loop"]
 
 
 @contextmanager
-def fast_loop(trainer: Trainer, handles_signals: bool = False) -> Iterator[Fit]:
-    """Replace a trainer's epoch loop, validation loop and profiler in this context; `reason` tells if that is not so.
+def fast_loop(trainer: Trainer, handles_signals: bool = False) -> Iterator[FastPath]:
+    """Replace a trainer's epoch loop, validation loop and profiler in this context, if possible.
 
     Args:
-        trainer: Of the fit.
-        handles_signals: Whether a callback ends all processes on a SIGTERM to one of them. Then Lightning need not ask
-            all of them before each batch.
+        trainer: The trainer of the fit.
+        handles_signals: Whether a callback stops all processes after a SIGTERM to one of them. Otherwise all processes
+            ask each other before each batch, as in Lightning.
+
+    Yields:
+        An object whose `reason` is None, or one clause that says why Lightning's own loop trains.
     """
     own: Any = trainer  # Its attributes are set outside the class.
-    loops, loop, profiler = own.fit_loop, own.fit_loop.epoch_loop, own.profiler
-    validation, fit = loop.val_loop, Fit(own, _find_obstacle(own))
-    if not fit.is_open:
-        yield fit
+    fit_loop, epoch_loop, profiler = own.fit_loop, own.fit_loop.epoch_loop, own.profiler
+    val_loop, path = epoch_loop.val_loop, FastPath(own, _find_obstacle(own))
+    if not path.is_open:
+        yield path
         return
-    # Lightning sets it. Without a GPU, each optimizer step then looks for NVIDIA's library on the disk, for 40 µs.
+    # Lightning sets this variable. Without a GPU, torch then looks for NVIDIA's library at each optimiser step (40 µs).
     variable = "PYTORCH_NVML_BASED_CUDA_CHECK"
     nvml = None if torch.cuda.is_available() else os.environ.pop(variable, None)
-    loops.epoch_loop = FastEpochLoop(loop, fit, handles_signals)
-    loop.val_loop, own.profiler = FastEvaluationLoop(validation, fit), NullProfiler()
+    fit_loop.epoch_loop = FastEpochLoop(epoch_loop, path, handles_signals)
+    epoch_loop.val_loop, own.profiler = FastEvaluationLoop(val_loop, path), NullProfiler()
     try:
-        yield fit
+        yield path
     finally:
-        fit.is_open = False
-        loops.epoch_loop, loop.val_loop, own.profiler = loop, validation, profiler
-        del loop._results.log
+        path.is_open = False
+        fit_loop.epoch_loop, epoch_loop.val_loop, own.profiler = epoch_loop, val_loop, profiler
+        del epoch_loop._results.log
         if nvml is not None:
             os.environ[variable] = nvml
 
 
 def _find_obstacle(trainer: Any) -> str | None:
-    """Return what keeps the fast loop from taking the place of Lightning's."""
+    """Return why the loops of a trainer cannot be replaced, or None."""
     loop = trainer.fit_loop.epoch_loop
     if type(trainer.profiler) is not PassThroughProfiler:
         return "a profiler is on"
@@ -57,5 +60,5 @@ def _find_obstacle(trainer: Any) -> str | None:
         return "the trainer is sent to spawned processes"
     own = {"advance", "on_advance_end"} & vars(loop).keys() or "_evaluation_step" in vars(loop.val_loop)
     if own or type(loop) is not _TrainingEpochLoop or type(loop.val_loop) is not _EvaluationLoop:
-        return "the trainer has a loop of its own"
-    return find_unknown()
+        return "the trainer has its own loop"
+    return find_changed_function()

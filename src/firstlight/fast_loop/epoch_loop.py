@@ -1,12 +1,15 @@
-"""Lightning's loops over batches without connectors, strategy, precision and wrapped optimizer in between.
+"""Lightning's loops over batches without their overhead.
 
-Hooks, their arguments, their order and the counters are Lightning's. A batch in which anything but module and callbacks
-has a say goes Lightning's own way.
+Lightning 2.6.6 passes a batch through connectors, strategy, precision and a wrapped optimiser, and asks at each step
+for what seldom changes. If only the module and the callbacks act on a step, the code here does the same: the same hooks
+with the same arguments in the same order, and the same counters. Any other batch takes Lightning's own path.
 """
 
 from functools import partial
 from typing import Any
 
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
@@ -15,29 +18,36 @@ from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from firstlight.fast_loop.hooks import Fit, is_own
+from firstlight.fast_loop.hooks import FastPath, is_own
 
 
 class FastEpochLoop(_TrainingEpochLoop):
-    """Lightning's `_TrainingEpochLoop` with a faster step; both have one `__dict__`, so that they count together."""
+    """`_TrainingEpochLoop` with a faster step. It shares the `__dict__` of Lightning's loop, and so all counters."""
 
-    __slots__ = ("_fit", "_handles_signals", "_has_logged", "_is_fast")
+    __slots__ = ("_handles_signals", "_has_logged", "_is_fast", "_path")
 
-    def __init__(self, loop: _TrainingEpochLoop, fit: Fit, handles_signals: bool) -> None:
+    def __init__(self, loop: _TrainingEpochLoop, path: FastPath, handles_signals: bool) -> None:
         self.__dict__ = loop.__dict__
-        self._fit, self._handles_signals, self._is_fast, self._has_logged = fit, handles_signals, False, True
+        self._path, self._handles_signals, self._is_fast, self._has_logged = path, handles_signals, False, True
         log = self._results.log
 
-        def noted(*args: Any, **kwargs: Any) -> None:
+        def log_and_note(*args: Any, **kwargs: Any) -> None:
             self._has_logged = True
             log(*args, **kwargs)
 
-        self._results.log = noted
+        self._results.log = log_and_note
+
+    @property
+    def global_step(self) -> int:
+        """The number of optimiser steps done; callbacks ask for it several times a step."""
+        if self._is_fast and self._path.strategy._lightning_module is self._path.module:  # Another may follow.
+            return self.automatic_optimization.optim_progress.optimizer.step.total.completed
+        return super().global_step
 
     def advance(self, data_fetcher: Any) -> None:
-        """Train with the next batch; `StopIteration` ends the epoch."""
-        fit, progress, trainer = self._fit, self.batch_progress, self._fit.trainer
-        self._is_fast = fit.look(type(data_fetcher) is _PrefetchDataFetcher) and not self._restarting
+        """Train on the next batch; `StopIteration` ends the epoch."""
+        path, progress, trainer = self._path, self.batch_progress, self._path.trainer
+        self._is_fast = path.is_allowed(type(data_fetcher) is _PrefetchDataFetcher) and not self._restarting
         if not self._is_fast:
             self._has_logged = True
             super().advance(data_fetcher)
@@ -45,26 +55,24 @@ class FastEpochLoop(_TrainingEpochLoop):
         if self.val_loop._restarting:
             self.val_loop.restarting = False
         if not self._handles_signals and trainer.world_size > 1:
-            self._broadcast_sigterm_tensor()  # which waits for all processes
+            self._broadcast_sigterm_tensor()  # It waits for all processes.
         batch, _, _ = next(data_fetcher)
         batch_idx = progress.current.ready
         progress.is_last_batch = data_fetcher.done
-        batch = fit.begin(self, batch)
+        batch = path.start_batch(self, batch)
         outputs, ends = None, False
         if batch is None:
             self._warning_cache.warn("train_dataloader yielded None. If this was on purpose, ignore this warning...")
-        elif ends := fit.hook("on_train_batch_start", batch, batch_idx) == -1:
+        elif ends := path.call_hook("on_train_batch_start", batch, batch_idx) == -1:
             progress.increment_by(0, is_last_batch=True)
         else:
             progress.increment_started()
             outputs = self._optimize(batch, batch_idx)
         progress.increment_processed()
-        self.update_lr_schedulers("step", update_plateau_schedulers=False)
-        if self._num_ready_batches_reached():
-            self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        self._step_schedules()
         if ends:
             raise StopIteration
-        fit.hook("on_train_batch_end", outputs, batch, batch_idx)
+        path.call_hook("on_train_batch_end", outputs, batch, batch_idx)
         if self._has_logged:
             trainer._logger_connector.on_batch_end()
         self._has_logged, self._results.batch, self._results.batch_size = False, None, None
@@ -74,96 +82,121 @@ class FastEpochLoop(_TrainingEpochLoop):
             trainer._logger_connector.update_train_step_metrics()
 
     def on_advance_end(self, data_fetcher: Any) -> None:
-        """Validate where that is due, and count."""
-        trainer, progress = self._fit.trainer, self.batch_progress
-        every, epochs = (
-            trainer.val_check_batch,
-            trainer.check_val_every_n_epoch,
-        )  # Without `every`, time decides, or none.
-        done = progress.total.ready if epochs is None else progress.current.ready
+        """Validate if it is time, and count the step."""
+        trainer, progress = self._path.trainer, self.batch_progress
+        every = trainer.val_check_batch  # None if validation depends on time or never runs.
+        done = progress.total.ready if trainer.check_val_every_n_epoch is None else progress.current.ready
         may_validate = progress.is_last_batch or not every or every == float("inf") or done % every == 0
-        has_news = self._skip_next_val or trainer.should_stop or trainer.received_sigterm
-        plateaus = any(config.reduce_on_plateau for config in trainer.strategy.lr_scheduler_configs)
-        if not self._is_fast or has_news or may_validate or plateaus:
-            self._has_logged = True  # A validation leaves numbers behind.
+        is_ending = self._skip_next_val or trainer.should_stop or trainer.received_sigterm
+        if not self._is_fast or is_ending or may_validate or self._find_schedule() is None:
+            self._has_logged = True  # A validation leaves values behind.
             super().on_advance_end(data_fetcher)
         elif not self._should_accumulate():
             self._batches_that_stepped += 1
 
     def _should_accumulate(self) -> bool:
-        return self.trainer.accumulate_grad_batches > 1 and super()._should_accumulate()
+        return self._path.trainer.accumulate_grad_batches > 1 and super()._should_accumulate()
+
+    def _find_schedule(self) -> Any:
+        """Return the scheduler if there is only one and it is stepped with the optimiser, else None."""
+        configs = self._path.strategy.lr_scheduler_configs
+        if len(configs) != 1 or not is_own(self._path.module, "lr_scheduler_step"):
+            return None
+        config = configs[0]
+        is_stepped = config.interval == "step" and config.frequency == 1 and not config.reduce_on_plateau
+        return config.scheduler if is_stepped else None
+
+    def _step_schedules(self) -> None:
+        if (scheduler := self._find_schedule()) is None:
+            self.update_lr_schedulers("step", update_plateau_schedulers=False)
+            if self._num_ready_batches_reached():
+                self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+        elif not self._should_accumulate():
+            self.scheduler_progress.increment_ready()
+            self._path.call_as("lr_scheduler_step", scheduler.step)
+            self.scheduler_progress.increment_completed()
 
     def _optimize(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Make one step, or a part of an accumulated one; return what hooks are told of it."""
-        fit, trainer, module = self._fit, self._fit.trainer, self._fit.module
-        optimizer, parts = fit.strategy._optimizers[0], trainer.accumulate_grad_batches
+        """Make an optimiser step, or accumulate; return the outputs of the step for the hooks."""
+        path, trainer, module = self._path, self._path.trainer, self._path.module
+        optimizer, window = path.strategy._optimizers[0], trainer.accumulate_grad_batches
         progress = self.automatic_optimization.optim_progress.optimizer
-
-        def forward() -> ClosureResult:
-            found = fit.step("training_step", batch, batch_idx)
-            if found is None and trainer.world_size > 1:
-                raise RuntimeError("training_step returned None: of several processes none can leave out a step")
-            return ClosureResult.from_training_step_output(found, parts)
+        result: ClosureResult | None = None
 
         def zero_grad() -> None:
             progress.zero_grad.increment_ready()
-            fit.hook("on_before_zero_grad", optimizer)
+            path.call_hook("on_before_zero_grad", optimizer)
             progress.zero_grad.increment_started()
             epoch = trainer.current_epoch
-            fit.named("optimizer_zero_grad", module.optimizer_zero_grad, epoch, batch_idx, optimizer)
+            path.call_as("optimizer_zero_grad", module.optimizer_zero_grad, epoch, batch_idx, optimizer)
             progress.zero_grad.increment_completed()
 
         def backward(loss: Tensor) -> None:
-            fit.strategy.pre_backward(loss)
-            fit.hook("on_before_backward", loss)
+            path.strategy.pre_backward(loss)
+            path.call_hook("on_before_backward", loss)
             module.backward(loss)
-            fit.hook("on_after_backward")
-            fit.strategy.post_backward(loss)
+            path.call_hook("on_after_backward")
+            path.strategy.post_backward(loss)
+
+        def closure() -> Tensor | None:
+            nonlocal result
+            found = path.call_step("training_step", batch, batch_idx)
+            if found is None and trainer.world_size > 1:
+                raise RuntimeError("training_step returned None: with several processes, no process may skip a step")
+            result = ClosureResult.from_training_step_output(found, window)
+            if result.closure_loss is None:
+                Closure.warning_cache.warn(
+                    "`training_step` returned `None`. If this was on purpose, ignore this warning..."
+                )
+            if batch_idx % window == 0:
+                zero_grad()
+            if result.closure_loss is not None:
+                path.call_as("backward", backward, result.closure_loss)
+            return result.loss
 
         def closure_and_clip() -> Tensor | None:
-            loss = closure()
-            fit.hook("on_before_optimizer_step", optimizer)
-            value, own = trainer.gradient_clip_val, is_own(module, "clip_gradients")
-            if value is not None or not own or not is_own(module, "configure_gradient_clipping"):
-                clip, how = module.configure_gradient_clipping, trainer.gradient_clip_algorithm
-                options = {"gradient_clip_val": value, "gradient_clip_algorithm": how}
-                fit.named("configure_gradient_clipping", clip, optimizer, **options)
+            with torch.enable_grad():
+                loss = closure()
+            path.call_hook("on_before_optimizer_step", optimizer)
+            value, is_default = trainer.gradient_clip_val, is_own(module, "clip_gradients")
+            if value is not None or not is_default or not is_own(module, "configure_gradient_clipping"):
+                clip = partial(module.configure_gradient_clipping, gradient_clip_val=value)
+                how = trainer.gradient_clip_algorithm
+                path.call_as("configure_gradient_clipping", clip, optimizer, gradient_clip_algorithm=how)
             return loss
 
-        # As in Lightning, the gradient is taken under the name of the strategy's hook.
-        step = partial(fit.named, "backward", backward)
-        closure = Closure(forward, step, zero_grad if batch_idx % parts == 0 else None)
         if self._should_accumulate():
-            with _block_parallel_sync_behavior(fit.strategy):
+            with _block_parallel_sync_behavior(path.strategy), torch.enable_grad():
                 closure()
         else:
             progress.step.increment_ready()
-            fit.named("optimizer_step", optimizer.step, closure=closure_and_clip)
+            path.call_as("optimizer_step", optimizer.step, closure=closure_and_clip)
             progress.step.increment_completed()
-        result = closure.consume_result()
+        if result is None:
+            raise MisconfigurationException(f"{type(optimizer).__name__}.step did not call its closure, which trains")
         return {} if result.loss is None else result.asdict()
 
 
 class FastEvaluationLoop(_EvaluationLoop):
-    """Lightning's `_EvaluationLoop` with a faster step, for the validations of a fit; both have one `__dict__`."""
+    """`_EvaluationLoop` with a faster step, for the validations of a fit; it shares Lightning's `__dict__` as well."""
 
-    __slots__ = ("_fit",)
+    __slots__ = ("_path",)
 
-    def __init__(self, loop: _EvaluationLoop, fit: Fit) -> None:
+    def __init__(self, loop: _EvaluationLoop, path: FastPath) -> None:
         self.__dict__ = loop.__dict__
-        self._fit = fit
+        self._path = path
 
     def _evaluation_step(self, batch: Any, batch_idx: int, dataloader_idx: int, dataloader_iter: Any) -> None:
-        fit, progress, trainer = self._fit, self.batch_progress, self._fit.trainer
-        if not fit.look() or dataloader_iter is not None or self.num_dataloaders > 1:
+        path, progress, trainer = self._path, self.batch_progress, self._path.trainer
+        if not path.is_allowed() or dataloader_iter is not None or self.num_dataloaders > 1:
             super()._evaluation_step(batch, batch_idx, dataloader_idx, dataloader_iter)
             return
-        batch = fit.begin(self, batch)
-        fit.hook("on_validation_batch_start", batch, batch_idx)
+        batch = path.start_batch(self, batch)
+        path.call_hook("on_validation_batch_start", batch, batch_idx)
         progress.increment_started()
-        output = fit.step("validation_step", batch, batch_idx)
+        output = path.call_step("validation_step", batch, batch_idx)
         progress.increment_processed()
-        fit.hook("on_validation_batch_end", output, batch, batch_idx)
+        path.call_hook("on_validation_batch_end", output, batch, batch_idx)
         has_logged = any(not metric.has_reset for metric in self._results.values())
         if has_logged:
             trainer._logger_connector.on_batch_end()

@@ -1,7 +1,7 @@
-"""What a batch of training or validation goes through.
+"""Which batches take the fast path, and how hooks and steps are called there.
 
-Around each hook of each callback, Lightning 2.6.6 enters a context of its profiler, 84 in a step, though nothing
-is profiled and most hooks are empty. It sets `_current_fx_name`, which `log` reads, through `Module.__setattr__`.
+Lightning 2.6.6 enters a context of its profiler around each hook of each callback, 84 in a step, although nothing is
+profiled and most hooks are empty. It sets `_current_fx_name`, which `log` reads, through `Module.__setattr__`.
 """
 
 from collections.abc import Callable
@@ -21,20 +21,20 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 _EMPTY = {name: function for name, function in vars(Callback).items() if name.startswith("on_")}
-"""Hooks that do nothing, as they are when this module is imported: whatever takes their place is called."""
+"""The empty hooks of `Callback` at import. Whatever replaces them is called."""
 
 _TRANSFERS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
 class NullProfiler(PassThroughProfiler):
-    """Lightning's default profiler, which records nothing, with one context for all actions."""
+    """Lightning's default profiler, which records nothing, with one shared context."""
 
     def profile(self, action_name: str, context: Any = nullcontext()) -> Any:  # noqa: B008, D102
         return context
 
 
-class Fit:
-    """Tells whether the fast loop trains, and takes batches through their hooks and steps."""
+class FastPath:
+    """Decides whether a batch takes the fast path, and calls the hooks and steps of the batch there."""
 
     def __init__(self, trainer: Any, reason: str | None) -> None:
         self.trainer, self.is_open, self._reason = trainer, reason is None, reason
@@ -43,13 +43,13 @@ class Fit:
 
     @property
     def reason(self) -> str | None:
-        """Why batches go, or last went, Lightning's own way, in one clause; known from `on_train_start` on."""
+        """Why batches take Lightning's own path, or last took it, in one clause; complete from `on_train_start` on."""
         if self.is_open:
-            self.look()
+            self.is_allowed()
         return self._reason
 
-    def look(self, takes_batches: bool = True) -> bool:
-        """Tell whether nothing but module and callbacks has a say in a step; each batch asks anew."""
+    def is_allowed(self, takes_batches: bool = True) -> bool:
+        """Return whether the next batch may take the fast path. Each batch asks again."""
         self.strategy = self.trainer._accelerator_connector.strategy
         self.module = self.strategy._lightning_module
         reason = self._find_obstacle() if takes_batches else "training_step takes the iterator of batches"
@@ -58,7 +58,7 @@ class Fit:
 
     def _find_obstacle(self) -> str | None:
         strategy, module, precision = self.strategy, self.module, self.strategy._precision_plugin
-        kind, model, optimizers = type(strategy), strategy._model, strategy._optimizers
+        kind, model = type(strategy), strategy._model
         if kind is not SingleDeviceStrategy and (kind is not DDPStrategy or strategy._model_averager is not None):
             return f"strategy {kind.__name__}"
         if type(precision) is not Precision and (type(precision) is not MixedPrecision or precision.scaler is not None):
@@ -70,70 +70,73 @@ class Fit:
         if not module.automatic_optimization:
             return "manual optimization"
         if not is_own(module, "optimizer_step"):
-            return "the module has its own optimizer_step"
+            return "the module overrides optimizer_step"
         if model is not module and (type(model) is not DistributedDataParallel or model.module is not module):
             return f"the module is wrapped by {type(model).__name__}"
-        if any(isinstance(each, LightningOptimizer) for each in optimizers):
+        if strategy._optimizers and isinstance(strategy._optimizers[0], LightningOptimizer):
             return "configure_optimizers returns a LightningOptimizer"
         return None
 
-    def hook(self, name: str, *args: Any) -> Any:
-        """Call a hook of the callbacks and then of the module; return what the module's returns.
+    def call_hook(self, name: str, *args: Any) -> Any:
+        """Call a hook of the callbacks and then of the module; return the result of the module's hook.
 
-        Which callbacks override it is remembered, but compared at each call: one may get the hook, or come to the list,
-        at any time. `is_overridden` would cost five Python calls for each callback, and is wrong for wrapped hooks.
+        The callbacks that override a hook are remembered, and compared at each call: a callback may be added, or get a
+        hook, at any time. `is_overridden` would take five Python calls for each callback, and fails on wrapped hooks.
         """
         trainer, module, callbacks = self.trainer, self.module, self.trainer.callbacks
-        get, known, acting = self._hooks[name]
+        get, known, active = self._hooks[name]
         hooks = list(map(get, callbacks))
         if hooks != known:
-            acting = [each for each in hooks if getattr(each, "__func__", None) is not _EMPTY[name] and callable(each)]
-            self._hooks[name] = get, hooks, acting
+            active = [each for each in hooks if getattr(each, "__func__", None) is not _EMPTY[name] and callable(each)]
+            self._hooks[name] = get, hooks, active
         state = vars(module)
         before, state["_current_fx_name"] = state["_current_fx_name"], name
-        for each in acting:
+        for each in active:
             each(trainer, module, *args)
-        for callback in callbacks[len(hooks) :]:  # A hook may bring a callback along, whose turn is now.
+        for callback in callbacks[len(hooks) :]:  # A hook has added them.
             get(callback)(trainer, module, *args)
         own = get(module)
         result = own(*args) if callable(own) else None
         state["_current_fx_name"] = before
         return result
 
-    def named(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a function as the hook `name` of the module."""
+    def call_as(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function as the module's hook `name`."""
         state = vars(self.module)
         before, state["_current_fx_name"] = state["_current_fx_name"], name
         result = function(*args, **kwargs)
         state["_current_fx_name"] = before
         return result
 
-    def begin(self, loop: Any, batch: Any) -> Any:
-        """Return a batch as its step takes it, and count it."""
+    def start_batch(self, loop: Any, batch: Any) -> Any:
+        """Return the batch that a step takes, on its device, and count it."""
         data, device = self.trainer.datamodule, self.strategy.root_device
         for name in _TRANSFERS:
-            usual, hook = getattr(DataHooks, name), getattr(data, name, None)
-            if hook is None or getattr(hook, "__func__", None) is usual:  # The data module's own goes first.
+            default, hook = getattr(DataHooks, name), getattr(data, name, None)
+            if hook is None or getattr(hook, "__func__", None) is default:  # A hook of the data module goes first.
                 hook = getattr(self.module, name)
             moves = name == "transfer_batch_to_device"
-            is_there = type(batch) is tuple and all(type(each) is Tensor and each.device == device for each in batch)
-            if getattr(hook, "__func__", None) is not usual or (moves and not is_there):
-                batch = self.named(name, hook, batch, *([device] if moves else []), 0)
+            if getattr(hook, "__func__", None) is not default or (moves and not _is_on_device(batch, device)):
+                batch = self.call_as(name, hook, batch, *([device] if moves else []), 0)
         loop.batch_progress.increment_ready()
         connector, results = self.trainer._logger_connector, loop._results
         connector._first_loop_iter = connector._first_loop_iter is None
         results.batch, results.batch_size, results.dataloader_idx = batch, None, None
         return batch
 
-    def step(self, name: str, batch: Any, batch_idx: int) -> Any:
-        """Return what `training_step` or `validation_step` of the module returns."""
+    def call_step(self, name: str, batch: Any, batch_idx: int) -> Any:
+        """Return the result of `training_step` or `validation_step`."""
         step, strategy = getattr(self.module, name), self.strategy
         args = (batch, batch_idx) if self._takes_index(getattr(step, "__func__", step)) else (batch,)
         if strategy._model is not self.module or type(strategy._precision_plugin) is not Precision:
-            step = getattr(strategy, name)  # It goes through what wraps the module, and through `torch.autocast`.
-        return self.named(name, step, *args)
+            step = getattr(strategy, name)  # It calls the wrapper of the module, within `torch.autocast`.
+        return self.call_as(name, step, *args)
 
 
 def is_own(module: LightningModule, name: str) -> bool:
-    """Tell whether a method of a module is LightningModule's own."""
+    """Return whether a module has LightningModule's own method."""
     return getattr(getattr(module, name), "__func__", None) is getattr(LightningModule, name)
+
+
+def _is_on_device(batch: Any, device: Any) -> bool:
+    return type(batch) is tuple and all([type(each) is Tensor and each.device == device for each in batch])
