@@ -1,5 +1,7 @@
 import csv
+import errno
 import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -194,32 +196,27 @@ def test_history_refuses_a_name_that_was_not_logged():
         history["val/los"]
 
 
-def test_the_excepthook_of_threads_is_restored_when_the_last_logger_is_finalized(tmp_path):
-    original = threading.excepthook
-    first, second = TensorBoard(tmp_path / "a"), TensorBoard(tmp_path / "b")
-    assert threading.excepthook is original
-    for logger in (first, second):
-        logger.log_metrics({"loss": 1.0}, 0)
-    assert threading.excepthook is not original
-    first.finalize("success")
-    assert threading.excepthook is not original
-    second.finalize("failed")
-    assert threading.excepthook is original
-    first.log_metrics({"loss": 1.0}, 1)
-    first.finalize("success")
-    assert threading.excepthook is original
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_disk_error_in_the_thread_of_tensorboard_prints_no_traceback(reopened, tmp_path, monkeypatch, caplog):
+    def fail(data):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-
-def test_errors_of_other_threads_are_still_printed_while_tensorboard_is_open(tmp_path, monkeypatch):
-    printed = []
+    printed, others = [], threading.enumerate()
     monkeypatch.setattr(threading, "excepthook", lambda args: printed.append(args.exc_type))
     logger = TensorBoard(tmp_path)
     logger.log_metrics({"loss": 1.0}, 0)
-    thread = threading.Thread(target=lambda: 1 / 0)
-    thread.start()
-    thread.join()
-    logger.finalize("success")
-    assert printed == [ZeroDivisionError]
+    if reopened:
+        logger.finalize("success")
+        logger.log_metrics({"loss": 1.0}, 1)
+    (worker,) = set(threading.enumerate()) - set(others)
+    monkeypatch.setattr(worker._record_writer, "write", fail)
+    with suppress(OSError):
+        logger.log_metrics({"loss": 1.0}, 2)
+    worker.join()
+    logger.log_metrics({"loss": 1.0}, 3)
+    assert printed == []
+    (said,) = [record.message for record in caplog.records if record.name.startswith("firstlight")]
+    assert said == f"{tmp_path}: No space left on device; logging there stops, training continues"
 
 
 @pytest.mark.parametrize("every", [0, 1, 3])

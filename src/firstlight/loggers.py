@@ -3,14 +3,12 @@
 import csv
 import logging
 import os
-import threading
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from numbers import Number
 from pathlib import Path
 from typing import Any, TextIO
-from weakref import WeakSet
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -37,11 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 def is_logged_step(step: int, every: int) -> bool:
-    """Return whether a step is logged when every `every`-th step is; 0 logs none.
-
-    Args:
-        step: Index of the optimiser step, from 0.
-        every: The trainer's `log_every_n_steps`.
+    """Return whether the optimiser step with this index, from 0, is logged; 0 `every` steps logs none.
 
     >>> [step for step in range(10) if is_logged_step(step, 5)]
     [4, 9]
@@ -91,8 +85,7 @@ class TensorBoard(_SurvivesDiskErrors, TensorBoardLogger):
     """Lightning's TensorBoard logger, directly in `folder`, with one event a step, written every five seconds.
 
     Lightning 2.6.6 waits for the disk at each logging, writes an empty `hparams.yaml`, and stops the training when the
-    disk is full or fails. It also writes one event for each number: four numbers take more than three times as long as
-    one event with all of them.
+    disk is full. It writes one event for each number, which takes more than three times as long for four numbers.
 
     Args:
         folder: Folder of the event files.
@@ -109,8 +102,10 @@ class TensorBoard(_SurvivesDiskErrors, TensorBoardLogger):
         """TensorBoard's writer, or one that does nothing: on other ranks than 0, and after a disk error."""
         with self._guard(str(self.save_dir)):
             if not self._failed:
-                _hide_disk_errors(self)
-                return super().experiment
+                writer = super().experiment
+                if events := vars(writer).get("file_writer"):
+                    _hide_traceback(events)
+                return writer
         return DummyLogger().experiment
 
     @rank_zero_only
@@ -155,24 +150,33 @@ class TensorBoard(_SurvivesDiskErrors, TensorBoardLogger):
                 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 
                 values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers]
-                writer._get_file_writer().add_summary(Summary(value=values), self._step)
+                events = writer._get_file_writer()  # Opens another file after `finalize`.
+                _hide_traceback(events)
+                events.add_summary(Summary(value=values), self._step)
 
     def finalize(self, status: str) -> None:
         """Write everything and close the file."""
         self.save()
         with self._guard(str(self.save_dir)):
             super().finalize(status)
-        _show_disk_errors(self)
 
 
-class MetricsCSV(_SurvivesDiskErrors, Logger):
+class _NumbersOnly(Logger):
+    """A logger without name, version and hyper-parameters, which `config.yaml` or the caller has."""
+
+    name = version = ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
+
+
+class MetricsCSV(_SurvivesDiskErrors, _NumbersOnly):
     """Append one line `step,name,value` for each logged number.
 
     Lightning 2.6.6's `CSVLogger` deletes the file of an earlier logger in the same folder, so that a resumed run loses
     its history. It also rewrites the whole file for each new name. This class can go when it does neither.
 
-    When the disk is full or fails, the logger warns once and stops. An incomplete last line is removed, because the
-    number at its end may have lost digits.
+    An incomplete last line is removed, because the number at its end may have lost digits.
 
     Args:
         path: The file. The first logged number creates it and its folder.
@@ -183,16 +187,6 @@ class MetricsCSV(_SurvivesDiskErrors, Logger):
         self.path = path
         self._file: TextIO | None = None
         self._epoch: tuple[int | None, float | None] = None, None
-
-    @property
-    def name(self) -> str:
-        """Empty: `path` alone decides where the file is."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """Empty: `path` alone decides where the file is."""
-        return ""
 
     @property
     def save_dir(self) -> str:
@@ -213,9 +207,6 @@ class MetricsCSV(_SurvivesDiskErrors, Logger):
             previous, self._epoch = self._epoch, (step, metrics.get("epoch"))
             rows = [(step, *each) for each in metrics.items() if each != ("epoch", previous[1]) or step != previous[0]]
             csv.writer(self._file).writerows(rows)
-
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Write nothing: `config.yaml` holds the hyper-parameters."""
 
     @rank_zero_only
     def save(self) -> None:
@@ -238,7 +229,7 @@ class MetricsCSV(_SurvivesDiskErrors, Logger):
                 _drop_incomplete_line(self.path)
 
 
-class History(Logger):
+class History(_NumbersOnly):
     """Keep every logged number in memory, for example to draw it in a notebook; no file is written.
 
     >>> history = History()
@@ -251,16 +242,6 @@ class History(Logger):
     def __init__(self) -> None:
         super().__init__()
         self._logged: dict[str, tuple[list[int], list[float]]] = {}
-
-    @property
-    def name(self) -> str:
-        """Empty: there is no file."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """Empty: there is no file."""
-        return ""
 
     def __getitem__(self, name: str) -> tuple[list[int], list[float]]:
         """Return the steps at which `name` was logged, and its values.
@@ -280,9 +261,6 @@ class History(Logger):
             steps, values = self._logged.setdefault(name, ([], []))
             steps.append(step or 0)
             values.append(float(value))
-
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Keep nothing: the caller has the hyper-parameters."""
 
 
 def all_loggers(folder: Path, requested: Any, from_step: int | None = None) -> list[Logger]:
@@ -312,27 +290,6 @@ def _drop_incomplete_line(path: Path) -> int:
     return complete
 
 
-_open: WeakSet[TensorBoard] = WeakSet()
-_previous_excepthook = threading.excepthook
-
-
-def _hide_disk_errors(logger: TensorBoard) -> None:
-    """Print no traceback of a disk error in TensorBoard's writer thread until `logger` is finalized.
-
-    The thread (tensorboard 2.21) passes the `OSError` to the next call that logs, and raises it as well.
-    """
-    global _previous_excepthook
-    if not _open:
-        _previous_excepthook, threading.excepthook = threading.excepthook, _excepthook
-    _open.add(logger)
-
-
-def _show_disk_errors(logger: TensorBoard) -> None:
-    _open.discard(logger)
-    if not _open and threading.excepthook is _excepthook:
-        threading.excepthook = _previous_excepthook
-
-
-def _excepthook(args: threading.ExceptHookArgs) -> None:
-    if not (type(args.thread).__name__ == "_AsyncWriterThread" and isinstance(args.exc_value, OSError)):
-        _previous_excepthook(args)
+def _hide_traceback(events: Any) -> None:
+    """Print no traceback if the disk fails: tensorboard 2.21 raises the error in its thread and at the next log."""
+    events.event_writer._async_writer._worker._invoke_excepthook = lambda thread: None

@@ -20,9 +20,6 @@ __all__ = ["BestCheckpoint", "LastCheckpoint", "validation_follows"]
 class FiniteCheckpoint(ModelCheckpoint):
     """A checkpoint that never holds weights that are not finite. If one process cannot write, all of them raise."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(enable_version_counter=False, **options)
-
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         """Write the file, on all processes together.
 
@@ -36,8 +33,7 @@ class FiniteCheckpoint(ModelCheckpoint):
                 "is not finite; earlier checkpoints are kept"
             )
         for logger in trainer.loggers:
-            # First the logs: a resumed run does not repeat what was logged before the checkpoint.
-            logger.save()
+            logger.save()  # Before the checkpoint, because a resumed run does not log these steps again.
             if isinstance(logger, TensorBoardLogger):
                 with suppress(OSError):  # A full disk: the logger warns at the next logging.
                     logger.experiment.flush()
@@ -57,7 +53,7 @@ class FiniteCheckpoint(ModelCheckpoint):
             logger.after_save_checkpoint(self)
 
     def _trim(self, checkpoint: dict[str, Any]) -> None:
-        """Remove what does not belong into the file."""
+        """Remove what the file does not need."""
 
 
 class BestCheckpoint(FiniteCheckpoint):
@@ -73,9 +69,8 @@ class BestCheckpoint(FiniteCheckpoint):
     def __init__(
         self, monitor: str, mode: Literal["min", "max"], dirpath: Path | None = None, save_weights_only: bool = False
     ) -> None:
-        super().__init__(
-            dirpath=dirpath, filename="best", monitor=monitor, mode=mode, save_weights_only=save_weights_only
-        )
+        options: dict[str, Any] = {"save_weights_only": save_weights_only, "enable_version_counter": False}
+        super().__init__(dirpath=dirpath, filename="best", monitor=monitor, mode=mode, **options)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -87,37 +82,26 @@ class BestCheckpoint(FiniteCheckpoint):
         checkpoint.pop("train_log", None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score, and keep a `best.ckpt` that is better than the one the state knows.
+        """Restore the best score, or that of `best.ckpt` if it is better: the file may be newer than the checkpoint.
 
-        Lightning 2.6.6 forgets the best checkpoint of a run whose folder was moved.
+        Lightning 2.6.6 forgets the best checkpoint of a run whose folder was moved, and the current score.
         """
         best = Path(str(self.dirpath)) / "best.ckpt"
-        if self.dirpath and best.is_file() and Path(state_dict["dirpath"]) != Path(self.dirpath):
-            state_dict = {
-                **state_dict,
-                "dirpath": self.dirpath,
-                "best_model_path": str(best),
-                "kth_best_model_path": str(best),
-                "best_k_models": {str(best): score for score in state_dict["best_k_models"].values()},
-            }
-        super().load_state_dict(state_dict)
-        self.current_score = state_dict["current_score"]  # Lightning 2.6.6 saves it and does not restore it.
-        # best.ckpt may be newer than the checkpoint that the run resumes from.
-        checkpoint: dict[str, Any] = {}
         with suppress(Exception):  # A damaged file counts as none, and the next best replaces it.
-            checkpoint = torch.load(best, map_location="cpu", mmap=True, weights_only=True)
-        written = checkpoint.get("callbacks", {}).get(self.state_key)
-        if written is not None:
-            is_better = torch.lt if self.mode == "min" else torch.gt
-            score = written["best_model_score"]
-            if self.best_model_score is None or is_better(score, self.best_model_score):
-                self.best_model_score, self.kth_value, self.current_score = score, score, written["current_score"]
-                self.best_model_path = self.kth_best_model_path = str(best)
-                self.best_k_models = {str(best): score}
+            written = torch.load(best, map_location="cpu", mmap=True, weights_only=True)["callbacks"][self.state_key]
+            known, score = state_dict["best_model_score"], written["best_model_score"]
+            if known is None or (score < known if self.mode == "min" else score > known):
+                state_dict = written
+        if best.is_file():
+            paths = dict.fromkeys(("best_model_path", "kth_best_model_path"), str(best))
+            scores = {str(best): score for score in state_dict["best_k_models"].values()}
+            state_dict = {**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": scores}
+        super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]
 
 
 class LastCheckpoint(FiniteCheckpoint):
-    """Write `last.ckpt`, one file, after epochs, and at the end of the run; optionally within epochs as well.
+    """Write `last.ckpt`, one file, after epochs and at the end of the run; optionally within epochs as well.
 
     Args:
         dirpath: Folder of the file; `None` leaves it to the logger.
@@ -127,9 +111,6 @@ class LastCheckpoint(FiniteCheckpoint):
         every_seconds: Seconds since the last write after which the next optimiser step writes; 0 writes none. Several
             processes compare clocks only at steps that are logged (`log_every_n_steps`), which wait for each other.
         min_seconds: Seconds since the last write within which the end of an epoch does not write; 0 writes each time.
-
-    Raises:
-        UsageError: When an option is out of its range.
     """
 
     def __init__(
@@ -143,25 +124,29 @@ class LastCheckpoint(FiniteCheckpoint):
         check_range("LastCheckpoint", "[1, inf)", every_n_epochs=every_n_epochs)
         check_range("LastCheckpoint", "[0, inf)", every_n_steps=every_n_steps)
         check_range("LastCheckpoint", "[0, inf]", every_seconds=every_seconds, min_seconds=min_seconds)
-        super().__init__(dirpath=dirpath, filename="last", every_n_epochs=every_n_epochs, save_on_train_epoch_end=True)
+        options: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+        super().__init__(dirpath=dirpath, filename="last", every_n_epochs=every_n_epochs, **options)
         self.every_n_steps = every_n_steps
         self.every_seconds = every_seconds
         self.min_seconds = min_seconds
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count steps and seconds from here."""
+        """Count seconds from here."""
         super().on_train_start(trainer, pl_module)
         self._is_distributed = trainer.world_size > 1
-        self._step, self._written_step = trainer.global_step, -1
-        self._written_at = time.monotonic()
-        self._is_pending = False
+        self._written_step, self._written_at = -1, time.monotonic()
+        self._has_stepped = self._is_pending = False
+
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        """Note that the optimiser steps in this batch; `trainer.global_step` tells it too, in eight calls."""
+        self._has_stepped = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the file when it is due and the optimiser has stepped."""
-        previous, self._step = self._step, trainer.global_step
-        if self._step > previous:
+        if self._has_stepped:
+            self._has_stepped = False
             self._is_pending = self._is_pending or self._is_due(trainer)
             if self._is_pending and not validation_follows(trainer, batch_idx):
                 self.write(trainer)
@@ -170,7 +155,7 @@ class LastCheckpoint(FiniteCheckpoint):
         """Write the file when it is due, after the validation."""
         is_due = (trainer.current_epoch + 1) % self._every_n_epochs == 0 and not self._is_too_soon(trainer)
         if is_due or self._is_pending or _is_last_epoch(trainer):
-            self._written_step = -1  # A file written within this epoch at the same step would repeat its end.
+            self._written_step = -1  # Resumed from a file of the same step, a run would end this epoch again.
             self.write(trainer)
 
     def write(self, trainer: Trainer) -> None:
@@ -184,9 +169,6 @@ class LastCheckpoint(FiniteCheckpoint):
         """Return nothing: the times of earlier writes do not matter to a resumed run."""
         return {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore nothing."""
-
     def _is_due(self, trainer: Trainer) -> bool:
         if self.every_n_steps and current_step(trainer) % self.every_n_steps == 0:
             return True
@@ -198,11 +180,8 @@ class LastCheckpoint(FiniteCheckpoint):
 
     def _is_too_soon(self, trainer: Trainer) -> bool:
         """Return whether the last write is less than `min_seconds` ago, as the first process decides."""
-        if not self.min_seconds:
-            return False
-        return trainer.strategy.broadcast(
-            self._written_step >= 0 and time.monotonic() - self._written_at < self.min_seconds
-        )
+        is_recent = self._written_step >= 0 and time.monotonic() - self._written_at < self.min_seconds
+        return bool(self.min_seconds) and trainer.strategy.broadcast(is_recent)
 
 
 def validation_follows(trainer: Trainer, batch_idx: int) -> bool:

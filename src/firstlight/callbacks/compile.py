@@ -68,13 +68,13 @@ class Compile(Callback):
                 f"Compile has no effect: a training step of {type(pl_module).__name__} calls none of {names}"
             )
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
         """Remove the compiled calls."""
-        self._undo()
+        for part in self._compiled:
+            part._compiled_call_impl = None
+        self._compiled = []
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remove the compiled calls."""
-        self._undo()
+    on_exception = teardown
 
     @property
     def _records(self) -> bool:
@@ -96,11 +96,6 @@ class Compile(Callback):
             return apply_to_collection(outputs, Tensor, torch.clone) if self._records else outputs
 
         return called
-
-    def _undo(self) -> None:
-        for part in self._compiled:
-            part._compiled_call_impl = None
-        self._compiled = []
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:

@@ -1,13 +1,14 @@
 """Checks that tensors are finite."""
 
 import cmath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["all_finite", "not_finite", "surely_finite"]
 
@@ -15,8 +16,7 @@ __all__ = ["all_finite", "not_finite", "surely_finite"]
 def surely_finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether the sums of all tensors are finite; if so, every number in them is. Waits for the device.
 
-    On the CPU this takes a twentieth of the time of a look at each number. The sum of finite numbers can overflow; then
-    the answer is `False`.
+    On the CPU this is 20 times as fast as a check of each number. If a sum of finite numbers overflows, it is `False`.
 
     >>> surely_finite([torch.ones(2), torch.zeros(1)]), surely_finite([torch.tensor([1.0, float("nan")])])
     (True, False)
@@ -30,7 +30,7 @@ def all_finite(value: Any) -> bool:
     >>> all_finite({"a": [torch.ones(2), "text"]}), all_finite((torch.tensor(float("nan")),))
     (True, False)
     """
-    return all(bool(tensor.isfinite().all()) for tensor in _tensors(value))
+    return all(bool(leaf.isfinite().all()) for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 def not_finite(module: nn.Module) -> str | None:
@@ -47,13 +47,3 @@ def not_finite(module: nn.Module) -> str | None:
         return None
     finite = torch.stack([tensor.isfinite().all().to(local[0].device) for tensor in local]).tolist()
     return next((name for name, is_finite in zip(named, finite, strict=True) if not is_finite), None)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each)

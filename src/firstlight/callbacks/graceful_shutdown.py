@@ -30,21 +30,15 @@ class GracefulShutdown(Checkpoint):
 
     SIGTERM, Ctrl-C and, in a SLURM job, SIGUSR1 let the current optimiser step finish, and a validation that follows
     it. If a validation follows each step, the epoch finishes. `LastCheckpoint` writes its file. Then `SystemExit(143)`
-    is raised, or `KeyboardInterrupt` for Ctrl-C. A second Ctrl-C stops at once. Another SIGTERM is ignored, because
-    schedulers repeat it.
+    is raised, or `KeyboardInterrupt` for Ctrl-C. A second Ctrl-C stops at once; schedulers repeat SIGTERM, so another
+    one is ignored.
 
     A process that failed, was killed or is frozen ends the others, and `failed_rank` describes it. A process is frozen
-    if the system does not run it; an endless loop does not count. Processes that Lightning started get ten seconds to
-    end, then they are killed.
-
-    The class is a `Checkpoint`, so that Lightning calls it after all other callbacks; list it after `LastCheckpoint`.
-    Lightning then adds no checkpoint callback of its own, so a fit without another one warns.
+    if the system does not run it; an endless loop does not count. Lightning calls a `Checkpoint` after all other
+    callbacks; list this one after `LastCheckpoint`.
 
     Args:
         timeout: Seconds without an answer after which a process counts as frozen, at least 5.
-
-    Raises:
-        UsageError: When `timeout` is below 5 seconds.
     """
 
     def __init__(self, timeout: float = 300) -> None:
@@ -53,13 +47,13 @@ class GracefulShutdown(Checkpoint):
         self.failed_rank: str | None = None
         self._signal: int | None = None
         self._raised: BaseException | None = None
-        self._step = 0
+        self._has_stepped = False
         self._watchdog: RankWatchdog | None = None
         self._children: list[subprocess.Popen[bytes]] = []
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Warn if the fit writes no checkpoint."""
+        """Warn if the fit writes no checkpoint: Lightning adds none of its own beside this one."""
         if stage == "fit" and all(isinstance(each, GracefulShutdown) for each in trainer.checkpoint_callbacks):
             rank_zero_warn(
                 "this fit writes no checkpoint: add LastCheckpoint, because GracefulShutdown alone writes none"
@@ -89,22 +83,26 @@ class GracefulShutdown(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Handle signals."""
-        self._step = trainer.global_step
         self._install_handlers()
+
+    def on_before_optimizer_step(self, *args: Any) -> None:
+        """Note that the optimiser steps in this batch."""
+        self._has_stepped = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop after a complete optimiser step, if a process got a signal."""
-        previous, self._step = self._step, trainer.global_step
-        if self._step > previous:
-            if self._signal and self._watchdog and self._watchdog.stop is None:
-                # No process can complete the next step without this one's gradient.
-                self._watchdog.ask(self._step + 1, self._signal)
-            if (self._signal or self._watchdog) and not validation_follows(trainer, batch_idx):
-                # After the last step the run ends by itself, once that step is logged.
-                if not 0 <= trainer.max_steps <= trainer.global_step:
-                    self._stop_if_due(trainer)
+        has_stepped, self._has_stepped = self._has_stepped, False
+        if not has_stepped or not (self._signal or self._watchdog):
+            return
+        step = trainer.global_step
+        if self._signal and self._watchdog and self._watchdog.stop is None:
+            # No process can complete the next step without this one's gradient.
+            self._watchdog.ask(step + 1, self._signal)
+        # After the last step the run ends by itself, once that step is logged.
+        if not validation_follows(trainer, batch_idx) and not 0 <= trainer.max_steps <= step:
+            self._stop_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop after the validation, if a process got a signal."""
@@ -163,10 +161,10 @@ class GracefulShutdown(Checkpoint):
         raise self._raised
 
     def _install_handlers(self) -> None:
-        """Replace Lightning's signal handlers.
+        """Replace the signal handlers of Lightning 2.6.6.
 
-        In Lightning 2.6.6, SIGTERM ends with code 0 and no checkpoint, or waits forever for other processes. SLURM's
-        warning saves within a step and also requeues the job, which is up to the job's script.
+        Its SIGTERM ends with code 0 and no checkpoint, or waits forever for other processes. Its handler of SLURM's
+        warning saves within a step and requeues the job, which is up to the job's script.
         """
         if threading.current_thread() is not threading.main_thread():
             return

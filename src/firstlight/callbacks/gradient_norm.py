@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -45,13 +46,11 @@ class GradientNorm(Callback):
         shown = values if self.per_block else {"total": values["total"]}
         log(trainer, {f"{prefix}/{name}": value for name, value in shown.items()})
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, *args: Any, **kwargs: Any) -> None:
         """Release the parameters."""
         self._blocks.clear()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Release the parameters."""
-        self._blocks.clear()
+    on_exception = on_fit_end
 
 
 def by_block(module: nn.Module, parameters: Sequence[nn.Parameter]) -> dict[str, list[nn.Parameter]]:

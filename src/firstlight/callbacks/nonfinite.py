@@ -2,7 +2,6 @@
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -20,12 +19,12 @@ from firstlight.loggers import current_step, log, should_log
 __all__ = ["NonFinite", "verdict"]
 
 
-@dataclass
 class _Window:
     """The batches of one optimiser step with their indices, and losses that may not be finite."""
 
-    batches: list[tuple[Any, int]] = field(default_factory=list)
-    losses: list[Tensor] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.batches: list[tuple[Any, int]] = []
+        self.losses: list[Tensor] = []
 
 
 class _Step:
@@ -50,22 +49,19 @@ class _Step:
 class NonFinite(Callback):
     """Make no update from a loss or a gradient that is not finite: stop the run, or skip the step.
 
-    What is checked is the gradient that the optimiser would use: accumulated, and averaged over the processes, so that
-    all of them decide alike. A loss that is not finite counts as well. With several processes or a gradient scaler, it
-    makes the gradient not finite instead.
+    The gradient is the one that the optimiser would use: accumulated, and averaged over the processes, so that all of
+    them decide alike. With several processes or a gradient scaler, a loss that is not finite spoils the gradient.
 
     On the CPU the step is not made. On another device nothing waits for the flag: an optimiser that takes `found_inf`
-    (Adam, AdamW, SGD and Adagrad with `fused=True`) leaves weights and state unchanged on the device, and so do all
-    later steps of a run that stops. The flag is read when it has arrived, at the latest when something is logged,
-    validated or saved. Exceptions: the first step waits. With other optimisers, `skip` waits at each step, and `stop`
-    passes zero gradients until the flag is read.
+    (Adam, AdamW, SGD and Adagrad with `fused=True`) leaves weights and state unchanged, also in all later steps of a
+    run that stops. The flag is read when it has arrived, at the latest when something is logged, validated or saved.
+    Only the first step waits. With other optimisers, `skip` waits at each step, and `stop` passes zero gradients until
+    the flag is read.
 
-    A gradient scaler skips steps to find its scale; these are counted and do not stop the run. The run stops if the
-    loss is not finite, or if the gradient is not finite at a scale below 1.
-
-    A skipped step counts for the schedule and in `global_step`. Buffers, for example running means, are restored. The
-    number of skipped steps is logged as `nonfinite/skipped` from the first one on. Weights or monitored metrics that
-    are not finite always stop the run, before a checkpoint holds them.
+    A gradient scaler skips steps to find its scale. These do not stop the run, unless the loss is not finite or the
+    scale is below 1. A skipped step counts for the schedule and in `global_step`; buffers, for example running means,
+    are restored. `nonfinite/skipped` is logged from the first one on. Weights or monitored metrics that are not finite
+    always stop the run, before a checkpoint holds them.
 
     Args:
         action: `stop` stops the run and names batch and layer; `skip` continues with the next step.
@@ -125,10 +121,10 @@ class NonFinite(Callback):
         self._window.batches.append((batch, batch_idx))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Keep a loss that may not be finite, or make the gradient on all processes not finite with it."""
+        """Keep a loss that may not be finite; if the gradient decides, make it not finite either."""
         if self._replaying:
             return
-        if loss.ndim == 0 and not _waits(loss) and math.isfinite(loss.item()):
+        if loss.ndim == 0 and loss.is_cpu and math.isfinite(loss.item()):
             return
         value = loss.detach().sum()  # `sum` copies.
         self._window.losses.append(value)
@@ -143,7 +139,7 @@ class NonFinite(Callback):
         gradients = [grad for group in optimizer.param_groups for p in group["params"] if (grad := p.grad) is not None]
         if not gradients:
             return
-        if self._checks_losses and not _waits(gradients[0]) and surely_finite(gradients + self._window.losses):
+        if self._checks_losses and gradients[0].is_cpu and surely_finite(gradients + self._window.losses):
             self._begun.add(id(optimizer))
             if pl_module.automatic_optimization:
                 self._window.batches = []  # Releases its memory for the next batch.
@@ -155,7 +151,9 @@ class NonFinite(Callback):
     def _check(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer, gradients: list[Tensor]) -> None:
         """Check each number, because a sum was not finite or because the device should not be waited for."""
         found = self._flag(gradients + self._window.losses if self._checks_losses else gradients)
-        if self._reads_at_once(optimizer, found):
+        # torch's fused SGD leaves its momentum uninitialised if the device skips its first step.
+        waits = id(optimizer) not in self._begun or (self.action == "skip" and not _skips_on_device(optimizer))
+        if found.is_cpu or (waits and not self._scaler):
             if found.item():
                 self._decide(trainer, module, _Step(trainer, self._window, found))
                 if self._buffers:
@@ -196,11 +194,13 @@ class NonFinite(Callback):
         self._read_all(trainer, pl_module)
         if self.skipped:
             log(trainer, {"nonfinite/skipped": self.skipped})
-        self._release(trainer)
+        self.on_exception(trainer, pl_module, None)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remove the flags from the optimisers."""
-        self._release(trainer)
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException | None) -> None:
+        """Remove the flags from the optimisers, and release batches and buffers."""
+        for optimizer in trainer.optimizers:
+            vars(optimizer).pop("found_inf", None)
+        self._reset()
 
     def _flag(self, tensors: list[Tensor]) -> Tensor:
         """Return 1 on the device if a number is not finite, else 0; with `stop` it stays 1."""
@@ -213,13 +213,6 @@ class NonFinite(Callback):
         # The gradient scaler's kernel, which also divides by `one`: on the CPU it takes 1/13 of the time of a norm.
         torch._amp_foreach_non_finite_check_and_unscale_(tensors, found, one)
         return found
-
-    def _reads_at_once(self, optimizer: Optimizer, found: Tensor) -> bool:
-        if not _waits(found):
-            return True
-        first = id(optimizer) not in self._begun
-        # torch's fused SGD leaves its momentum uninitialised if the device skips its first step.
-        return not self._scaler and (first or (self.action == "skip" and not _skips_on_device(optimizer)))
 
     def _block(self, optimizer: Optimizer, gradients: list[Tensor], found: Tensor) -> None:
         """Prevent the update on the device if the flag is set."""
@@ -265,19 +258,11 @@ class NonFinite(Callback):
             )
         self._checked_step = trainer.global_step
 
-    def _release(self, trainer: Trainer) -> None:
-        for optimizer in trainer.optimizers:
-            vars(optimizer).pop("found_inf", None)
-        self._reset()
-
 
 def verdict(action: Literal["stop", "skip"], scale: float | None, finite_loss: bool) -> Literal["stop", "skip"]:
-    """Return what to do with a step whose gradient is not finite.
+    """Return what to do with a step whose gradient is not finite: `action`, or `skip` if a scaler overflowed.
 
-    Args:
-        action: The user's choice.
-        scale: The scale of a gradient scaler, `None` without one.
-        finite_loss: Whether the losses of the step are finite; matters with a scaler only.
+    `scale` is that of the gradient scaler, `None` without one. `finite_loss` matters with a scaler only.
 
     >>> verdict("stop", None, True), verdict("stop", 1024.0, True), verdict("stop", 1024.0, False)
     ('stop', 'skip', 'stop')
@@ -289,10 +274,6 @@ def verdict(action: Literal["stop", "skip"], scale: float | None, finite_loss: b
 def _values(gradient: Tensor) -> Tensor:
     values = gradient._values() if gradient.is_sparse else gradient
     return torch.view_as_real(values) if values.is_complex() else values
-
-
-def _waits(tensor: Tensor) -> bool:
-    return not tensor.is_cpu  # Reading it waits for a device.
 
 
 def _skips_on_device(optimizer: Optimizer) -> bool:

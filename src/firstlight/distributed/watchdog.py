@@ -16,14 +16,9 @@ from torch.distributed import Store  # type: ignore[attr-defined]  # torch expor
 
 __all__ = ["RankWatchdog"]
 
-_INTERVAL = 0.25
-"""Seconds between two heartbeats."""
-
-_QUIET = 8
-"""Intervals without a heartbeat after which a process counts as gone when a collective failed: two seconds."""
-
-_GRACE = 40
-"""Intervals that the main thread has to end by itself after another process failed: ten seconds."""
+_INTERVAL = 0.25  # Seconds between two heartbeats.
+_QUIET = 8  # Intervals without a heartbeat after which a process counts as gone if a collective failed: 2 s.
+_GRACE = 40  # Intervals that the main thread has to end by itself after another process failed: 10 s.
 
 
 class RankWatchdog:
@@ -53,14 +48,13 @@ class RankWatchdog:
         children: Mapping[int, "Popen[Any]"] | None = None,
         has_launcher: bool = False,
     ) -> None:
-        self.stop: tuple[int, int] | None = None
-        """Number of optimiser steps after which all stop, and the signal that asked for it."""
+        self.stop: tuple[int, int] | None = None  # Optimiser steps after which all stop, and the signal's number.
         self.rank = rank
         self._store, self._ranks = store, range(world_size)
         self._timeout = timeout / _INTERVAL
         self._children = children or {}
         self._launcher = os.getppid() if has_launcher else None
-        # Counted in own intervals, so that a pause of the whole machine counts as none.
+        # Intervals, not seconds: none passes while the whole machine pauses.
         self._intervals_silent = [0] * world_size
         self._done = set[int]()
         self._fault: str | None = None
@@ -84,11 +78,9 @@ class RankWatchdog:
             threading.Thread(target=loop, name=f"firstlight-watchdog{loop.__name__}", daemon=True).start()
 
     def ask(self, step: int, number: int) -> None:
-        """Ask all processes to stop after an optimiser step that none has done yet, and wait until all know.
+        """Ask all processes to stop after `step` optimiser steps, which none has done yet; wait until all know.
 
-        Args:
-            step: Number of optimiser steps done by then.
-            number: Number of the signal.
+        `number` is the number of the signal.
         """
         self._store.compare_set("stop", "", f"{step} {number}")
         self._read_messages()

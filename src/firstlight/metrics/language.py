@@ -1,7 +1,4 @@
-"""Perplexity and bits per byte, computed from losses instead of logits.
-
-Shapes: `N` batches.
-"""
+"""Perplexity and bits per byte, computed from the losses of `N` batches instead of logits."""
 
 import math
 

@@ -15,8 +15,7 @@ from firstlight.errors import check_range
 
 __all__ = ["RecallAtK", "recall_at_k"]
 
-_MAX_ELEMENTS = 2**24
-"""Similarities in memory at once: 64 MiB."""
+_MAX_ELEMENTS = 2**24  # Similarities in memory at once: 64 MiB.
 
 
 def recall_at_k(embeddings: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -57,9 +56,6 @@ class RecallAtK(Metric):
     Args:
         k: Retrieved samples per query, at least 1.
         **options: Arguments of `torchmetrics.Metric`.
-
-    Raises:
-        UsageError: When `k` is below 1.
     """
 
     is_differentiable = False

@@ -15,18 +15,15 @@ from firstlight.errors import UsageError
 
 __all__ = ["SplitMetrics"]
 
-_MAX_ELEMENTS = 2**22
-"""Elements of predictions that are kept before they are computed: 16 MiB of float32."""
-
-_ELEMENTS_PER_LOSS = 256
-"""What a batch without predictions counts for, so that the number of kept batches is bounded."""
+_MAX_ELEMENTS = 2**22  # Elements of predictions that are kept before the metrics are updated: 16 MiB of float32.
+_ELEMENTS_PER_LOSS = 256  # Elements that a batch without predictions counts as, so that few enough batches are kept.
 
 
 class SplitMetrics:
     """Weighted mean losses and metrics of a split, equal on every process after `compute`.
 
     `update` only keeps references, so that a step does little work and never waits for the device. This class is no
-    `nn.Module`, because metrics are not weights of a checkpoint. It moves them to the device of the losses itself.
+    `nn.Module`, because a checkpoint does not hold metrics. It moves them to the device of the losses itself.
 
     Args:
         split: Prefix of the names, for example `"val"`.
@@ -36,13 +33,10 @@ class SplitMetrics:
     def __init__(self, split: str, metrics: Mapping[str, Metric]) -> None:
         self.split = split
         self.names = list(metrics)
-        self.has_metrics = bool(metrics)
-        self.last_weight: Tensor | int = 0
-        """Weight of the last batch."""
+        self.last_weight: Tensor | int = 0  # Of the last batch.
         self._metrics = MetricCollection(dict(metrics)).clone(prefix=f"{split}/")
         self._weight = _new_sum()
         self._sums: dict[str, SumMetric] = {"loss": _new_sum()}
-        self._reserved = {"loss", *metrics}
         self._batches: list[tuple[Tensor, dict[str, Tensor], Tensor | int, tuple[Tensor, Tensor] | None]] = []
         self._room = _MAX_ELEMENTS
         self._is_updated = False
@@ -107,7 +101,7 @@ class SplitMetrics:
             return {}
         losses, terms, weights, inputs = zip(*self._batches, strict=True)
         state: dict[str, Any] = {
-            "has_metrics": self.has_metrics,
+            "has_metrics": bool(self.names),
             "losses": torch.stack(losses).cpu(),
             "terms": {name: torch.stack([each[name] for each in terms]).cpu() for name in terms[0]},
             "weights": _stack_weights(weights, losses[0].device).cpu(),
@@ -121,7 +115,7 @@ class SplitMetrics:
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Replace all batches by those of `state_dict()`, unless they were kept for other metrics."""
         self.reset()
-        if not state or state["has_metrics"] != self.has_metrics:
+        if not state or state["has_metrics"] != bool(self.names):
             return
         state = move_data_to_device(state, device)
         count = len(state["losses"])
@@ -141,7 +135,9 @@ class SplitMetrics:
         means = {"loss": torch.stack(losses).float()}  # Sums of half precision would overflow.
         means |= {name: torch.stack([each[name] for each in terms]).float() for name in terms[0]}
         counts = _stack_weights(weights, losses[0].device).to(means["loss"])
-        self._move(counts.device)
+        if self._weight.device != counts.device:
+            for metric in (self._weight, *self._sums.values(), self._metrics):
+                metric.to(counts.device)
         if self._sums.keys() != means.keys():
             self._sums = {name: self._sums.get(name, _new_sum().to(counts.device)) for name in means}
         for name, values in means.items():
@@ -149,7 +145,7 @@ class SplitMetrics:
         self._weight.update(counts.sum())
         if inputs[0] is not None:
             self._metrics.update(*map(torch.cat, zip(*inputs, strict=True)))
-        elif self.has_metrics:
+        elif self.names:
             self._metrics.update(means["loss"], counts)
         self._batches.clear()
         self._room = _MAX_ELEMENTS
@@ -163,15 +159,10 @@ class SplitMetrics:
                     f"the loss has the terms {', '.join(each) or 'none'} in one {self.split} batch and "
                     f"{', '.join(names) or 'none'} in another: compute_loss must always return the same names"
                 )
-        if taken := sorted(names & self._reserved):
+        if taken := sorted(names & {"loss", *self.names}):
             raise UsageError(
                 f"a term of the loss is called {taken[0]}, as a metric or the sum of the terms is: rename the term"
             )
-
-    def _move(self, device: torch.device) -> None:
-        if self._weight.device != device:
-            for metric in (self._weight, *self._sums.values(), self._metrics):
-                metric.to(device)
 
 
 def _new_sum() -> SumMetric:

@@ -77,7 +77,7 @@ def _probe_loss(task: Task, outputs: Any, few: Tensor) -> None:
     if isinstance(losses, dict):
         if taken := sorted({f"val/{name}" for name in terms} & {"val/loss", *metrics}):
             raise UsageError(f"{source} returns a term for {taken[0]}, which is logged already: rename the term")
-    if task.val_metrics.has_metrics:
+    if task.val_metrics.names:
         seen = _attempt(lambda: task.metric_inputs(outputs, few), f"{_name(task)}.metric_inputs fails")
         if seen is not None and not (len(seen) == 2 and all(isinstance(each, Tensor) for each in seen)):
             raise UsageError(

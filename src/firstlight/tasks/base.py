@@ -31,7 +31,7 @@ __all__ = ["Task"]
 
 
 class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading names the rarer options only
-    """Joins a network with its loss, optimiser, schedule and metrics. `docs/write_a_task.md` shows how to write one.
+    """A network with its loss, optimiser, schedule and metrics. `docs/write_a_task.md` shows how to write a task.
 
     Override `forward`, `compute_loss` and `predict_step` to change what a step computes; `metric_inputs` and
     `batch_weight` if metrics and weights must differ too. `check_targets` and `check_outputs` refuse wrong data early.
@@ -102,13 +102,12 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
 
     def compute_loss(self, outputs: Any, targets: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the mean loss `()` of a batch, or the terms by name whose sum is minimised. Each term is logged."""
-        loss: Tensor | dict[str, Tensor] = self.loss(outputs, targets)
-        return loss
+        return self.loss(outputs, targets)  # type: ignore[no-any-return]
 
     def metric_inputs(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the predictions `(B, ...)` and targets `(B, ...)` that the metrics compare.
 
-        `None` stands for the losses and weights of the batches. Only called if there are metrics.
+        With `None`, the metrics get the losses and weights of the batches. Only called if there are metrics.
         """
         return outputs, targets
 
@@ -126,7 +125,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         terms = None
         if not isinstance(loss, Tensor):
             loss, terms = sum(loss.values()), loss
-        seen = self.metric_inputs(outputs, targets) if split_metrics.has_metrics else None
+        seen = self.metric_inputs(outputs, targets) if split_metrics.names else None
         split_metrics.update(loss, self.batch_weight(targets), seen, terms)
         return loss  # type: ignore[no-any-return]
 
@@ -151,11 +150,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         return {"prediction": self.predict_outputs(inputs), "target": targets}
 
     def predict_outputs(self, inputs: Any) -> Tensor:
-        """Return the outputs of the network, which must be a tensor.
-
-        Raises:
-            UsageError: When it is not: `predict_step` must be overridden then.
-        """
+        """Return the outputs of the network, or raise a UsageError if they are no tensor."""
         outputs = self(inputs)
         if not isinstance(outputs, Tensor):
             raise UsageError(
@@ -206,7 +201,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         self.log_dict(self.test_metrics.compute(), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the plan of the optimiser, the current validation metrics and what is not logged yet."""
+        """Add the plan of the optimiser, the newest validation metrics, and the batches that are not logged yet."""
         checkpoint["optimization"] = self.optimization.state_dict(self.trainer)
         if "optimizer_states" in checkpoint:  # A fit can be resumed from it.
             checkpoint["train_log"] = self.train_log.state_dict(self.trainer)
@@ -239,9 +234,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
     def check_outputs(self, outputs: Any, targets: Tensor) -> None:
         """Raise a UsageError if the outputs `(B, ...)` of a few samples do not fit the targets `(N, ...)` of the split.
 
-        Args:
-            outputs: A tensor, or anything else if `compute_loss` is overridden.
-            targets: All targets of the split.
+        The outputs are a tensor, unless `compute_loss` is overridden.
         """
 
     def check_structure(self, outputs: Any) -> None:
@@ -249,7 +242,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         passes_on = type(self).compute_loss is Task.compute_loss and not _is_library(type(self.loss))
         takes_tensors = {
             "compute_loss": not self.is_overridden("compute_loss") and not passes_on,
-            "metric_inputs": not self.is_overridden("metric_inputs") and self.val_metrics.has_metrics,
+            "metric_inputs": not self.is_overridden("metric_inputs") and bool(self.val_metrics.names),
         }
         for method, is_true in takes_tensors.items():
             if is_true:

@@ -23,9 +23,9 @@ __all__ = ["BinaryClassification", "MultilabelClassification"]
 
 
 class _ZeroOne(Task):
-    """Logits `(B, width)` against float32 targets that are 0 or 1; what both tasks share."""
+    """Code shared by both tasks: logits `(B, width)` against float32 targets that are 0 or 1."""
 
-    # Ranks within a few batches say little, and a batch may have only one of the two classes.
+    # Ranks within a few batches say little, and a batch may hold only one of the two classes.
     eval_only_metrics = frozenset({"auroc"})
 
     width: int
@@ -33,8 +33,7 @@ class _ZeroOne(Task):
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the loss of logits; targets must have exactly their shape."""
         check_same_shape(type(self).__name__, outputs, targets)
-        loss: Tensor | dict[str, Tensor] = self.loss(outputs, targets)
-        return loss
+        return self.loss(outputs, targets)  # type: ignore[no-any-return]
 
     def metric_inputs(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return probabilities and targets."""
@@ -69,9 +68,6 @@ class BinaryClassification(_ZeroOne):
         optimizer: See `Task`.
         schedule: See `Task`.
         **options: See `Task`; `monitor` is `val/loss`, `val/accuracy`, `val/auroc` or `val/f1`.
-
-    Raises:
-        UsageError: When targets are not of the outputs' shape, and as `Task` does.
     """
 
     def __init__(
@@ -110,9 +106,6 @@ class MultilabelClassification(_ZeroOne):
         schedule: See `Task`.
         labels: Number of labels, at least 2; for one label there is `BinaryClassification`.
         **options: See `Task`; `monitor` is `val/loss`, `val/accuracy`, `val/auroc` or `val/f1`.
-
-    Raises:
-        UsageError: When `labels` is below 2 or targets are not of the outputs' shape, and as `Task` does.
     """
 
     def __init__(

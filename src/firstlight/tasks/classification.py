@@ -26,9 +26,6 @@ class Classification(Task):
         schedule: See `Task`.
         classes: Number of classes, at least 2.
         **options: See `Task`; `monitor` is `val/loss` or `val/accuracy`.
-
-    Raises:
-        UsageError: When `classes` is below 2, and as `Task` does.
     """
 
     def __init__(
@@ -44,7 +41,7 @@ class Classification(Task):
         metrics = {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False)}
         super().__init__(network, optimizer, schedule, loss, metrics, **options)
         self.classes = classes
-        # Known once: asking a module for an attribute at each step is slow.
+        # Decided once: a module looks an attribute up slowly, and `batch_weight` is called at each step.
         self._has_class_weights = isinstance(loss, nn.CrossEntropyLoss) and loss.weight is not None
 
     def batch_weight(self, targets: Tensor) -> Tensor | int:

@@ -32,9 +32,6 @@ class Embedding(Task):
         schedule: See `Task`.
         k: Retrieved samples for `recall_at_k`, at least 1.
         **options: See `Task`; `monitor` is `val/loss`, `val/nn_accuracy` or `val/recall_at_k`.
-
-    Raises:
-        UsageError: When `k` is below 1, and as `Task` does.
     """
 
     # They compare each sample with all others, in a time that grows with the square of their number.

@@ -31,9 +31,6 @@ class LanguageModel(Task):
         optimizer: See `Task`.
         schedule: See `Task`.
         **options: See `Task`; `monitor` is `val/loss`, `val/perplexity` or `val/bits_per_byte`.
-
-    Raises:
-        UsageError: As `Task` does.
     """
 
     def __init__(
@@ -44,8 +41,7 @@ class LanguageModel(Task):
 
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the loss of all tokens."""
-        loss: Tensor | dict[str, Tensor] = self.loss(outputs.flatten(0, 1), targets.flatten())
-        return loss
+        return self.loss(outputs.flatten(0, 1), targets.flatten())  # type: ignore[no-any-return]
 
     def metric_inputs(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the cross-entropy `(1,)` and the token count `(1,)` of a batch; `None` if they are loss and weight."""

@@ -36,11 +36,10 @@ class Regression(Task):
         **options: See `Task`; `monitor` is `val/loss`, `val/mae`, `val/rmse` or `val/r2`.
 
     Raises:
-        UsageError: When `outputs` is below 1, when targets are not of the outputs' shape, when the training data set
-            cannot be read twice, and as `Task` does.
+        UsageError: When the training data set cannot be read twice.
     """
 
-    # It compares with the mean of its samples, and needs two of them.
+    # R2 compares with the mean of the targets, so it needs two samples.
     eval_only_metrics = frozenset({"r2"})
 
     target_mean: Tensor
@@ -77,8 +76,7 @@ class Regression(Task):
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the loss against standardised targets, which must have exactly the outputs' shape."""
         check_same_shape(type(self).__name__, outputs, targets)
-        loss: Tensor | dict[str, Tensor] = self.loss(outputs, (targets - self.target_mean) / self.target_std)
-        return loss
+        return self.loss(outputs, (targets - self.target_mean) / self.target_std)  # type: ignore[no-any-return]
 
     def metric_inputs(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return predictions and targets in the user's units, both minus the target mean."""

@@ -1,4 +1,4 @@
-"""When `train/*` is logged, also over an interruption of the run."""
+"""When `train/*` is logged, also if the run is interrupted and resumed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,19 +8,17 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from firstlight.distributed import all_gather_objects
+from firstlight.loggers import is_logged_step
 from firstlight.metrics.split_metrics import SplitMetrics
 
 __all__ = ["TrainLog"]
 
 
 class TrainLog:
-    """Computes `train/*` after every `log_every_n_steps` optimiser steps.
+    """Computes `train/*` from the training `metrics` after every `log_every_n_steps` optimiser steps.
 
     A checkpoint holds the batches of each process that are not logged yet, so that a resumed run logs the same values
     as an uninterrupted one.
-
-    Args:
-        metrics: Metrics of the training batches.
     """
 
     def __init__(self, metrics: SplitMetrics) -> None:
@@ -40,7 +38,7 @@ class TrainLog:
             return
         self._logged_step = saved["logged_step"]
         self.metrics.load_state_dict(saved["batches"][trainer.global_rank], device)
-        # Callbacks save a step before it is logged, except for the last step of an epoch.
+        # A callback writes the checkpoint of a step before that step is logged, except at the end of an epoch.
         if values := self.compute_if_due(trainer):
             trainer.callback_metrics.update(values)
             numbers = {name: float(value) for name, value in values.items()}
@@ -50,7 +48,7 @@ class TrainLog:
     def compute_if_due(self, trainer: Trainer) -> dict[str, Tensor]:
         """Return `train/*` of the batches since the last call that returned some, if it is time to log."""
         step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
-        if not every or step <= self._logged_step or step % every:
+        if step == self._logged_step or not is_logged_step(step - 1, every):
             return {}
         self._logged_step = step
         return self.metrics.compute()
