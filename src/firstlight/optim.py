@@ -11,10 +11,7 @@ def weights(module: nn.Module) -> list[nn.Parameter]:
     """Return the trainable parameters with at least two axes, to which penalties and weight decay apply.
 
     Biases and the scales and shifts of normalisation layers have fewer axes. Shrinking them does not regularise (Goyal
-    et al., "Accurate, Large Minibatch SGD", 2017, section 5.3).
-
-    Args:
-        module: Any module. Frozen parameters are left out, shared ones are listed once.
+    et al., "Accurate, Large Minibatch SGD", 2017, section 5.3). A shared parameter is listed once.
 
     >>> [tuple(weight.shape) for weight in weights(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)))]
     [(3, 4)]
@@ -23,14 +20,9 @@ def weights(module: nn.Module) -> list[nn.Parameter]:
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Return the trainable parameters of `module` in two groups: with and without weight decay.
+    """Return parameter groups for an optimiser: the `weights`, and the other trainable parameters without decay.
 
-    Args:
-        module: Any module. Frozen parameters are left out, shared ones are listed once.
-
-    Returns:
-        Parameter groups for an optimiser: first the `weights`, then the others with `weight_decay` 0. Empty groups are
-        left out.
+    Empty groups are left out.
 
     >>> [len(group["params"]) for group in parameter_groups(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)))]
     [1, 3]

@@ -138,6 +138,24 @@ def test_last_is_written_when_every_seconds_have_passed(clock, tmp_path):
     assert written["last.ckpt"] == [2, 5, 8, 11, 11]
 
 
+def test_last_is_not_written_between_accumulated_batches(clock, tmp_path):
+    class OneSecondBatches(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            clock.now += 1
+
+    batches = []
+
+    class Sees(LastCheckpoint):
+        def _save_checkpoint(self, trainer, filepath):
+            batches.append(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+            super()._save_checkpoint(trainer, filepath)
+
+    # It is late in batches 2, 5 and 9.
+    options = {"limit_train_batches": 12, "max_epochs": 1, "accumulate_grad_batches": 2}
+    fit(clock, OneSecondBatches(), Sees(tmp_path, every_seconds=2.5), **options)
+    assert batches == [2, 6, 10, 12]
+
+
 def test_an_epoch_that_ends_without_a_step_is_written_as_ended(clock, tmp_path):
     class EndsEarly(BoringModel):
         def on_train_batch_start(self, batch, batch_idx):

@@ -269,7 +269,8 @@ def test_failing_process_ends_the_other_and_is_named(rank, kind, tmp_path, figur
     assert "Traceback" not in errors or kind == "raises"
 
 
-def test_signal_stops_a_foreign_module_and_handlers_are_restored(tmp_path):
+@pytest.mark.parametrize(("accumulated", "step"), [(1, 6), (4, 2)])
+def test_signal_stops_a_foreign_module_after_a_step_and_handlers_are_restored(accumulated, step, tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
 
     class Told(BoringModel):
@@ -280,12 +281,12 @@ def test_signal_stops_a_foreign_module_and_handlers_are_restored(tmp_path):
     trainer = Trainer(
         max_epochs=2, logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
         plugins=[AtomicCheckpointIO()], callbacks=[LastCheckpoint(tmp_path), GracefulShutdown()],
-        default_root_dir=tmp_path,
+        default_root_dir=tmp_path, accumulate_grad_batches=accumulated,
     )  # fmt: skip
     with pytest.raises(SystemExit) as stopped:
         trainer.fit(Told())
     assert stopped.value.code == 143
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == step
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 

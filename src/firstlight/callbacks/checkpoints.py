@@ -138,7 +138,7 @@ class LastCheckpoint(FiniteCheckpoint):
         self._has_stepped = self._is_pending = False
 
     def on_before_optimizer_step(self, *args: Any) -> None:
-        """Note that the optimiser steps in this batch; `trainer.global_step` tells it too, in eight calls."""
+        """Note that the optimiser steps in this batch."""
         self._has_stepped = True
 
     def on_train_batch_end(

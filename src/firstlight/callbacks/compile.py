@@ -19,9 +19,9 @@ Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cu
 class Compile(Callback):
     """Compile each child of the module that has parameters with `torch.compile`, for the time of a fit.
 
-    Weights, checkpoints and names do not change, and after the fit nothing is compiled. A warning says so if a training
-    step calls no compiled child. The first batch of each size takes seconds to minutes. Compiling pays on a GPU and in
-    long runs, if the network takes most of the time.
+    Weights, checkpoints and names do not change, and after the fit nothing is compiled. A warning tells if a training
+    step calls no compiled child. The first batch of each size takes seconds to minutes, so compiling pays in long runs
+    on a GPU, if the network takes most of the time.
 
     Args:
         mode: As in `torch.compile`. `"reduce-overhead"` and `"max-autotune"` record CUDA graphs, which replace the many
@@ -44,14 +44,13 @@ class Compile(Callback):
         self._is_called = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compile; tracing starts with the first batch."""
+        """Compile the parts that the user has not compiled; tracing starts with the first batch."""
         if self._records and trainer.accumulate_grad_batches > 1:
             raise UsageError(
                 f"Compile was given mode={self.mode}, whose CUDA graphs overwrite gradients that "
                 f"accumulate_grad_batches={trainer.accumulate_grad_batches} keeps: use default or "
                 "max-autotune-no-cudagraphs"
             )
-        # A part that the user compiled stays as it is.
         self._compiled = [part for part in _parts(pl_module) if part._compiled_call_impl is None]
         for part in self._compiled:
             part._compiled_call_impl = self._compile(part._call_impl)

@@ -18,10 +18,9 @@ __all__ = ["GradientNorm", "blocks", "by_block", "norms"]
 class GradientNorm(Callback):
     """Log `grad_norm/total` and `grad_norm/BLOCK` every `log_every_n_steps` optimiser steps, before clipping.
 
-    It is the 2-norm of the gradient that the optimiser receives: accumulated over micro-batches, averaged over
-    processes, and divided by the scale of a gradient scaler. A block is a child with parameters of the task's network
-    or of the module; its name is the child's, a number in a `Sequential`. Each logging waits for the device once. With
-    several optimisers, the index of the optimiser follows `grad_norm`.
+    They are 2-norms of the gradient that the optimiser receives: accumulated over micro-batches, averaged over
+    processes, and divided by the scale of a gradient scaler. `blocks` tells what a block is; its name is a number in a
+    `Sequential`. Each log waits for the device once. With several optimisers, the names are `grad_norm/INDEX/BLOCK`.
 
     Args:
         per_block: Whether to log each block beside the total.

@@ -21,15 +21,8 @@ def first_fault(
     """Run the training step of some batches again, and return where the first number that is not finite came from.
 
     It runs forward and backward on this process alone, without optimiser steps and logging. It changes gradients and
-    buffers, for example running means.
-
-    Args:
-        trainer: The trainer of the run.
-        module: Its module.
-        batches: Pairs of a batch on the module's device and its index.
-
-    Returns:
-        The index of the batch and what was found, or `None` if all was finite.
+    buffers, for example running means. `batches` are pairs of a batch on the module's device and its index. The result
+    is the index of a batch and what was found, or `None` if all was finite.
     """
     module.zero_grad()
     for batch, index in batches:
@@ -47,13 +40,9 @@ def first_fault(
 
 
 def describe(step: int, epoch: int, batches: list[int], found: list[tuple[int, str] | None]) -> str:
-    """Return the message about a step that was not made.
+    """Return the message about a step that was not made; `found` are the results of `first_fault` on each process.
 
-    Args:
-        step: Index of the optimiser step.
-        epoch: Index of the epoch.
-        batches: Indices of the batches of the step.
-        found: Result of `first_fault` on each process.
+    Step, epoch and batches are indices from 0.
 
     >>> print(describe(7, 0, [7], [None, (7, "the loss is nan")]))
     step 7 (epoch 1, batch_idx 7 of process 1): the gradient is not finite, and no update was made from it

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from firstlight.errors import UsageError
 
-__all__ = ["check_elementwise_outputs", "check_elementwise_targets", "check_same_shape", "describe"]
+__all__ = ["check_elementwise_outputs", "check_elementwise_targets", "check_labels", "check_same_shape", "describe"]
 
 
 def describe(value: Any) -> str:
@@ -27,6 +27,12 @@ def describe(value: Any) -> str:
     if isinstance(value, dict):
         return f"a dict of {', '.join(f'{name} {describe(each)}' for name, each in value.items())}"
     return f"{value!r:.60}" if value is None else f"a {type(value).__name__}"
+
+
+def check_labels(owner: str, labels: Tensor, hint: str = "") -> None:
+    """Refuse labels of a split that are not int64 `(N,)`."""
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise UsageError(f"{owner} was given targets {describe(labels)}: they must be ({len(labels)},) int64{hint}")
 
 
 def check_elementwise_targets(owner: str, targets: Tensor, width: int) -> None:

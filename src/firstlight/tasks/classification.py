@@ -10,7 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from firstlight.errors import UsageError, check_range
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
-from firstlight.tasks.checks import describe
+from firstlight.tasks.checks import check_labels
 
 __all__ = ["Classification"]
 
@@ -56,11 +56,8 @@ class Classification(Task):
 
     def check_targets(self, targets: Tensor) -> None:
         """Refuse labels that are not class indices of this task."""
-        if targets.dtype != torch.int64 or targets.ndim != 1:
-            raise UsageError(
-                f"{type(self).__name__} was given targets {describe(targets)}: they must be ({len(targets)},) int64; "
-                "for zeros and ones there are BinaryClassification and MultilabelClassification"
-            )
+        hint = "; for zeros and ones there are BinaryClassification and MultilabelClassification"
+        check_labels(type(self).__name__, targets, hint)
         wrong = torch.nonzero((targets < 0) | (targets >= self.classes)).flatten()
         if len(wrong):
             raise UsageError(

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
@@ -10,7 +9,7 @@ from firstlight.errors import UsageError, check_range
 from firstlight.metrics.retrieval import RecallAtK
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
-from firstlight.tasks.checks import describe
+from firstlight.tasks.checks import check_labels
 
 __all__ = ["Embedding"]
 
@@ -58,10 +57,7 @@ class Embedding(Task):
 
     def check_targets(self, targets: Tensor) -> None:
         """Refuse labels that are not `(N,)` int64."""
-        if targets.dtype != torch.int64 or targets.ndim != 1:
-            raise UsageError(
-                f"{type(self).__name__} was given labels {describe(targets)}: they must be ({len(targets)},) int64"
-            )
+        check_labels(type(self).__name__, targets)
 
     def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse outputs that are not `(B, D)`."""
