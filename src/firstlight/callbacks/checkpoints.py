@@ -169,6 +169,9 @@ class LastCheckpoint(FiniteCheckpoint):
         """Return nothing: the times of earlier writes do not matter to a resumed run."""
         return {}
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore nothing."""
+
     def _is_due(self, trainer: Trainer) -> bool:
         if self.every_n_steps and current_step(trainer) % self.every_n_steps == 0:
             return True
