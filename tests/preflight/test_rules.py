@@ -4,7 +4,9 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -12,14 +14,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from firstlight import callbacks
+from firstlight.data import Tensors
 from firstlight.errors import UsageError
-from firstlight.preflight.fit_checks import FitChecks
 from firstlight.preflight.rules import (
     checkpoint_bytes,
     refuse_collisions,
-    refuse_fewer_samples,
     refuse_no_room,
     refuse_options,
+    refuse_sizes,
 )
 from tests.helpers import CONFIG
 
@@ -62,9 +64,12 @@ def test_two_processes_are_allowed_on_one_processor(monkeypatch):
 
 
 def test_split_with_fewer_samples_than_processes_is_refused():
-    refuse_fewer_samples({"train": 20, "val": 2}, 2)
+    data = Tensors(np.zeros((30, 1)), np.zeros((30, 1)), split=[*["train"] * 20, "val", "val", *["test"] * 8])
+    data.setup()
+    refuse_sizes(data, SimpleNamespace(num_devices=2, num_nodes=1))
+    data.indices["val"] = data.indices["val"][:1]
     with pytest.raises(UsageError) as refused:
-        refuse_fewer_samples({"train": 20, "val": 1}, 2)
+        refuse_sizes(data, SimpleNamespace(num_devices=1, num_nodes=2))
     assert str(refused.value) == "the val split has 1 samples, too few for 2 processes"
 
 
@@ -98,7 +103,7 @@ BYTES = (300 * 300 + 300) * 4
 @pytest.fixture
 def linear():
     module = nn.Linear(300, 300)
-    module.build_optimizer = partial(torch.optim.SGD, lr=0.1)
+    module.optimization = SimpleNamespace(build_optimizer=partial(torch.optim.SGD, lr=0.1))
     return module
 
 
@@ -118,7 +123,7 @@ def test_needed_room_is_one_file_per_missing_checkpoint_and_a_temporary_one(disa
     (tmp_path / "checkpoints").mkdir()
     for name in existing:
         (tmp_path / "checkpoints" / f"{name}.ckpt").touch()
-    needed, free = FitChecks(linear, None, {}, disable).check_room(tmp_path)
+    needed, free = refuse_no_room(linear, disable, tmp_path)
     assert needed == files * BYTES
     assert free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
 
@@ -126,20 +131,20 @@ def test_needed_room_is_one_file_per_missing_checkpoint_and_a_temporary_one(disa
 def test_disk_without_room_is_refused_with_the_bytes_needed_and_free(linear, tmp_path, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=3 * BYTES))
-    assert FitChecks(linear, None, {}).check_room(tmp_path / "new") == (3 * BYTES, 3 * BYTES)
+    assert refuse_no_room(linear, [], tmp_path / "new") == (3 * BYTES, 3 * BYTES)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=3 * BYTES - 1))
     with pytest.raises(UsageError) as refused:
-        FitChecks(linear, None, {}).check_room(tmp_path / "new")
+        refuse_no_room(linear, [], tmp_path / "new")
     assert str(refused.value) == (
         f"{tmp_path / 'new'} has no room for the checkpoints: they need about 1,083,600 bytes, 1,083,599 are free"
     )
     assert not (tmp_path / "new").exists()
 
 
-def test_folder_below_a_file_is_refused(tmp_path):
+def test_folder_below_a_file_is_refused(linear, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=rf"cannot make the folder {tmp_path}/file/run: Not a directory"):
-        refuse_no_room(tmp_path / "file" / "run", 0)
+        refuse_no_room(linear, [], tmp_path / "file" / "run")
 
 
 def test_read_only_folder_is_refused(tmp_path):

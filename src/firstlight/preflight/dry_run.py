@@ -16,10 +16,7 @@ from firstlight.errors import UsageError
 from firstlight.preflight.rules import refuse_no_validation, refuse_unknown_monitors
 from firstlight.tasks import Task
 
-__all__ = ["DryRun", "Record", "Skipped", "leak_between_samples", "overfit", "parameters_without_gradient"]
-
-Record = Callable[[str, Callable[[], str]], None]
-"""Called with the name of a check and a function that makes it."""
+__all__ = ["DryRun", "Skipped", "leak_between_samples", "overfit", "parameters_without_gradient"]
 
 
 class Skipped(Exception):
@@ -42,21 +39,11 @@ def parameters_without_gradient(module: nn.Module, loss: Callable[[], Tensor]) -
 
 
 def leak_between_samples(network: nn.Module, inputs: Tensor) -> float:
-    """Return how much the outputs of the other samples change when the first sample of a batch is replaced.
+    """Return how much the outputs of the other samples change when the first sample of `inputs` `(B, ...)` is replaced.
 
-    The network stays in its current mode. Each call uses the same seed, so dropout draws the same numbers. Outputs
-    are compared and not losses, because a pairwise loss depends on other samples by design.
-
-    Args:
-        network: Maps `inputs` to outputs `(B, ...)`.
-        inputs: `(B, ...)`.
-
-    Returns:
-        The largest change, divided by the largest output.
-
-    Raises:
-        Skipped: When all samples are equal, when outputs differ with the same seed, or when there is not one output
-            per sample.
+    This is the largest change, divided by the largest output. The network stays in its current mode. Each call uses
+    the same seed, so dropout draws the same numbers. Outputs are compared and not losses, because a pairwise loss
+    depends on other samples by design.
     """
     other = next((sample for sample in inputs if not torch.equal(sample, inputs[0])), None)
     if other is None:
@@ -91,15 +78,11 @@ class DryRun(Callback):
     Args:
         callbacks: Callbacks of the real run; their monitors are checked.
         record: Takes the name of a check and the function that makes it.
-        steps: Largest number of steps that overfit one batch.
-        seconds: Time limit of these steps.
     """
 
-    def __init__(self, callbacks: Sequence[Callback], record: Record, steps: int = 1000, seconds: float = 6.0) -> None:
+    def __init__(self, callbacks: Sequence[Callback], record: Callable[[str, Callable[[], str]], None]) -> None:
         self.callbacks = callbacks
         self.record = record
-        self.steps = steps
-        self.seconds = seconds
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for each monitor among the metrics that validation logged."""
@@ -127,30 +110,31 @@ class DryRun(Callback):
             batch = trainer.strategy.batch_to_device(next(iter(trainer.train_dataloader)))
             self.record("gradients", lambda: _gradients(trainer, pl_module, batch))
             self.record("leak", lambda: _leak(trainer, pl_module, batch))
-            self.record("overfit", lambda: self._overfit(trainer, pl_module, batch))
+            self.record("overfit", lambda: _overfit(trainer, pl_module, batch))
         trainer.should_stop = True
 
-    def _overfit(self, trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> str:
-        optimizer = trainer.optimizers[0]
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"]  # The peak of the schedule.
 
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = _loss(trainer, task, batch)
-            if loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
-                task.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
-            return loss.detach()
+def _overfit(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> str:
+    optimizer = trainer.optimizers[0]
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"]  # The peak of the schedule.
 
-        losses = overfit(lambda: float(optimizer.step(closure)), self.steps, self.seconds)  # type: ignore[arg-type]
-        reached = sum(losses[-3:]) / len(losses[-3:])  # Dropout makes a single loss noisy.
-        figures = f"loss {losses[0]:.4g} to {losses[-1]:.4g} in {len(losses) - 1} steps on one batch"
-        if not math.isfinite(losses[-1]):
-            raise UsageError(f"{figures}: try a smaller learning rate, or scale the inputs")
-        if losses[0] - reached < 0.1 * abs(losses[0]):
-            raise UsageError(f"{figures}: it falls by less than 10 %, so the task learns nothing or too slowly")
-        return figures
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = _loss(trainer, task, batch)
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+            task.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+        return loss.detach()
+
+    losses = overfit(lambda: float(optimizer.step(closure)), steps=1000, seconds=6)  # type: ignore[arg-type]
+    reached = sum(losses[-3:]) / len(losses[-3:])  # Dropout makes a single loss noisy.
+    figures = f"loss {losses[0]:.4g} to {losses[-1]:.4g} in {len(losses) - 1} steps on one batch"
+    if not math.isfinite(losses[-1]):
+        raise UsageError(f"{figures}: try a smaller learning rate, or scale the inputs")
+    if losses[0] - reached < 0.1 * abs(losses[0]):
+        raise UsageError(f"{figures}: it falls by less than 10 %, so the task learns nothing or too slowly")
+    return figures
 
 
 def _gradients(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> str:

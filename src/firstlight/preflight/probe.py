@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from lightning.pytorch import LightningDataModule
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from firstlight.data import DataModule
 from firstlight.errors import UsageError
 from firstlight.tasks import Task
 from firstlight.tasks.checks import describe
 
-__all__ = ["probe"]
+__all__ = ["probe", "probe_splits"]
 
 _LIBRARIES = ("firstlight", "torch", "torchmetrics")
 _PRODUCT = r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)"
@@ -26,11 +28,21 @@ _PRODUCT = r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+
 T = TypeVar("T")
 
 
+def probe_splits(task: Task, datamodule: LightningDataModule) -> None:
+    """Probe a task with three samples of each split; a DataModule that is not firstlight's is not inspected."""
+    if isinstance(datamodule, DataModule):
+        datamodule.setup()
+        for split in datamodule.indices:
+            samples = datamodule.dataset(split)
+            few = samples[range(min(3, len(samples)))]
+            probe(task, datamodule.on_after_batch_transfer(few, 0), samples.targets)
+
+
 def probe(task: Task, batch: tuple[Any, Tensor], targets: Tensor) -> None:
     """Refuse samples that do not fit a task: run network and loss on a few of them, without a gradient.
 
     Args:
-        task: It is put into evaluation mode meanwhile.
+        task: Runs in evaluation mode.
         batch: A few samples `(inputs, targets)` as the network will get them.
         targets: `(N, ...)`, all targets of the split.
 
@@ -113,9 +125,8 @@ def _tensors(outputs: Any) -> list[Tensor]:
 def _attempt(call: Callable[[], T], fault: str) -> T:
     """Return the result of `call`, without a gradient.
 
-    Raises:
-        UsageError: When torch refuses shapes, types or values: with `fault`, the line of the user's code that called
-            torch, if there is one, and torch's message.
+    If torch refuses shapes, types or values, a `UsageError` holds `fault`, the line of the user's code that called
+    torch, if there is one, and torch's message.
     """
     try:
         with torch.no_grad(), warnings.catch_warnings():

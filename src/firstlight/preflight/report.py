@@ -2,34 +2,31 @@
 
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from firstlight.data import DataModule
 from firstlight.errors import UsageError
+from firstlight.preflight import rules
 from firstlight.preflight.dry_run import DryRun, Skipped
-from firstlight.preflight.fit_checks import FitChecks
+from firstlight.preflight.probe import probe_splits
+from firstlight.tasks import Task
 
 __all__ = ["Finding", "check"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check.
-
-    Args:
-        check: Name of the check.
-        state: `"ok"`, `"FAIL"` or `"skipped"`.
-        text: Figures, the fault, or why the check was skipped.
-    """
+    """The result of one check: figures, the fault, or why the check was skipped."""
 
     check: str
-    state: str
+    state: Literal["ok", "FAIL", "skipped"]
     text: str
 
     def __str__(self) -> str:
@@ -42,7 +39,10 @@ class Finding:
 
 
 def check(
-    checks: FitChecks,
+    task: Task,
+    datamodule: LightningDataModule,
+    options: Mapping[str, Any],
+    disable: Collection[str],
     folder: Path,
     make_callbacks: Callable[[], Sequence[Callback]],
     make_trainer: Callable[..., Trainer],
@@ -52,28 +52,30 @@ def check(
     The dry run uses a copy of the task and one process, whatever the number of processes of the fit.
 
     Args:
-        checks: The checks that the fit makes, with its task and data.
+        task: The task to train.
+        datamodule: Its data.
+        options: Arguments of `Trainer`.
+        disable: Names of default callbacks that are left out.
         folder: Where the fit would write.
         make_callbacks: Returns the callbacks of the fit.
         make_trainer: Returns the trainer of the fit; keyword arguments replace its options.
     """
 
-    def options() -> str:
-        checks.check_options()
+    def trainer_options() -> str:
+        rules.refuse_options(options)
         return "the trainer options train something"
 
     def output() -> str:
-        needed, free = checks.check_room(folder)
+        needed, free = rules.refuse_no_room(task, disable, folder)
         return f"{folder}: checkpoints need about {needed:,} bytes, {free:,} are free"
 
     def data() -> str:
-        if not isinstance(checks.datamodule, DataModule):
-            name = type(checks.datamodule).__name__
-            raise Skipped(f"{name} is not a firstlight DataModule: only its batches are tried")
-        checks.check_data()
-        return ", ".join(f"{len(rows):,} {split}" for split, rows in checks.datamodule.indices.items()) + " samples"
+        if not isinstance(datamodule, DataModule):
+            raise Skipped(f"{type(datamodule).__name__} is not a firstlight DataModule: only its batches are tried")
+        probe_splits(task, datamodule)
+        return ", ".join(f"{len(rows):,} {split}" for split, rows in datamodule.indices.items()) + " samples"
 
-    findings = [_finding("options", options), _finding("output", output), _finding("data", data)]
+    findings = [_finding("options", trainer_options), _finding("output", output), _finding("data", data)]
     if "FAIL" in (findings[0].state, findings[2].state):
         return findings
     dry_run: list[Finding] = []
@@ -82,7 +84,7 @@ def check(
         callback = DryRun(make_callbacks(), lambda name, call: dry_run.append(_finding(name, call)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # The run itself shows them.
-            _run(callback, checks, make_trainer)
+            _run(callback, task, datamodule, make_trainer)
         return "task, optimiser, schedule, data and callbacks fit together"
 
     return [*findings, _finding("start", start), *dry_run]
@@ -97,23 +99,17 @@ def _finding(name: str, call: Callable[[], str]) -> Finding:
         return Finding(name, "FAIL", str(error))
 
 
-def _run(dry_run: DryRun, checks: FitChecks, make_trainer: Callable[..., Trainer]) -> None:
+def _run(dry_run: DryRun, task: Task, datamodule: LightningDataModule, make_trainer: Callable[..., Trainer]) -> None:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    checks.check_sizes(make_trainer(callbacks=[], **quiet))
+    rules.refuse_sizes(datamodule, make_trainer(callbacks=[], **quiet))
     one_process = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     # A minimum length would keep the trainer from stopping before the first step.
     no_minimum = {"min_epochs": None, "min_steps": None, "fast_dev_run": False}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(
-            **one_process,
-            **quiet,
-            **no_minimum,
-            num_sanity_val_steps=2,
-            default_root_dir=folder,
-            callbacks=[dry_run],
-        )
+        changes = {"num_sanity_val_steps": 2, "default_root_dir": folder, "callbacks": [dry_run]}
+        trainer = make_trainer(**one_process, **quiet, **no_minimum, **changes)
         try:
-            trainer.fit(deepcopy(checks.task), datamodule=checks.datamodule)
+            trainer.fit(deepcopy(task), datamodule=datamodule)
         except MisconfigurationException as error:
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
-        checks.check_batches(trainer)
+        rules.refuse_no_batches(trainer)

@@ -3,37 +3,25 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 
 from firstlight.callbacks.defaults import DEFAULTS
+from firstlight.data import DataModule
+from firstlight.data.loader import per_process
 from firstlight.errors import UsageError, check_range, did_you_mean
-
-__all__ = [
-    "checkpoint_bytes",
-    "refuse_collisions",
-    "refuse_fewer_samples",
-    "refuse_no_batches",
-    "refuse_no_room",
-    "refuse_no_validation",
-    "refuse_options",
-    "refuse_unknown_monitors",
-]
+from firstlight.tasks import Task
 
 
 def refuse_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of `Trainer` that train nothing, are out of range, or start more processes than processors.
-
-    Raises:
-        UsageError: Naming the option.
-    """
+    """Refuse options of `Trainer` that train nothing, are out of range, or start more processes than processors."""
     for name in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"):
         if options[name] == 0:
             raise UsageError(f"trainer.{name}=0 trains nothing")
@@ -54,9 +42,6 @@ def refuse_collisions(own: Sequence[Callback], default: Sequence[Callback]) -> N
 
     Lightning refuses some of these with a traceback. With others, two callbacks write one file, or the order of the
     callbacks decides which checkpoint is best.
-
-    Raises:
-        UsageError: Naming the default callback.
     """
     for mine in own:
         for theirs in default:
@@ -73,11 +58,7 @@ def refuse_collisions(own: Sequence[Callback], default: Sequence[Callback]) -> N
 
 
 def refuse_no_validation(trainer: Trainer, callbacks: Sequence[Callback]) -> None:
-    """Refuse a fit that never validates although a callback monitors `val/...`. Call it when training starts.
-
-    Raises:
-        UsageError: With the reason why nothing is validated.
-    """
+    """Refuse a fit that never validates although a callback monitors `val/...`. Call it when training starts."""
     waiting = [each for each in callbacks if isinstance(each, EarlyStopping | ModelCheckpoint) and each.monitor]
     if not any(str(each.monitor).startswith("val/") for each in waiting):
         return
@@ -95,39 +76,30 @@ def refuse_no_validation(trainer: Trainer, callbacks: Sequence[Callback]) -> Non
 
 
 def refuse_no_batches(trainer: Trainer) -> None:
-    """Refuse a fit whose training data has no batch. Call it after a fit that trained nothing.
-
-    Raises:
-        UsageError: With the possible reasons.
-    """
+    """Refuse a fit whose training data has no batch. Call it after a fit that trained nothing."""
     if trainer.num_training_batches == 0:
         raise UsageError(
             "the training data has no batch: too few samples for the batch size with drop_last, or for the processes"
         )
 
 
-def refuse_fewer_samples(sizes: Mapping[str, int], processes: int) -> None:
-    """Refuse a split with fewer samples than processes: those without a batch would make the others wait forever.
+def refuse_sizes(datamodule: LightningDataModule, trainer: Trainer) -> None:
+    """Refuse a split with fewer samples than processes, and a global batch that the processes cannot share.
 
-    Args:
-        sizes: Number of samples by split.
-        processes: Number of processes, at least 1.
-
-    Raises:
-        UsageError: Naming the split.
+    Processes without a batch would make the others wait forever.
     """
-    for split, size in sizes.items():
-        if size < processes:
-            raise UsageError(f"the {split} split has {size} samples, too few for {processes} processes")
+    if isinstance(datamodule, DataModule):
+        processes = trainer.num_devices * trainer.num_nodes
+        per_process(datamodule.batch_size, datamodule.batch_size_is, processes)
+        for split, rows in datamodule.indices.items():
+            if len(rows) < processes:
+                raise UsageError(f"the {split} split has {len(rows)} samples, too few for {processes} processes")
 
 
 def refuse_unknown_monitors(trainer: Trainer, callbacks: Sequence[Callback]) -> None:
     """Refuse a callback that monitors a metric that validation does not log. Call it at the end of the sanity check.
 
     Only monitors `val...` are checked, because `training_step` has logged nothing yet.
-
-    Raises:
-        UsageError: With the callback, its monitor and the metrics that validation logs.
     """
     if not any(trainer.num_val_batches):
         return  # `refuse_no_validation` reports it.
@@ -161,16 +133,17 @@ def checkpoint_bytes(module: nn.Module, optimizer: OptimizerCallable) -> int:
         return size + 2 * sum(parameter.nbytes for parameter in trainable)
 
 
-def refuse_no_room(folder: Path, needed: int) -> int:
-    """Return the free bytes on the disk of a folder that can be made and written.
+def refuse_no_room(task: Task, disable: Collection[str], folder: Path) -> tuple[int, int]:
+    """Refuse a run directory that cannot be made or written, or whose disk has no room for the checkpoints.
 
-    Args:
-        folder: Where checkpoints go; it need not exist.
-        needed: Bytes that the checkpoints need.
-
-    Raises:
-        UsageError: When the folder cannot be written, or fewer than `needed` bytes are free.
+    Returns:
+        The bytes that are needed and the bytes that are free. The checkpoints that do not exist yet count, and one
+        more, because a checkpoint is written beside the file that it replaces.
     """
+    kept = [name for name in ("best", "last") if name not in disable]
+    new = [name for name in kept if not (folder / "checkpoints" / f"{name}.ckpt").is_file()]
+    files = len(new) + 1 if kept else 0
+    needed = files * checkpoint_bytes(task, task.optimization.build_optimizer)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         # Permissions do not tell: root has all of them, and a file system may be read-only.
@@ -184,4 +157,4 @@ def refuse_no_room(folder: Path, needed: int) -> int:
         raise UsageError(
             f"{folder} has no room for the checkpoints: they need about {needed:,} bytes, {free:,} are free"
         )
-    return free
+    return needed, free

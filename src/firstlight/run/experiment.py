@@ -29,9 +29,8 @@ from firstlight.data import DataModule
 from firstlight.errors import TrainingError, UsageError
 from firstlight.fast_loop import fast_loop
 from firstlight.loggers import all_loggers, as_list
-from firstlight.preflight import report
-from firstlight.preflight.fit_checks import FitChecks
-from firstlight.preflight.rules import refuse_collisions
+from firstlight.preflight import report, rules
+from firstlight.preflight.probe import probe_splits
 from firstlight.run import console, directory
 from firstlight.run.resume import config_diff, refuse_inexact
 from firstlight.tasks import Task
@@ -86,13 +85,21 @@ class Experiment:
         """Return the callbacks of a fit in the run directory `folder`: the user's and the default ones."""
         own = as_list(self.options["callbacks"])
         default = defaults(self.task, folder / "checkpoints", self.disable, **self.groups)
-        refuse_collisions(own, default)
+        rules.refuse_collisions(own, default)
         return [*own, *default]
 
     def check(self) -> list[report.Finding]:
         """Return what is right and wrong with a fit, without training."""
         folder = self.run_dir or self.home
-        return report.check(self._checks, folder, lambda: self.callbacks(folder), self.trainer)
+        return report.check(
+            self.task,
+            self.datamodule,
+            self.options,
+            self.disable,
+            folder,
+            make_callbacks=lambda: self.callbacks(folder),
+            make_trainer=self.trainer,
+        )
 
     def fit(self) -> dict[str, Any] | None:
         """Train in a new run directory, or resume `run_dir`.
@@ -107,11 +114,11 @@ class Experiment:
             TrainingError: When another process failed.
         """
         is_first = is_first_process()
-        self._checks.check_options()
-        self._checks.check_data()
+        rules.refuse_options(self.options)
+        probe_splits(self.task, self.datamodule)
         checkpoint = None if self.run_dir is None else self._resume(self.run_dir)
         if is_first:
-            self._checks.check_room(self.run_dir or self.home)
+            rules.refuse_no_room(self.task, self.disable, self.run_dir or self.home)
         if self.run_dir is None:
             # Lightning gives the folder of the first process to the others.
             self.run_dir = directory.create(self.home.parent, self.home.name) if is_first else self.home
@@ -135,10 +142,6 @@ class Experiment:
         directory.write_results(self.run_dir, results)
         print(console.run_directory(self.run_dir, any(self.run_dir.glob("events.out.tfevents.*"))))
 
-    @property
-    def _checks(self) -> FitChecks:
-        return FitChecks(self.task, self.datamodule, self.options, self.disable)
-
     def _has_own_io(self) -> bool:
         return any(isinstance(each, CheckpointIO) for each in as_list(self.options["plugins"]))
 
@@ -160,7 +163,7 @@ class Experiment:
         step = None if checkpoint is None else int(read_checkpoint_metrics(checkpoint)["step"])
         shutdown = next((each for each in every if isinstance(each, GracefulShutdown)), None)
         start = LambdaCallback(
-            on_sanity_check_end=lambda trainer, _: self._checks.check_monitors(trainer, every),
+            on_sanity_check_end=lambda trainer, _: rules.refuse_unknown_monitors(trainer, every),
             on_train_start=lambda trainer, _: self._start(trainer, every, folder, loop.reason),
         )
         trainer = self.trainer(
@@ -171,7 +174,7 @@ class Experiment:
             enable_checkpointing=any(isinstance(each, Checkpoint) for each in every),
             enable_progress_bar=any(isinstance(each, ProgressBar) for each in every),
         )
-        self._checks.check_sizes(trainer)
+        rules.refuse_sizes(self.datamodule, trainer)
         if step is not None and is_first_process():
             print(console.resumed(folder, step, directory.logged_steps(folder)))
         try:
@@ -188,7 +191,7 @@ class Experiment:
                 raise TrainingError(f"{shutdown.failed_rank}\n{self._interrupted(trainer, folder)}") from error
             raise weights_fault(error, checkpoint) from error
         if not self._trained:
-            self._checks.check_batches(trainer)
+            rules.refuse_no_batches(trainer)
         if not trainer.is_global_zero:
             return None
         if not self._trained:
@@ -199,7 +202,7 @@ class Experiment:
 
     def _start(self, trainer: Trainer, every: Sequence[Callback], folder: Path, slow: str | None) -> None:
         """Before the first step, write `config.yaml`, and print the data, the plan and why the fast loop is off."""
-        self._checks.check_validation(trainer, every)
+        rules.refuse_no_validation(trainer, every)
         if trainer.should_stop:
             return  # The resumed run had stopped early.
         self._trained = True
