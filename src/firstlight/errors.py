@@ -10,19 +10,20 @@ from contextlib import contextmanager
 class UsageError(Exception):
     """Wrong use: an option, file or part that cannot be right.
 
-    The message is one line: what was found, where, and what would be right. Line breaks in a quoted text become spaces.
+    The message is one line: what was found, where, and what would be right. Line breaks, and the indentation after
+    them, become one space.
     The command line prints the message and exits with code 2.
 
-    >>> print(UsageError("a cell of two" + chr(10) + "lines"))
+    >>> print(UsageError("a cell of two" + chr(10) + "    lines"))
     a cell of two lines
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(" ".join(filter(None, map(str.strip, message.splitlines()))))
 
 
 class TrainingError(Exception):
-    """A run cannot continue, although neither its use nor the code is wrong; for example, a process was killed.
+    """A run cannot continue, although its use and the code are right; for example, a process was killed.
 
     The message has at most five lines: what happened, where, and what may help. The command line prints it and exits
     with code 1.

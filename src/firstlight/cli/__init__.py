@@ -3,8 +3,6 @@
 Importing this package imports nothing else, so that `firstlight --help` is instant.
 """
 
-__all__ = ["VERBS"]
-
 VERBS = {
     "run": "fit, then test the best checkpoint",
     "fit": "train; with --run DIR, resume from its last checkpoint",

@@ -14,8 +14,6 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from firstlight.errors import UsageError, did_you_mean
 
-__all__ = ["ShortHelp", "class_help", "full_names", "near_class"]
-
 _SEARCH_PATHS = {
     "network": ("firstlight.networks",),
     "loss": ("firstlight.losses", "torch.nn"),

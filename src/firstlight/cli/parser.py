@@ -26,8 +26,6 @@ from firstlight.run import directory
 from firstlight.run.experiment import Experiment
 from firstlight.tasks import Task
 
-__all__ = ["CLI"]
-
 _USAGE = """firstlight {verb} --config FILE [--config OVERLAY] [options]    later files and options override
        firstlight {verb} --run DIR [options]                           start from the configuration of a run
        firstlight {verb} --ckpt PATH [options]                         test, validate, predict: a checkpoint is enough

@@ -14,8 +14,6 @@ from firstlight.cli.class_help import near_class
 from firstlight.compat import innermost_statement
 from firstlight.errors import did_you_mean
 
-__all__ = ["WORDING", "explain"]
-
 WORDING = {
     "key": r'Parser key "([^"]+)"',
     "nested key": r"NestedArg\(key='([^']+)'",

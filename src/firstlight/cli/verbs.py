@@ -6,8 +6,6 @@ from firstlight.run import directory
 from firstlight.run.evaluate import evaluate, test_best
 from firstlight.run.experiment import is_first_process
 
-__all__ = ["check", "fit", "predict", "run", "test", "validate"]
-
 
 def run(args: list[str]) -> None:
     """Fit, then test the best checkpoint."""

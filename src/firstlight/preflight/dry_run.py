@@ -16,8 +16,6 @@ from firstlight.errors import UsageError
 from firstlight.preflight.rules import refuse_no_validation, refuse_unknown_monitors
 from firstlight.tasks import Task
 
-__all__ = ["DryRun", "Skipped", "leak_between_samples", "overfit", "parameters_without_gradient"]
-
 
 class Skipped(Exception):
     """A check does not apply; the message gives the reason."""

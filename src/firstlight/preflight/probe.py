@@ -20,8 +20,6 @@ from firstlight.errors import UsageError
 from firstlight.tasks import Task
 from firstlight.tasks.checks import describe
 
-__all__ = ["probe", "probe_splits"]
-
 _LIBRARIES = ("firstlight", "torch", "torchmetrics")
 _PRODUCT = r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)"
 

@@ -18,8 +18,6 @@ from firstlight.preflight.dry_run import DryRun, Skipped
 from firstlight.preflight.probe import probe_splits
 from firstlight.tasks import Task
 
-__all__ = ["Finding", "check"]
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -111,5 +109,5 @@ def _run(dry_run: DryRun, task: Task, datamodule: LightningDataModule, make_trai
         try:
             trainer.fit(deepcopy(task), datamodule=datamodule)
         except MisconfigurationException as error:
-            raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
+            raise UsageError(f"trainer: {error}") from error
         rules.refuse_no_batches(trainer)

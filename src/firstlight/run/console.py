@@ -1,34 +1,7 @@
-"""The lines that a run prints. Each function returns its text."""
+"""The longer lines that a run prints. Each function returns its text."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
-
-__all__ = [
-    "best",
-    "changed",
-    "data",
-    "evaluated",
-    "fitted",
-    "interrupted",
-    "no_training_logs",
-    "nothing_to_do",
-    "plan",
-    "predicted",
-    "resumed",
-    "run_directory",
-    "slow_loop",
-    "tested",
-]
-
-
-def changed(path: str, before: Any, now: Any) -> str:
-    """Return an option that differs from the saved configuration.
-
-    >>> changed("trainer.max_epochs", 2, 3)
-    'change trainer.max_epochs: 2 -> 3'
-    """
-    return f"change {path}: {before} -> {now}"
 
 
 def resumed(run: Path, step: int, logged: int) -> str:
@@ -61,24 +34,6 @@ def plan(parameters: int, total_steps: float, warmup_steps: int) -> str:
     return f"plan   {parameters:,} parameters, {steps}, {warmup_steps:,} of them warm-up"
 
 
-def no_training_logs(every: int, total_steps: float) -> str:
-    """Return that no training metric will be logged.
-
-    >>> no_training_logs(500, 80)
-    'log    no training metrics: --trainer.log_every_n_steps is 500, the run has 80 steps'
-    """
-    return f"log    no training metrics: --trainer.log_every_n_steps is {every:,}, the run has {total_steps:,} steps"
-
-
-def slow_loop(reason: str) -> str:
-    """Return that Lightning's own training loop is used.
-
-    >>> slow_loop("a profiler is on")
-    'loop   the fast loop is off, so steps take longer: a profiler is on'
-    """
-    return f"loop   the fast loop is off, so steps take longer: {reason}"
-
-
 def fitted(epochs: int, steps: int, planned: float, stopped: bool) -> str:
     """Return the epochs and steps that a run has done; `stopped` is true when it was asked to stop early.
 
@@ -95,8 +50,6 @@ def nothing_to_do(steps: int, stopped: bool) -> str:
 
     >>> nothing_to_do(2400, stopped=False)
     'fit    nothing to do: all 2,400 steps are done; increase --trainer.max_epochs to continue'
-    >>> nothing_to_do(1840, stopped=True)
-    'fit    nothing to do: stopped early after 1,840 steps; increase --early_stopping.patience to continue'
     """
     done = f"stopped early after {steps:,} steps" if stopped else f"all {steps:,} steps are done"
     option = "--early_stopping.patience" if stopped else "--trainer.max_epochs"
@@ -109,27 +62,7 @@ def best(metrics: Mapping[str, float]) -> str:
     >>> best({"epoch": 3, "step": 120, "val/loss": 0.57012634})
     'best   epoch 3, step 120, val/loss 0.570126'
     """
-    return f"best   {_listed(metrics) or 'none: the run ended before its first validation'}"
-
-
-def tested(metrics: Mapping[str, float]) -> str:
-    """Return the test metrics of the best checkpoint."""
-    return f"test   {_listed(metrics)} (best checkpoint)"
-
-
-def evaluated(verb: str, metrics: Mapping[str, float], checkpoint: Path, folder: Path) -> str:
-    """Return the metrics of a checkpoint, and the folder that holds them."""
-    return f"{verb:<8} {_listed(metrics)} ({checkpoint})\nwrote    {folder}"
-
-
-def predicted(samples: int, checkpoint: Path, path: Path) -> str:
-    """Return the number of predictions, and the file that holds them."""
-    return f"predict  {samples:,} samples ({checkpoint})\nwrote    {path}"
-
-
-def run_directory(run: Path, tensorboard: bool) -> str:
-    """Return where the run is; with `tensorboard`, also how to look at it."""
-    return f"run    {run}" + (f"\nlook   tensorboard --logdir {run.parent}" if tensorboard else "")
+    return f"best   {listed(metrics) or 'none: the run ended before its first validation'}"
 
 
 def interrupted(step: int, checkpoints: Collection[str], resume: str | None) -> str:
@@ -144,5 +77,6 @@ def interrupted(step: int, checkpoints: Collection[str], resume: str | None) -> 
     return f"interrupted at step {step:,}; {then}"
 
 
-def _listed(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+def listed(metrics: Mapping[str, float]) -> str:
+    """Return the names and values of metrics in one line."""
+    return ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,33 +19,9 @@ from filelock import FileLock, Timeout
 
 from firstlight.errors import UsageError, did_you_mean
 
-__all__ = [
-    "checkpoint",
-    "create",
-    "discard",
-    "find",
-    "find_resumable",
-    "lock",
-    "logged_steps",
-    "make_unique",
-    "read_config",
-    "read_results",
-    "timestamp",
-    "write_config",
-    "write_predictions",
-    "write_results",
-]
-
 
 def create(root: Path, experiment: str) -> Path:
-    """Create a new run directory and write its name to `latest`.
-
-    Args:
-        root: The folder of all experiments; created if it is missing.
-        experiment: Name of the experiment's folder in `root`.
-
-    Returns:
-        `root/experiment/TIME`, which did not exist before.
+    """Create a new run directory `root/experiment/TIME`, write its name to `latest`, and return it.
 
     Raises:
         UsageError: When `experiment` is not a folder name, or the directory cannot be created or written.
@@ -73,18 +50,16 @@ def discard(run: Path) -> None:
             folder.rmdir()
 
 
-def lock(run: Path) -> FileLock:
-    """Lock a run, so that no other process trains it until the lock is released or this process ends.
+def lock(run: Path) -> AbstractContextManager[object]:
+    """Lock a run, so that no other process trains it until the returned context or this process ends.
 
     Raises:
         UsageError: When another process is training the run.
     """
-    held = FileLock(run / ".lock")
     try:
-        held.acquire(timeout=0)
+        return FileLock(run / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise UsageError(f"another process is training {run}") from error
-    return held
 
 
 def logged_steps(run: Path) -> int:
@@ -109,13 +84,11 @@ def make_unique(parent: Path, name: str) -> Path:
         try:
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError as error:
-            # A parent that is a broken link raises this error too.
-            if not folder.exists():
+        except OSError as error:
+            # A parent that is a broken link raises FileExistsError too.
+            if not (isinstance(error, FileExistsError) and folder.exists()):
                 raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
             number += 1
-        except OSError as error:
-            raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
 
 
 def timestamp() -> str:
@@ -124,10 +97,7 @@ def timestamp() -> str:
 
 
 def find(run: Path) -> Path:
-    """Return the directory of an existing run.
-
-    Args:
-        run: A run directory, or a path that ends in `latest`.
+    """Return the directory of an existing run for its path, or for a path that ends in `latest`.
 
     Raises:
         UsageError: When there is no such run, with a close name if there is one.
@@ -161,11 +131,7 @@ def _started_runs(experiment: Path) -> list[Path]:
 
 
 def checkpoint(run: Path, name: str) -> Path:
-    """Return the path of a checkpoint of a run.
-
-    Args:
-        run: The run directory.
-        name: `"best"` or `"last"`.
+    """Return the path of the checkpoint `name` of a run, `"best"` or `"last"`.
 
     Raises:
         UsageError: When the run has no such checkpoint.
@@ -206,7 +172,7 @@ def write_predictions(
     """Write `predictions.csv` with one line per sample, and return its path.
 
     Args:
-        folder: Where to write.
+        folder: The folder of the file.
         columns: One value per sample by name. A list of values becomes several columns, named by the classes if
             there is one value per class.
         rows: Index of each sample in the data, from 0.

@@ -18,20 +18,9 @@ from firstlight.loggers import as_list
 from firstlight.run import console, directory
 from firstlight.run.experiment import Experiment
 
-__all__ = ["choose_checkpoint", "evaluate", "test_best"]
-
 
 def choose_checkpoint(verb: str, run: Path | None, ckpt: str | None) -> Path:
-    """Return the checkpoint to evaluate.
-
-    Args:
-        verb: The command, for messages.
-        run: The run directory, if there is one.
-        ckpt: `"best"`, `"last"`, a path, or `None` for the best checkpoint of the run.
-
-    Raises:
-        UsageError: When no checkpoint is named, or it does not exist.
-    """
+    """Return the checkpoint to evaluate; `ckpt` is `"best"`, `"last"`, a path, or `None` for the best of the run."""
     if ckpt is None and run is None:
         raise UsageError(f"{verb} needs a checkpoint: give --run DIR or --ckpt PATH; random weights are not evaluated")
     name = ckpt or "best"
@@ -45,13 +34,7 @@ def choose_checkpoint(verb: str, run: Path | None, ckpt: str | None) -> Path:
 
 
 def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"], ckpt: str | None) -> None:
-    """Evaluate a checkpoint, print the result and write it to a new folder in `evaluations/`.
-
-    Args:
-        experiment: The task and data that the checkpoint belongs to.
-        verb: What to do with the checkpoint.
-        ckpt: The checkpoint, as in `choose_checkpoint`.
-    """
+    """Evaluate a checkpoint, print the result, and write it to a new folder in `evaluations/`."""
     path = choose_checkpoint(verb, experiment.run_dir, ckpt)
     outputs = _outputs(experiment, verb, path)
     parent = (experiment.run_dir or experiment.home) / "evaluations"
@@ -65,10 +48,10 @@ def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"
             rows = experiment.datamodule.rows("test")[: len(rows)].tolist()
             class_names = experiment.datamodule.class_names
         file = directory.write_predictions(folder, columns, rows, class_names)
-        print(console.predicted(len(rows), path, file))
+        print(f"predict  {len(rows):,} samples ({path})\nwrote    {file}")
     else:
         results["metrics"] = outputs[0]
-        print(console.evaluated(verb, outputs[0], path, folder))
+        print(f"{verb:<8} {console.listed(outputs[0])} ({path})\nwrote    {folder}")
     directory.write_results(folder, results)
 
 
@@ -79,7 +62,7 @@ def test_best(experiment: Experiment) -> dict[str, float]:
         # The other processes have ended, and the metrics would wait for them.
         torch.distributed.destroy_process_group()
     metrics: dict[str, float] = _outputs(experiment, "test", directory.checkpoint(experiment.run_dir, "best"))[0]
-    print(console.tested(metrics))
+    print(f"test   {console.listed(metrics)} (best checkpoint)")
     return metrics
 
 
@@ -87,10 +70,11 @@ def _outputs(experiment: Experiment, verb: str, path: Path) -> list[Any]:
     """Return what Lightning's `validate`, `test` or `predict` returns for a checkpoint."""
     own = [each for each in as_list(experiment.options["callbacks"]) if not isinstance(each, ModelCheckpoint)]
     progress = [] if "progress" in experiment.disable else [Progress(**experiment.groups["progress"])]
-    # In one process no sample counts twice.
-    one_process = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     trainer = experiment.trainer(
-        **one_process,
+        # One process counts no sample twice.
+        devices=1,
+        num_nodes=1,
+        strategy="auto",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=any(isinstance(each, ProgressBar) for each in [*own, *progress]),

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,6 @@ from firstlight.preflight.probe import probe_splits
 from firstlight.run import console, directory
 from firstlight.run.resume import config_diff, refuse_inexact
 from firstlight.tasks import Task
-
-__all__ = ["Experiment", "is_first_process"]
 
 
 @dataclass
@@ -70,16 +68,12 @@ class Experiment:
     _trained: bool = field(default=False, init=False)
 
     def trainer(self, **changes: Any) -> Trainer:
-        """Return a trainer; `changes` replace options.
-
-        Raises:
-            UsageError: When Lightning refuses the options.
-        """
+        """Return a trainer; `changes` replace options."""
         plugins = as_list(self.options["plugins"]) + ([] if self._has_own_io() else [AtomicCheckpointIO()])
         try:
             return let_fused_optimisers_clip(Trainer(**{**self.options, **changes, "plugins": plugins}))
         except (MisconfigurationException, ValueError) as error:
-            raise _trainer_fault(error) from error
+            raise UsageError(f"trainer: {error}") from error
 
     def callbacks(self, folder: Path) -> list[Callback]:
         """Return the callbacks of a fit in the run directory `folder`: the user's and the default ones."""
@@ -122,25 +116,24 @@ class Experiment:
         if self.run_dir is None:
             # Lightning gives the folder of the first process to the others.
             self.run_dir = directory.create(self.home.parent, self.home.name) if is_first else self.home
-        lock = directory.lock(self.run_dir) if is_first else None
-        try:
-            if is_first:
-                remove_leftovers(self.run_dir / "checkpoints")
-            return self._train(self.run_dir, checkpoint)
-        except UsageError:
-            if is_first and checkpoint is None and not self._trained:
-                directory.discard(self.run_dir)
-            raise
-        finally:
-            if lock is not None:
-                lock.release()
+        with directory.lock(self.run_dir) if is_first else nullcontext():
+            try:
+                if is_first:
+                    remove_leftovers(self.run_dir / "checkpoints")
+                return self._train(self.run_dir, checkpoint)
+            except UsageError:
+                if is_first and checkpoint is None and not self._trained:
+                    directory.discard(self.run_dir)
+                raise
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Write `results.json` of the run that was just trained, and print where the run is."""
         assert self.run_dir is not None
         results["seconds"] = round(time.monotonic() - self.started, 1)
         directory.write_results(self.run_dir, results)
-        print(console.run_directory(self.run_dir, any(self.run_dir.glob("events.out.tfevents.*"))))
+        print(f"run    {self.run_dir}")
+        if any(self.run_dir.glob("events.out.tfevents.*")):
+            print(f"look   tensorboard --logdir {self.run_dir.parent}")
 
     def _has_own_io(self) -> bool:
         return any(isinstance(each, CheckpointIO) for each in as_list(self.options["plugins"]))
@@ -153,8 +146,8 @@ class Experiment:
         if isinstance(self.datamodule, DataModule) and not is_exact:
             self.datamodule.resume_exactly = False
         if is_first_process():
-            for path, values in diff.items():
-                print(console.changed(path, *values))
+            for option, (before, now) in diff.items():
+                print(f"change {option}: {before} -> {now}")
         # A CheckpointIO of the user may not write zip files, so its files are not verified.
         return checkpoint if self._has_own_io() else newest_resumable(checkpoint)
 
@@ -185,7 +178,7 @@ class Experiment:
             ):
                 trainer.fit(self.task, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except MisconfigurationException as error:
-            raise _trainer_fault(error) from error
+            raise UsageError(f"trainer: {error}") from error
         except RuntimeError as error:
             if shutdown and shutdown.failed_rank:
                 raise TrainingError(f"{shutdown.failed_rank}\n{self._interrupted(trainer, folder)}") from error
@@ -217,9 +210,10 @@ class Experiment:
         print(console.plan(trainable, total, self.task.warmup_steps), flush=True)
         log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
         if trainer.loggers and not 0 < log_every <= total:
-            print(console.no_training_logs(log_every, total), flush=True)
+            option = f"--trainer.log_every_n_steps is {log_every:,}"
+            print(f"log    no training metrics: {option}, the run has {total:,} steps", flush=True)
         if slow:
-            print(console.slow_loop(slow), flush=True)
+            print(f"loop   the fast loop is off, so steps take longer: {slow}", flush=True)
 
     def _interrupted(self, trainer: Trainer, folder: Path) -> str:
         kept = sorted(file.name for file in (folder / "checkpoints").glob("*.ckpt"))
@@ -242,10 +236,6 @@ class Experiment:
 def is_first_process() -> bool:
     """Return whether this is the first process of a run, which prints and writes."""
     return not rank_zero_only.rank  # type: ignore[attr-defined]
-
-
-def _trainer_fault(error: Exception) -> UsageError:
-    return UsageError(f"trainer: {' '.join(str(error).split())}")
 
 
 @contextmanager

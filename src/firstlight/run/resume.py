@@ -5,8 +5,6 @@ from typing import Any
 
 from firstlight.errors import UsageError
 
-__all__ = ["config_diff", "inexact_options", "refuse_inexact"]
-
 _BREAK_EXACT_RESUME = (
     "trainer.accumulate_grad_batches",
     "trainer.devices",
