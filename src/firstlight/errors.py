@@ -83,12 +83,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     >>> did_you_mean("x", ["val/loss"])
     ''
     """
+    near = closest(word, known)
+    return f"; did you mean {near}?" if near else ""
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """Return the known name closest to `word`, or `""` when none is close."""
     names = list(known)
     by_lower = {name.lower(): name for name in names}
     close = difflib.get_close_matches(word, names, n=1)
-    close = close or [name for name in names if word and name.startswith(word)][:1]
+    close = close or [name for name in names if word and name.startswith(word)]
     close = close or [by_lower[name] for name in difflib.get_close_matches(word.lower(), by_lower, n=1)]
-    return f"; did you mean {close[0]}?" if close else ""
+    return close[0] if close else ""
 
 
 def root_cause(error: BaseException) -> BaseException:

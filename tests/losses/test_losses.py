@@ -17,14 +17,20 @@ from firstlight.losses import (
     supervised_contrastive_loss,
 )
 
-LOSSES = [loss for name in firstlight.losses.__all__ if inspect.isclass(loss := getattr(firstlight.losses, name))]
+LOSSES = [
+    loss
+    for name in firstlight.losses.__all__
+    if inspect.isclass(loss := getattr(firstlight.losses, name))
+    and list(inspect.signature(loss.forward).parameters) == ["self", "embeddings", "labels"]
+]
+"""The losses that compare embeddings."""
 BATCHES = {
     "several samples per label": [0, 1, 2, 0, 1, 2, 0, 0, 1],
     "some labels once": [0, 1, 2, 3, 0, 1],
     "one pair": [0, 0, 1],
 }
 
-every_loss = pytest.mark.parametrize("loss", LOSSES)
+every_embedding_loss = pytest.mark.parametrize("loss", LOSSES)
 every_batch = pytest.mark.parametrize("labels", BATCHES.values(), ids=BATCHES)
 
 
@@ -97,7 +103,7 @@ def test_supervised_contrastive_loss_equals_equation_2_summed_over_samples():
     torch.testing.assert_close(found, sum(per_sample) / len(per_sample))
 
 
-@every_loss
+@every_embedding_loss
 @every_batch
 def test_gradient_equals_finite_differences(loss, labels):
     function, labels = loss(), torch.tensor(labels)
@@ -114,7 +120,7 @@ DEGENERATE = {
 }
 
 
-@every_loss
+@every_embedding_loss
 @pytest.mark.parametrize(("embeddings", "labels"), DEGENERATE.values(), ids=DEGENERATE)
 def test_degenerate_batches_have_a_finite_loss_and_gradient(loss, embeddings, labels):
     value, gradient = value_and_gradient(loss(), embeddings.clone().requires_grad_(), labels)
@@ -132,7 +138,7 @@ def test_small_temperature_does_not_overflow():
     torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=0)
 
 
-@every_loss
+@every_embedding_loss
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_inputs_are_computed_in_float32(loss, dtype):
     labels = BATCHES["several samples per label"]
@@ -144,7 +150,7 @@ def test_half_precision_inputs_are_computed_in_float32(loss, dtype):
     torch.testing.assert_close(gradient, wanted.to(dtype))
 
 
-@every_loss
+@every_embedding_loss
 def test_autocast_does_not_change_the_loss(loss):
     labels = BATCHES["several samples per label"]
     embeddings = embeddings_of(labels, torch.float32)
@@ -155,7 +161,7 @@ def test_autocast_does_not_change_the_loss(loss):
     assert torch.equal(value, expected) and torch.equal(gradient, wanted)
 
 
-@every_loss
+@every_embedding_loss
 def test_compiled_loss_equals_the_eager_one(loss):
     function = loss()
     torch.compiler.reset()
@@ -184,7 +190,7 @@ def test_training_comes_close_to_the_minimum_of_the_loss(loss, least):
     assert least <= value.item() < least + 0.2 * (start - least)
 
 
-@every_loss
+@every_embedding_loss
 @pytest.mark.parametrize("shapes", [((4, 3), (4, 1)), ((4, 3), (3,)), ((4, 3, 2), (4,)), ((4,), (4,))])
 def test_mismatched_shapes_are_refused(loss, shapes):
     embeddings, labels = (torch.ones(shape) for shape in shapes)

@@ -12,7 +12,7 @@ from importlib import import_module
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from firstlight.errors import UsageError, did_you_mean
+from firstlight.errors import UsageError, closest
 
 _SEARCH_PATHS = {
     "network": ("firstlight.networks",),
@@ -73,19 +73,13 @@ def full_names(args: Sequence[str]) -> list[str]:
 def near_class(option: str, name: str) -> str:
     """Return a hint for an unknown class name: the closest public class, or how to list the classes."""
     paths = {path.rpartition(".")[2]: path for path in public_classes(option)}
-    near = did_you_mean(name.rpartition(".")[2], paths)
-    for short, path in paths.items():
-        if near == f"; did you mean {short}?":
-            return f"; did you mean {path}?"
+    if near := closest(name.rpartition(".")[2], paths):
+        return f"; did you mean {paths[near]}?"
     return f"; --{option}.help lists the available classes" if paths else ""
 
 
 def class_help(args: Sequence[str]) -> str | None:
-    """Return the text for `--OPTION.help` or `--OPTION.help CLASS`, or `None` if the arguments have neither.
-
-    Raises:
-        UsageError: When there is no such class.
-    """
+    """Return the text for `--OPTION.help` or `--OPTION.help CLASS`, or `None` if the arguments have neither."""
     for place, arg in enumerate(args):
         option, equals, value = arg.partition("=")
         name = option[2:].removesuffix(".help")
@@ -100,18 +94,13 @@ def class_help(args: Sequence[str]) -> str | None:
 def _listed(option: str, known: dict[str, type]) -> str:
     width = max(map(len, known))
     rest = _WIDTH - width - 2
-    lines = [
+    lines = "\n".join(
         f"{path:<{width}}  {textwrap.shorten(_first_sentence(kind), rest, placeholder=' ...')}"
         for path, kind in known.items()
-    ]
-    return "\n".join(
-        [
-            f"--{option} CLASS, where CLASS is one of these or your own, for example my_project.MyClass:",
-            "",
-            *lines,
-            "",
-            f"--{option}.help CLASS shows its options.",
-        ]
+    )
+    return (
+        f"--{option} CLASS, where CLASS is one of these or your own, for example my_project.MyClass:\n\n"
+        f"{lines}\n\n--{option}.help CLASS shows its options."
     )
 
 
@@ -122,10 +111,8 @@ def _first_sentence(kind: type) -> str:
 
 def _options(option: str, path: str) -> str:
     module, _, name = path.rpartition(".")
-    if not module:
-        raise UsageError(f"{option}: unknown class {path}{near_class(option, path)}")
     try:
-        kind = getattr(import_module(module), name, None)
+        kind = getattr(import_module(module), name, None) if module else None
     except ImportError as error:
         raise UsageError(f"{option}: cannot import {module}: {error}") from error
     if not isinstance(kind, type):

@@ -38,15 +38,7 @@ _PER_COMMAND = {"run": None, "ckpt": None, "resume": False, "allow_inexact": Fal
 
 
 class CLI(LightningCLI):
-    """One parser for all verbs. It builds `experiment`.
-
-    Args:
-        verb: Name of the verb.
-        args: The arguments after the verb.
-
-    Raises:
-        UsageError: When options or files are wrong.
-    """
+    """One parser for all verbs. It builds `experiment`, or raises a `UsageError` when options or files are wrong."""
 
     def __init__(self, verb: str, args: list[str]) -> None:
         for name in ("lightning.pytorch", "lightning.fabric"):
@@ -166,11 +158,7 @@ class CLI(LightningCLI):
         )
 
     def training(self) -> Experiment:
-        """Return the experiment of a verb that trains.
-
-        Raises:
-            UsageError: When a checkpoint was named.
-        """
+        """Return the experiment of a verb that trains, and refuse `--ckpt`."""
         if self.config.ckpt:
             raise UsageError("--ckpt is for validate, test and predict; fit resumes the last checkpoint of --run DIR")
         return self.experiment

@@ -12,7 +12,7 @@ import yaml
 
 from firstlight.cli.class_help import near_class
 from firstlight.compat import innermost_statement
-from firstlight.errors import did_you_mean
+from firstlight.errors import closest, did_you_mean
 
 WORDING = {
     "key": r'Parser key "([^"]+)"',
@@ -42,12 +42,8 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
     """Return in one line what was found, where, and what would be right.
 
     An error of jsonargparse 4.53 nests explanations over ten lines. The useful parts are the path of keys to the
-    fault, the class that was being built there, and the innermost statement.
-
-    Args:
-        message: Text of the error.
-        options: All options of the parser, such as `--trainer.max_epochs`.
-        configs: The configuration files that were given.
+    fault, the class that was being built there, and the innermost statement. `options` are all options of the parser,
+    such as `--trainer.max_epochs`.
     """
 
     def search(kind: str) -> re.Match[str] | None:
@@ -91,8 +87,8 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
     if found := search("missing file"):
         path = Path(found[1])
         # Compared without the suffix, which would make any two names similar.
-        near = did_you_mean(path.stem, [file.stem for file in path.parent.glob("*.yaml")])
-        return f"there is no file {path}" + near.replace("?", ".yaml?")
+        near = closest(path.stem, [file.stem for file in path.parent.glob("*.yaml")])
+        return f"there is no file {path}" + (f"; did you mean {near}.yaml?" if near else "")
     for key in ("class_path", "init_args"):
         if search(f"null {key}"):
             return f"{prefix}{key} is null: give it a value, or leave it out"
@@ -154,8 +150,8 @@ def _near_option(option: str, in_files: Iterable[str], options: Iterable[str]) -
     word = option.lstrip("-")
     whole = {each.lstrip("-"): each for each in (*in_files, *options)}
     found = [name for name in whole if f".{name}".lower().endswith(f".{word.lower()}")]
-    if not found and (near := re.search(r"did you mean (.+)\?", did_you_mean(word, whole))):
-        found = [near[1]]
+    if not found and (near := closest(word, whole)):
+        found = [near]
     found = found or [name for name in whole if f"_{word}_" in f"_{name.rpartition('.')[2]}_"]
     return f"; did you mean {whole[found[0]]}?" if found else ""
 

@@ -50,9 +50,6 @@ class ContrastiveLoss(nn.Module):
 
     Args:
         margin: Distance above which a negative pair costs nothing, above 0. Normalised embeddings are at most 2 apart.
-
-    Raises:
-        UsageError: If `margin` is not above 0.
     """
 
     def __init__(self, margin: float = 1.0) -> None:

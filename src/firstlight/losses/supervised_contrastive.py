@@ -50,9 +50,6 @@ class SupervisedContrastiveLoss(nn.Module):
 
     Args:
         temperature: Divisor of the cosine similarities, above 0. A small one gives near samples more weight.
-
-    Raises:
-        UsageError: If `temperature` is not above 0.
     """
 
     def __init__(self, temperature: float = 0.1) -> None:

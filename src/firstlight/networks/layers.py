@@ -67,14 +67,6 @@ def initialise(module: nn.Module, init: Init, activation: type[nn.Module]) -> No
     2010, equation 16). `"kaiming"` is normal with variance `1 / (n * E[activation(z)^2])` for a standard normal `z`.
     For ReLU that is `2 / n` (He et al., 2015, equation 10); for other activations the same argument keeps the
     variance from layer to layer. `"default"` keeps torch's initialisation.
-
-    Args:
-        module: Network to initialise in place.
-        init: Name of the scheme.
-        activation: Class of the activation that follows the layers.
-
-    Raises:
-        UsageError: If `init` is unknown.
     """
     check_choice(type(module).__name__, get_args(Init), init=init)
     if init == "default":
@@ -92,16 +84,7 @@ def initialise(module: nn.Module, init: Init, activation: type[nn.Module]) -> No
 
 
 def check_choice(owner: str, choices: Sequence[object], **values: object) -> None:
-    """Refuse a value that is not one of `choices`.
-
-    Args:
-        owner: Name of the class that was given the values, for the message.
-        choices: The values that are allowed.
-        **values: By name of the argument.
-
-    Raises:
-        UsageError: If a value is unknown.
-    """
+    """Refuse a value that is not one of `choices`; `owner` is the class that was given the values, for the message."""
     for name, value in values.items():
         if value not in choices:
             known = [str(choice) for choice in choices]

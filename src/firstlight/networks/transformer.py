@@ -7,7 +7,7 @@ Shapes: `B` batch, `T` length of the longest sequence, `D` width, `H` heads, `V`
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,6 @@ class EncoderBlock(nn.Module):
         hidden: Number of hidden units of the feed-forward layer.
         dropout: Probability of dropping a unit before it is added to the residual, in [0, 1).
         norm: `"post"` is the paper's `norm(f(x) + x)`, `"pre"` is `x + f(norm(x))` (Xiong et al., 2020).
-
-    Raises:
-        UsageError: If a number is out of range or `norm` is unknown.
     """
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, norm: Literal["pre", "post"]) -> None:
@@ -56,24 +53,20 @@ class EncoderBlock(nn.Module):
         """
         if self.norm == "pre":
             inputs = inputs + self.dropout(self.attend(self.attention_norm(inputs), rotation, mask))
-            outputs: Tensor = inputs + self.dropout(self.feed_forward(self.feed_forward_norm(inputs)))
-            return outputs
+            return cast(Tensor, inputs + self.dropout(self.feed_forward(self.feed_forward_norm(inputs))))
         inputs = self.attention_norm(self.dropout(self.attend(inputs, rotation, mask)) + inputs)
-        outputs = self.feed_forward_norm(self.dropout(self.feed_forward(inputs)) + inputs)
-        return outputs
+        return cast(Tensor, self.feed_forward_norm(self.dropout(self.feed_forward(inputs)) + inputs))
 
     def attend(self, inputs: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         """Return the outputs of multi-head attention, `(B, T, D)`."""
         projected = self.attention_inputs(inputs).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         queries, keys = _rotate(projected[:2], rotation)
         attended = scaled_dot_product_attention(queries, keys, projected[2], attn_mask=mask)
-        outputs: Tensor = self.attention_output(attended.transpose(1, 2).flatten(2))
-        return outputs
+        return cast(Tensor, self.attention_output(attended.transpose(1, 2).flatten(2)))
 
     def feed_forward(self, inputs: Tensor) -> Tensor:
         """Return the outputs of the feed-forward layer, `(B, T, D)`."""
-        outputs: Tensor = self.hidden_output(gelu(self.hidden(inputs)))
-        return outputs
+        return cast(Tensor, self.hidden_output(gelu(self.hidden(inputs))))
 
 
 class Transformer(nn.Module):
@@ -93,7 +86,7 @@ class Transformer(nn.Module):
         max_length: Largest number of tokens in a sequence.
 
     Raises:
-        UsageError: If a number is out of range or `norm` is unknown.
+        UsageError: If a number is out of range, `norm` is unknown, or a sequence is longer than `max_length`.
     """
 
     cosine: Tensor
@@ -118,17 +111,16 @@ class Transformer(nn.Module):
         self.max_length = max_length
         self.embedding = nn.Embedding(vocabulary, width)
         self.dropout = nn.Dropout(dropout)
-        blocks = [EncoderBlock(width, heads, hidden, dropout, norm) for _ in range(layers)]
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(EncoderBlock(width, heads, hidden, dropout, norm) for _ in range(layers))
         self.last_norm = nn.LayerNorm(width) if norm == "pre" else nn.Identity()
         pairs = torch.arange(0, width // heads, 2) * heads / width
         angles = torch.outer(torch.arange(max_length), 10_000.0**-pairs).repeat(1, 2)
         self.register_buffer("cosine", angles.cos(), persistent=False)
         self.register_buffer("sine", angles.sin(), persistent=False)
         self.apply(self._initialise)
-        for block in blocks:
-            for last in (block.attention_output, block.hidden_output):
-                last.weight.data /= math.sqrt(2 * layers)
+        for name, weight in self.blocks.named_parameters():
+            if name.endswith(("attention_output.weight", "hidden_output.weight")):
+                weight.data /= math.sqrt(2 * layers)
 
     def encode(self, tokens: Tensor, causal: bool) -> Tensor:
         """Return the features of each token after the last block, `(B, T, D)`.
@@ -136,9 +128,6 @@ class Transformer(nn.Module):
         Args:
             tokens: `(B, T)` int64, 0 for padding.
             causal: Whether a position attends only to itself and earlier positions.
-
-        Raises:
-            UsageError: If a sequence has more than `max_length` tokens.
         """
         length = tokens.shape[1]
         if length > self.max_length:
@@ -155,8 +144,7 @@ class Transformer(nn.Module):
         rotation = (self.cosine[:length], self.sine[:length])
         for block in self.blocks:
             features = block(features, rotation, mask)
-        encoded: Tensor = self.last_norm(features)
-        return encoded
+        return cast(Tensor, self.last_norm(features))
 
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -173,9 +161,6 @@ class TransformerClassifier(Transformer):
     Args:
         out_features: Number of outputs.
         **options: Arguments of `Transformer`.
-
-    Raises:
-        UsageError: If a number is out of range, `norm` is unknown or a sequence is longer than `max_length`.
     """
 
     def __init__(self, out_features: int, **options: Any) -> None:
@@ -189,8 +174,7 @@ class TransformerClassifier(Transformer):
         encoded = self.encode(tokens, causal=False)
         real = (tokens != 0).unsqueeze(-1)
         mean = (encoded * real).sum(1) / real.sum(1).clamp(min=1)
-        outputs: Tensor = self.output(mean)
-        return outputs
+        return cast(Tensor, self.output(mean))
 
 
 class TransformerLM(Transformer):
@@ -199,9 +183,6 @@ class TransformerLM(Transformer):
     Args:
         tied: Whether embedding and output layer share their weights (Press and Wolf, 2017).
         **options: Arguments of `Transformer`.
-
-    Raises:
-        UsageError: If a number is out of range, `norm` is unknown or a sequence is longer than `max_length`.
     """
 
     def __init__(self, tied: bool = True, **options: Any) -> None:
@@ -213,8 +194,7 @@ class TransformerLM(Transformer):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits of the token that follows each token, `(B, T, V)`."""
-        logits: Tensor = self.output(self.encode(tokens, causal=True))
-        return logits
+        return cast(Tensor, self.output(self.encode(tokens, causal=True)))
 
 
 def _check_block(owner: str, width: int, heads: int, hidden: int, dropout: float, norm: str) -> None:
@@ -222,10 +202,8 @@ def _check_block(owner: str, width: int, heads: int, hidden: int, dropout: float
     check_range(owner, "[0, 1)", dropout=dropout)
     check_choice(owner, ("pre", "post"), norm=norm)
     if width % (2 * heads):
-        raise UsageError(
-            f"{owner} was given width={width} and heads={heads}: "
-            f"width must be a multiple of 2 * heads, which is {2 * heads}"
-        )
+        rule = f"width must be a multiple of 2 * heads, which is {2 * heads}"
+        raise UsageError(f"{owner} was given width={width} and heads={heads}: {rule}")
 
 
 def _rotate(vectors: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
