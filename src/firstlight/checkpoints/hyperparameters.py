@@ -9,8 +9,7 @@ from firstlight.errors import UsageError
 
 __all__ = ["keep_hyperparameters"]
 
-_PLACEHOLDER = "<object of "
-"""Start of the text that a checkpoint holds in place of an object."""
+_PLACEHOLDER = "<object of "  # Start of the text that a checkpoint holds in place of an object.
 
 
 def keep_hyperparameters(
@@ -23,11 +22,8 @@ def keep_hyperparameters(
 
     Args:
         module: The module whose constructor calls this function.
-        leave_out: Arguments that are not saved because they follow from others.
+        leave_out: Arguments that are not saved.
         **parts: Arguments that may be objects. Lightning would copy them.
-
-    Raises:
-        UsageError: When a checkpoint is loaded without a part that was an object.
     """
     here = inspect.currentframe()
     assert here is not None

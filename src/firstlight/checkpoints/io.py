@@ -18,15 +18,7 @@ from torch.utils.serialization import config
 
 from firstlight.errors import UsageError
 
-__all__ = [
-    "AtomicCheckpointIO",
-    "find_corruption",
-    "newest_resumable",
-    "read",
-    "read_checkpoint_metrics",
-    "remove_leftovers",
-    "weights_fault",
-]
+__all__ = ["AtomicCheckpointIO", "find_corruption", "newest_resumable", "read", "read_checkpoint_metrics"]
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -38,18 +30,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     -9`, a full disk or a power failure interrupts that, the earlier file stays. The next write removes temporary files
     of dead processes. Before reading, the CRC-32 of each record is checked. No code in a file is run.
 
-    It works with any LightningModule: `Trainer(plugins=[AtomicCheckpointIO()])`. To write in a thread, wrap it:
-    `AsyncCheckpointIO(AtomicCheckpointIO())`. It needs an operating system with `fcntl`. Sharded checkpoints are
-    written by their strategy and do not use it.
+    It works with any LightningModule: `Trainer(plugins=[AtomicCheckpointIO()])`. To write in a thread, use
+    `AsyncCheckpointIO(AtomicCheckpointIO())`. Sharded checkpoints do not use it.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`.
-
-        Raises:
-            UsageError: When it cannot be written, or when `path` is a URL. If the disk is full, the message has the
-                bytes needed and the bytes free.
-        """
+        """Write `checkpoint` to `path`, or raise a `UsageError`; on a full disk, it has the bytes needed and free."""
         if storage_options is not None:
             raise UsageError("storage_options are for remote storage, but checkpoints are written to a local disk")
         path = _local(path)
@@ -69,23 +55,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Return the content of a checkpoint.
-
-        Raises:
-            UsageError: When it does not exist, is damaged, or holds objects that would run code.
-        """
+        """Return the content of a checkpoint, see `read`."""
         if weights_only is False:
             raise UsageError(f"weights_only=False would run code in {path}: leave it out")
         return read(path, map_location)
 
 
 def read(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
-    """Return the content of a checkpoint after verifying its bytes. No code in it is run.
-
-    Args:
-        path: A file on a local disk.
-        map_location: Device of the tensors.
-        mmap: Map the tensors from the file, so that they are read when they are used.
+    """Return the content of a checkpoint after verifying its bytes. With `mmap`, tensors are read when they are used.
 
     Raises:
         UsageError: When it does not exist, is damaged, or holds objects that would run code.
@@ -119,10 +96,7 @@ def read_checkpoint_metrics(path: str | Path) -> dict[str, float]:
 def newest_resumable(path: Path) -> Path:
     """Return a checkpoint that training can resume from: `path`, or the newest undamaged one in its folder.
 
-    If it is not `path`, the first process prints one line with the reason.
-
-    Raises:
-        UsageError: When there is none.
+    If it is not `path`, the first process prints one line with the reason. If there is none, a `UsageError` has it.
     """
     others = [file for file in path.parent.glob("*.ckpt") if file.is_file() and file != path]
     faults = []
@@ -198,7 +172,7 @@ def _local(path: str | Path) -> Path:
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
-    """Return the operating system's error, on which torch raises its own RuntimeError."""
+    """Return the operating system's error behind an error: torch raises a RuntimeError for it."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error

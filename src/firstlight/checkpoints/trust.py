@@ -121,7 +121,8 @@ class SafeLoading:
             raise UsageError("hparams_file is not read: pass the arguments themselves")
         if options.pop("weights_only", None) is False:
             raise UsageError(f"weights_only=False would run code in {checkpoint_path}: leave it out")
-        kept = _hyperparameters(read(checkpoint_path, mmap=True), checkpoint_path, _key(cls))
+        key = _STORED_UNDER["data" if issubclass(cls, LightningDataModule) else "model"]
+        kept = _hyperparameters(read(checkpoint_path, mmap=True), checkpoint_path, key)
         try:
             with only_trusted(checkpoint_path, trust):
                 built: Any = cls
@@ -142,11 +143,7 @@ class SafeLoading:
 
 
 def stored_config(path: str | Path) -> str:
-    """Return the configuration of task and data in a checkpoint as YAML. Its classes are not yet checked.
-
-    Raises:
-        UsageError: When the checkpoint cannot be read, or was not written by the command line.
-    """
+    """Return the configuration of task and data in a checkpoint as YAML. Its classes are not yet checked."""
     checkpoint = read(path, mmap=True)
     config = {}
     for part, key in _STORED_UNDER.items():
@@ -172,10 +169,6 @@ def _hyperparameters(checkpoint: Mapping[str, Any], source: str | Path, key: str
     if kept.get("_instantiator", _INSTANTIATOR) != _INSTANTIATOR:
         raise UsageError(f"{source} asks to be built by {kept['_instantiator']}, which is not {_INSTANTIATOR}")
     return kept
-
-
-def _key(cls: type) -> str:
-    return _STORED_UNDER["data" if issubclass(cls, LightningDataModule) else "model"]
 
 
 def _within(path: str, modules: Collection[str]) -> bool:

@@ -5,7 +5,7 @@ Shapes: `N` samples of a split, `B` batch; `...` shape of one sample.
 
 import logging
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -81,14 +81,11 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         check_range(name, "[0, inf)", num_workers=num_workers)
         check_range(name, "(0, 1)", val_fraction=val_fraction, test_fraction=test_fraction)
         if num_workers and on_device:
-            raise UsageError(
-                f"{name} was given on_device=true and num_workers={num_workers}: on_device needs num_workers=0"
-            )
+            given = f"{name} was given on_device=true and num_workers={num_workers}"
+            raise UsageError(f"{given}: on_device needs num_workers=0")
         if val_fraction + test_fraction >= 1:
-            raise UsageError(
-                f"{name} was given val_fraction={val_fraction} and test_fraction={test_fraction}: "
-                "their sum must be below 1"
-            )
+            given = f"{name} was given val_fraction={val_fraction} and test_fraction={test_fraction}"
+            raise UsageError(f"{given}: their sum must be below 1")
         self.batch_size = batch_size
         self.batch_size_is: BatchSizeIs = batch_size_is
         self.split_seed = split_seed
@@ -120,30 +117,21 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         return inputs
 
     def setup(self, stage: str | None = None) -> None:
-        """Load, clean, split and fit the data once. Stages other than `fit` do so later, when a checkpoint is loaded.
-
-        Raises:
-            UsageError: If the data cannot be used; the message says where.
-        """
+        """Load, clean, split and fit the data once. Other stages than `fit` do so when a checkpoint is loaded."""
         if stage in (None, "fit") and not self.indices:
             self._prepare()
 
     @property
     def class_names(self) -> list[str]:
         """Name of each class; empty for targets that are not classes, and before `setup`."""
-        names: list[str] = self.fitted.get("class_names", [])
-        return names
+        return cast(list[str], self.fitted.get("class_names", []))
 
     def rows(self, split: Split) -> Indices:
         """Return for each sample of a split its row in the loaded data, before rows were dropped."""
         return self._rows[self.indices[split]]
 
     def dataset(self, split: Split) -> TensorBatches:
-        """Return the samples of a split. Numbers are scaled and missing ones filled; pixels and tokens are unchanged.
-
-        Raises:
-            UsageError: If the split is empty.
-        """
+        """Return the samples of a split. Numbers are scaled, and missing ones filled; pixels and tokens stay."""
         if not self.indices:
             self._prepare()
         samples, rows = self._samples, torch.from_numpy(self.indices[split])
@@ -160,12 +148,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         return self.dataset_class(inputs, targets[rows])
 
     def prepare_batch(self, inputs: Tensor, train: bool = False) -> Tensor:
-        """Return the inputs of a batch as the network takes them: pixels as scaled floats, tokens as int64.
-
-        Args:
-            inputs: `(B, ...)` from a loader.
-            train: Whether to augment.
-        """
+        """Return inputs `(B, ...)` as the network takes them: scaled floats, augmented if `train`, or tokens int64."""
         if inputs.is_floating_point():
             return inputs
         if inputs.dtype != torch.uint8:
@@ -206,11 +189,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Return the test batches.
-
-        Raises:
-            UsageError: If there are no targets.
-        """
+        """Return the test batches, or refuse data without targets."""
         loader = self._loader("test")
         assert self._samples is not None and self._samples.targets is not None
         if not self._samples.targets.size:
@@ -228,12 +207,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         return {**self.fitted, **({"loader": loader.state_dict()} if isinstance(loader, Loader) else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the fitted state of a checkpoint.
-
-        Raises:
-            UsageError: If classes, columns or split of the data differ from those of the checkpoint, or a resumed run
-                has other data.
-        """
+        """Restore the fitted state of a checkpoint, or refuse data that does not fit it."""
         self.fitted = dict(state_dict)
         self._scaler = None
         self._loader_state = self.fitted.pop("loader", {})
@@ -245,10 +219,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         trainer = self.trainer
         is_fit = trainer is not None and trainer.state.fn == TrainerFn.FITTING
         if trainer is not None and trainer.ckpt_path and not is_fit and not self.fitted:
-            name = type(self).__name__
-            raise UsageError(
-                f"the checkpoint was trained without {name}: it has no statistics to scale the inputs with"
-            )
+            fault = f"the checkpoint was trained without {type(self).__name__}"
+            raise UsageError(f"{fault}: it has no statistics to scale the inputs with")
         if self._samples is None or is_other_data(self.fitted, self._samples):
             self._samples, self._rows = self._load()
         samples = self._samples

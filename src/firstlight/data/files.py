@@ -30,11 +30,7 @@ class Csv:
 
 
 def read_bytes(path: str) -> bytes:
-    """Return the content of a file.
-
-    Raises:
-        UsageError: If it cannot be read.
-    """
+    """Return the content of a file, or raise a `UsageError`."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -50,16 +46,7 @@ def digest_of(*contents: bytes | memoryview) -> str:
 
 
 def read_text(content: bytes, path: str, hint: str = "") -> str:
-    """Return UTF-8 content as text, without a byte order mark.
-
-    Args:
-        content: Content of the file.
-        path: Path of the file, for the message.
-        hint: End of the message: what the user can do about it.
-
-    Raises:
-        UsageError: If it is not UTF-8.
-    """
+    """Return the UTF-8 content of a file as text, without a byte order mark, or refuse it; `hint` ends the message."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -18,7 +18,7 @@ def is_other_data(fitted: Mapping[str, Any], samples: Samples) -> bool:
 
 
 def check_compatible(fitted: Mapping[str, Any], samples: Samples, source: str, columns: int, split: str) -> None:
-    """Refuse samples that do not fit the checkpoint.
+    """Refuse samples whose classes or columns differ from the checkpoint's, or the same data with another split.
 
     Args:
         fitted: Fitted state of the checkpoint.
@@ -26,9 +26,6 @@ def check_compatible(fitted: Mapping[str, Any], samples: Samples, source: str, c
         source: Name of the data in messages.
         columns: Number of columns or channels that the network gets.
         split: Digest of the rows of each split.
-
-    Raises:
-        UsageError: If classes or columns differ, or the same data is split in another way.
     """
     assert samples.targets is not None
     if fitted["digest"] == samples.digest and fitted["split"] != split:

@@ -99,13 +99,7 @@ class ResumableDistributedSampler(DistributedSampler[Tensor]):
 
 
 class Loader(DataLoader[Batch]):
-    """A loader that can resume in the middle of an epoch, after the last batch that was used.
-
-    Args:
-        dataset: Samples that batches are taken from.
-        sampler: Yields the indices of each batch.
-        num_workers: Processes that load batches.
-    """
+    """A loader that can resume in the middle of an epoch, after the last batch that was used."""
 
     sampler: ResumableDistributedSampler
 
@@ -209,10 +203,7 @@ def keep_on_device(dataset: TensorBatches, device: torch.device, num_workers: in
 
 @contextmanager
 def _block_stop_signals() -> Iterator[None]:
-    """Block signals in this process and in those that it starts meanwhile, if the system can; then deliver them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
+    """Block signals in this process and in those that it starts meanwhile; then deliver them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         yield

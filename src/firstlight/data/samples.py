@@ -39,7 +39,7 @@ class Samples:
         columns: Names of the columns of inputs, then of targets, for messages.
         source: Name of the data in messages, for example the path of a file.
         lines: Line number of each row, from 1, if rows come from a text file.
-        digest: Digest of the content. A checkpoint recognises the data that it was trained on by it.
+        digest: Digest of the content, by which a checkpoint recognises its training data.
         missing_reason: Why these samples cannot be trained on, for example because the target column is missing.
     """
 

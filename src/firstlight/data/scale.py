@@ -34,7 +34,7 @@ class Scaler:
             self._statistics[key] = self._mean.to(inputs.device) * unit, self._std.to(inputs.device) * unit
         mean, std = self._statistics[key]
         if inputs.dtype == torch.uint8 and inputs.is_cpu:
-            # To take and scale a batch of 128 images on the CPU takes 0.12 ms this way and 0.16 ms the other way.
+            # On the CPU, a batch of 128 images takes 0.12 ms this way instead of 0.16 ms.
             return inputs.to(mean.dtype).sub_(mean).div_(std)
         return torch.sub(inputs, mean).div_(std)
 

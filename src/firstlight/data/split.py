@@ -21,9 +21,9 @@ def split(
 
     Args:
         samples: After `clean`.
-        rows: Row of each sample in the loaded data, for messages.
-        val_fraction: Share of all samples for validation. With an own split: share of its training samples.
-        test_fraction: Share of all samples for testing. With an own split: ignored.
+        rows: Row of each sample in the loaded data.
+        val_fraction: Share of the samples for validation: of all, or of the training samples if they define a split.
+        test_fraction: Share of all samples for testing; ignored if the samples define a split.
         seed: Seed of the shuffling.
 
     Raises:

@@ -75,7 +75,7 @@ class DryRun(Callback):
 
     Args:
         callbacks: Callbacks of the real run; their monitors are checked.
-        record: Takes the name of a check and the function that makes it.
+        record: Called with the name of a check and the function that runs it.
     """
 
     def __init__(self, callbacks: Sequence[Callback], record: Callable[[str, Callable[[], str]], None]) -> None:

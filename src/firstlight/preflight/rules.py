@@ -146,7 +146,7 @@ def refuse_no_room(task: Task, disable: Collection[str], folder: Path) -> tuple[
     needed = files * checkpoint_bytes(task, task.optimization.build_optimizer)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        # Permissions do not tell: root has all of them, and a file system may be read-only.
+        # Permissions do not decide it: root has all of them, and a file system may be read-only.
         with tempfile.TemporaryFile(dir=existing):
             pass
         free = shutil.disk_usage(existing).free

@@ -41,8 +41,6 @@ class Experiment:
     """A task, its data, and the options that trainers and callbacks are made from.
 
     Args:
-        task: The task to train.
-        datamodule: Its data.
         options: Arguments of `Trainer`.
         groups: Arguments of the default callbacks, by name of the callback.
         disable: Names of default callbacks that are left out.

@@ -35,9 +35,6 @@ class Windows(DataModule):
         stride: Bytes between the starts of two training windows, at least 1. Below `length`, windows overlap and an
             epoch contains each byte several times. None: `length`.
         **options: Arguments of `DataModule`.
-
-    Raises:
-        UsageError: If a number is out of range.
     """
 
     def __init__(self, length: int = 256, context: int = 128, stride: int | None = None, **options: Any) -> None:
@@ -92,9 +89,6 @@ class Corpus(Windows):
         path: Path of the file.
         encoding_errors: How a file that is not UTF-8 is handled. `"refuse"`: raise an error. `"bytes"`: use its bytes.
         **options: Arguments of `Windows` and `DataModule`.
-
-    Raises:
-        UsageError: If a number is out of range or the file cannot be used.
     """
 
     def __init__(self, path: str, encoding_errors: Literal["refuse", "bytes"] = "refuse", **options: Any) -> None:
@@ -140,7 +134,7 @@ def _scored_windows(tokens: Tokens, first: int, length: int, context: int) -> tu
     inputs, targets = [], []
     while first < len(tokens):
         # More context than needed if the window would reach beyond the end of the text.
-        start = max(0, min(first - 1 - context, len(tokens) - 1 - length))
+        start = max(0, min(first - 1 - min(context, length - 1), len(tokens) - 1 - length))
         window = tokens[start : start + length + 1]
         window = np.pad(window, (0, length + 1 - len(window)))
         scored = np.where(np.arange(start + 1, start + length + 1) < first, 0, window[1:])

@@ -24,9 +24,6 @@ class Digits(DataModule):
     Args:
         size: Height and width of the images in pixels, at least 8. Above 8 they are enlarged by bilinear interpolation.
         **options: Arguments of `DataModule`.
-
-    Raises:
-        UsageError: If an argument is out of range.
     """
 
     def __init__(self, size: int = 8, **options: Any) -> None:

@@ -28,13 +28,7 @@ _MIN_NAMES = 100
 
 
 class PaddedBatches(TensorBatches):
-    """Samples padded with 0 at the end; each batch is cut to its longest sample.
-
-    Args:
-        inputs: `(N, T)`, each with at least one token.
-        targets: `(N, ...)`.
-        rows: As for `TensorBatches`.
-    """
+    """Samples `(N, T)` padded with 0 at the end, each with a token; each batch is cut to its longest sample."""
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> Batch:
         """Return the batch of samples at `indices`."""
@@ -51,9 +45,6 @@ class Texts(DataModule):
     Args:
         max_length: Bytes after which a text is cut, at least 1. A warning gives the number of texts that were cut.
         **options: Arguments of `DataModule`.
-
-    Raises:
-        UsageError: If a number is out of range.
     """
 
     dataset_class = PaddedBatches
@@ -87,9 +78,6 @@ class LabelledText(Texts):
         text: Name of the column of texts.
         label: Name of the column of labels. Prediction does not need it.
         **options: Arguments of `Texts` and `DataModule`.
-
-    Raises:
-        UsageError: If a number is out of range or the file cannot be used.
     """
 
     def __init__(self, path: str, text: str = "text", label: str = "label", **options: Any) -> None:
@@ -99,11 +87,7 @@ class LabelledText(Texts):
         self.label = label
 
     def load(self) -> Samples:
-        """Return the texts and their labels.
-
-        Raises:
-            UsageError: If the column of texts is missing, or a label is unknown to the checkpoint.
-        """
+        """Return the texts and their labels. Without the column of labels, they can only be predicted."""
         file = read_csv(self.path)
         if missing := missing_column(self.path, [self.text], file.header):
             raise UsageError(missing)

@@ -50,19 +50,16 @@ class MNIST(DataModule):
             images_file = self._file(f"{part}-images-idx3-ubyte")
             pixels = read_idx(images_file, 3)
             if pixels.shape[1:] != (28, 28):
-                found = "x".join(map(str, pixels.shape[1:]))
-                raise UsageError(
-                    f"{images_file} has images of {found} pixels: {type(self).__name__} images must have 28x28"
-                )
+                found = f"images of {'x'.join(map(str, pixels.shape[1:]))} pixels"
+                raise UsageError(f"{images_file} has {found}: {type(self).__name__} images must have 28x28")
             labels_file = self._file(f"{part}-labels-idx1-ubyte")
             labels = read_idx(labels_file, 1)
             if len(labels) != len(pixels):
                 raise UsageError(f"{labels_file} has {len(labels)} labels, but {images_file} has {len(pixels)} images")
             unknown = np.flatnonzero(labels >= len(self.labels))
             if len(unknown):
-                raise UsageError(
-                    f"{labels_file}: the label at index {unknown[0]} is {labels[unknown[0]]}: it must be 0 to 9"
-                )
+                found = f"the label at index {unknown[0]} is {labels[unknown[0]]}"
+                raise UsageError(f"{labels_file}: {found}: it must be 0 to 9")
             images.append(pixels)
             targets.append(labels)
             splits += [split] * len(labels)
@@ -99,18 +96,7 @@ class FashionMNIST(MNIST):
     Debian's package `dataset-fashion-mnist` installs the files in `/usr/share/datasets/fashion-mnist`.
     """
 
-    labels = (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    )
+    labels = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
 def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:

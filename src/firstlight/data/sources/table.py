@@ -40,9 +40,6 @@ class Table(DataModule):
         categorical: Names of the input columns that hold categories. The others hold numbers.
         split: Name of a column that holds `train`, `val` or `test` for each row; None: the rows are split at random.
         **options: Arguments of `DataModule`.
-
-    Raises:
-        UsageError: If an argument is out of range.
     """
 
     def __init__(
