@@ -27,9 +27,6 @@ _SEARCH_PATHS = {
 _NOT_CONFIGURABLE = {"Task", "Samples", "Optimizer"}
 """Public classes that a configuration cannot name, besides abstract ones."""
 
-_WIDTH = 120
-"""Characters in a line."""
-
 
 class ShortHelp(DefaultHelpFormatter):
     """Help without the list of all imported subclasses."""
@@ -93,7 +90,7 @@ def class_help(args: Sequence[str]) -> str | None:
 
 def _listed(option: str, known: dict[str, type]) -> str:
     width = max(map(len, known))
-    rest = _WIDTH - width - 2
+    rest = 118 - width  # A line has at most 120 characters.
     lines = "\n".join(
         f"{path:<{width}}  {textwrap.shorten(_first_sentence(kind), rest, placeholder=' ...')}"
         for path, kind in known.items()

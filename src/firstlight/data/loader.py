@@ -1,7 +1,4 @@
-"""Loaders whose order depends only on a seed and the epoch, so that a run can resume after any batch.
-
-Shapes: `N` samples, `P` processes.
-"""
+"""Loaders whose order depends only on a seed and the epoch, so that a run can resume after any batch."""
 
 import os
 import signal
@@ -33,16 +30,8 @@ class ResumableDistributedSampler(DistributedSampler[Tensor]):
     A global batch is cut from the order and dealt out to the processes. If the last one has fewer samples than
     processes, it is joined with the one before. (torch's `DistributedSampler` takes some samples twice instead.)
 
-    It is a subclass of `DistributedSampler` so that Lightning does not replace it and sets its epoch.
-
-    Args:
-        samples: `N`.
-        batch_size: Samples in a batch, per process.
-        shuffle: Whether each epoch has a new order.
-        seed: Seed of the orders.
-        rank: Rank of this process.
-        world_size: `P`.
-        device: Device of the indices.
+    It is a subclass of `DistributedSampler` so that Lightning does not replace it and sets its epoch. `batch_size`
+    counts per process. With `shuffle`, each epoch has a new order, which depends on `seed` and the epoch.
     """
 
     def __init__(

@@ -13,12 +13,7 @@ __all__ = ["Scaler", "statistics"]
 
 
 class Scaler:
-    """Subtract the mean and divide by the standard deviation, on the device of the inputs.
-
-    Args:
-        mean: `(C, 1, ...)`, as `statistics` returns it.
-        std: `(C, 1, ...)`.
-    """
+    """Subtract the mean and divide by the standard deviation, both `(C, 1, ...)`, on the device of the inputs."""
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         self._mean = mean

@@ -90,7 +90,5 @@ class _Residual(nn.Sequential):
     """A sequence of layers plus a shortcut: the input is added to the output."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        outputs = inputs
-        for layer in self:
-            outputs = layer(outputs)
+        outputs: Tensor = super().forward(inputs)  # type: ignore[no-untyped-call]
         return inputs + outputs
