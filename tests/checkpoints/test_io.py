@@ -352,7 +352,7 @@ def test_run_resumes_from_the_newest_undamaged_checkpoint_and_a_damaged_one_is_n
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_newest_other_checkpoint_with_more_than_weights_is_used(tmp_path, capsys):
+def test_newest_other_checkpoint_with_optimizer_states_is_used(tmp_path, capsys):
     for age, name in enumerate(("last", "light", "damaged", "new", "old")):
         path = tmp_path / f"{name}.ckpt"
         IO.save_checkpoint({"state_dict": {}} if name == "light" else content(age), path)

@@ -205,7 +205,7 @@ def test_no_class_that_is_not_trusted_is_built(name, way, canary, capsys):
     assert "evil" not in sys.modules
 
 
-def test_no_class_of_a_data_module_that_is_not_trusted_is_built(canary, capsys):
+def test_untrusted_class_of_a_data_module_is_not_built(canary, capsys):
     path = write(canary.with_name("a.ckpt"), data=data_arguments(augment=[{"class_path": "evil.Net"}]))
     assert "names evil.Net" in refusal(lambda: Digits.load_from_checkpoint(path))
     assert "names evil.Net" in refused_by_command(capsys, "test", "--ckpt", path)

@@ -241,7 +241,7 @@ def test_wrong_files_exit_with_one_line_and_code_2(text, pattern, capsys):
 
 
 @pytest.mark.parametrize(("was", "null", "pattern"), [(was, *rest) for was, rest in NULLS.items()], ids=NULLS)
-def test_a_null_for_an_option_without_one_exits_with_one_line_and_code_2(was, null, pattern, capsys):
+def test_null_for_an_option_that_takes_none_exits_with_one_line_and_code_2(was, null, pattern, capsys):
     text = Path(CONFIG).read_text()
     assert text.count(was) == 1
     if was == "trainer:":
