@@ -110,7 +110,7 @@ def test_checkpoint_of_the_command_line_loads_without_further_arguments(finished
     _, run, _ = finished
     task = Classification.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert isinstance(task.network, MLP)
-    assert task.schedule == WarmupCosine()
+    assert task.optimization.schedule == WarmupCosine()
     weights = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(value, weights[name]) for name, value in task.state_dict().items())
 
