@@ -362,4 +362,4 @@ def test_nothing_is_logged_with_log_every_n_steps_0(tmp_path):
 def test_a_run_prints_that_it_logs_nothing_of_training(every, tmp_path):
     options = ["--trainer.max_epochs=1", f"--trainer.log_every_n_steps={every}"]
     printed = called("fit", "--config", CONFIG, *options, cwd=tmp_path).stdout
-    assert f"nothing of training: --trainer.log_every_n_steps is {every}\n" in printed
+    assert f"log    no training metrics: --trainer.log_every_n_steps is {every}, the run has 40 steps\n" in printed

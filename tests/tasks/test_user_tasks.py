@@ -162,7 +162,7 @@ def test_a_metric_of_a_user_can_be_monitored(tmp_path):
     run.fit(task, loader(INPUTS, LABELS), loader(INPUTS, LABELS))
     run.save_checkpoint(tmp_path / "a.ckpt")
     given = {"network": TwoHeads(), "optimizer": task.optimization.build_optimizer, "schedule": Constant()}
-    with pytest.raises(UsageError, match="gave metrics as objects"):
+    with pytest.raises(UsageError, match="does not hold metrics"):
         WithMetric.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True, **given)
 
 
