@@ -119,7 +119,7 @@ class LastCheckpoint(FiniteCheckpoint):
         every_n_epochs: int = 1,
         every_n_steps: int = 0,
         every_seconds: float = 600,
-        min_seconds: float = 0,
+        min_seconds: float = 1,
     ) -> None:
         check_range("LastCheckpoint", "[1, inf)", every_n_epochs=every_n_epochs)
         check_range("LastCheckpoint", "[0, inf)", every_n_steps=every_n_steps)
