@@ -104,8 +104,8 @@ def main(args: list[str] | None = None) -> None:
     machines = sorted({seed["machine"] for seeds in results.values() for seed in seeds.values()})
     note = (
         "Scores are mean ± standard deviation over the seeds 0, 1, ... (`--seed_everything S --data.split_seed S`). "
-        "Seconds are the smallest of the whole command, because other work on the machine only adds to them. "
-        f"MiB are the largest peak memory. {'; '.join(machines)}."
+        "Seconds are the shortest time of the whole command, because other work on the machine can only add to it. "
+        f"MiB is the highest peak memory. {'; '.join(machines)}."
     )
     table = "\n".join([BEGIN, "", head, "|---|---|---|---|---|---|---|---|", *rows, "", note, "", END])
     page = ROOT / "configs" / "README.md"

@@ -1,4 +1,4 @@
-"""Workarounds: warnings of Lightning without use, an option that it refuses, and error messages of jsonargparse."""
+"""Workarounds: needless warnings of Lightning, an option that it refuses, and error messages of jsonargparse."""
 
 import re
 import warnings

@@ -134,7 +134,7 @@ CASES = {
         ["--model.network=firstlight.networks.SimpleNet"],
         r"SimpleNet cannot take .*\(1, 8, 8\)",
     ),
-    "an output folder that cannot be created": (["--runs=file"], r"cannot make the folder file/.*: Not a directory"),
+    "an output folder that cannot be created": (["--runs=file"], r"cannot create the folder file/.*: Not a directory"),
     "a batch size of 0": (["--data.batch_size=0"], "batch_size=0: it must be at least 1"),
     "two lengths of the warm-up": (
         ["--model.schedule.warmup=0.1", "--model.schedule.warmup_steps=3"],

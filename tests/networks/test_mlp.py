@@ -109,7 +109,7 @@ def test_residual_does_not_change_the_keys_of_the_state_dict():
 
 
 def test_residual_without_two_equal_neighbouring_widths_is_refused():
-    with pytest.raises(UsageError, match=r"residual=True and widths \[6, 5, 4\]: two neighbours must be equal"):
+    with pytest.raises(UsageError, match=r"residual=True and widths \[6, 5, 4\]: two adjacent widths must be equal"):
         MLP(6, [5, 4], 4, residual=True)
 
 

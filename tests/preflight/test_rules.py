@@ -143,7 +143,7 @@ def test_disk_without_room_is_refused_with_the_bytes_needed_and_free(linear, tmp
 
 def test_folder_below_a_file_is_refused(linear, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=rf"cannot make the folder {tmp_path}/file/run: Not a directory"):
+    with pytest.raises(UsageError, match=rf"cannot create the folder {tmp_path}/file/run: Not a directory"):
         refuse_no_room(linear, [], tmp_path / "file" / "run")
 
 
@@ -162,4 +162,4 @@ def test_read_only_folder_is_refused(tmp_path):
         preexec_fn=lambda: libc.prctl(24, 1, 0, 0, 0),
     )
     assert done.returncode == 2, done.stderr
-    assert done.stderr == "firstlight: cannot make the folder closed/digits_mlp: Permission denied\n"
+    assert done.stderr == "firstlight: cannot create the folder closed/digits_mlp: Permission denied\n"

@@ -54,7 +54,7 @@ def test_experiment_with_a_slash_is_refused(tmp_path):
 
 def test_run_that_cannot_be_created_is_refused_with_its_path(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"cannot make the folder .*file/digits/.*: Not a directory"):
+    with pytest.raises(UsageError, match=r"cannot create the folder .*file/digits/.*: Not a directory"):
         directory.create(tmp_path / "file", "digits")
 
 
@@ -224,7 +224,7 @@ def test_every_earlier_config_is_kept_within_one_second(tmp_path):
 
 def test_broken_link_is_refused(tmp_path):
     (tmp_path / "runs").symlink_to(tmp_path / "unmounted" / "disk")
-    with pytest.raises(UsageError, match="cannot make the folder"):
+    with pytest.raises(UsageError, match="cannot create the folder"):
         directory.create(tmp_path / "runs", "digits")
 
 

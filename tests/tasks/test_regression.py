@@ -139,7 +139,7 @@ def test_probe_refuses_wrong_targets_and_outputs():
     for wrong in (TARGETS[:, 0], SEVERAL, TARGETS.long(), TARGETS.double()):
         with pytest.raises(UsageError, match=r"they must be \(40, 1\) float32"):
             probe(regression(), (INPUTS[:3], wrong[:3]), wrong)
-    with pytest.raises(UsageError, match=r"has 1 target a sample, but MLP returns outputs of shape \(3, 3\)"):
+    with pytest.raises(UsageError, match=r"has 1 target per sample, but MLP returns outputs of shape \(3, 3\)"):
         probe(regression(network=MLP(4, [], 3)), (INPUTS[:3], TARGETS[:3]), TARGETS)
 
 

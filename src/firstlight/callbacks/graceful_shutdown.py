@@ -53,14 +53,14 @@ class GracefulShutdown(Checkpoint):
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Warn if the fit writes no checkpoint: Lightning adds none of its own beside this one."""
+        """Warn if the fit writes no checkpoint: Lightning adds none of its own if this callback is present."""
         if stage == "fit" and all(isinstance(each, GracefulShutdown) for each in trainer.checkpoint_callbacks):
             rank_zero_warn(
                 "this fit writes no checkpoint: add LastCheckpoint, because GracefulShutdown alone writes none"
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to watch the other processes."""
+        """Start watching the other processes."""
         self.failed_rank = self._signal = self._raised = self._watchdog = None
         if trainer.world_size > 1:
             # Lightning 2.6.6 watches the processes that it started, and kills this one silently when one has ended.
@@ -109,11 +109,11 @@ class GracefulShutdown(Checkpoint):
         self._stop_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop to watch the other processes; a signal at the very end still ends the run."""
+        """Stop watching the other processes; a signal at the very end still ends the run."""
         self._leave(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop to watch the others if there was nothing to train. Lightning has restored the signal handlers."""
+        """Stop watching the others if there was nothing to train. Lightning has restored the signal handlers."""
         self._handlers.clear()
         self._leave(trainer)
 
@@ -201,7 +201,7 @@ def _started_processes(trainer: Trainer) -> list[Any]:
 
 
 def _connect_store(trainer: Trainer, timeout: float) -> PrefixStore:
-    """Return a store for this fit alone, at the address where the processes met; each call takes `timeout` at most."""
+    """Return a store for this fit alone, at the address where the processes met; each call takes at most `timeout`."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     name = trainer.strategy.broadcast(f"firstlight/{os.getpid()}/{os.urandom(8).hex()}")
     limit = timedelta(seconds=timeout)

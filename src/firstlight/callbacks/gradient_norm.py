@@ -23,7 +23,7 @@ class GradientNorm(Callback):
     `Sequential`. Each log waits for the device once. With several optimisers, the names are `grad_norm/INDEX/BLOCK`.
 
     Args:
-        per_block: Whether to log each block beside the total.
+        per_block: Whether to log the norm of each block as well as the total.
     """
 
     def __init__(self, per_block: bool = True) -> None:

@@ -47,7 +47,7 @@ class _Step:
 
 
 class NonFinite(Callback):
-    """Make no update from a loss or a gradient that is not finite: stop the run, or skip the step.
+    """Prevent an update from a loss or a gradient that is not finite: stop the run, or skip the step.
 
     The gradient is the one that the optimiser would use: accumulated, and averaged over the processes, so that all of
     them decide alike. With several processes or a gradient scaler, a loss that is not finite makes

@@ -36,7 +36,7 @@ def keep_hyperparameters(
     if missing:
         raise UsageError(
             f"the checkpoint of this {type(module).__name__} was written by a program and does not hold "
-            f"{', '.join(missing)}: pass them, load_from_checkpoint(path, {', '.join(f'{m}=...' for m in missing)})"
+            f"{', '.join(missing)}: pass them: load_from_checkpoint(path, {', '.join(f'{m}=...' for m in missing)})"
         )
     for name, value in given.items():
         if not _is_plain(value):

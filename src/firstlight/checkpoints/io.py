@@ -146,7 +146,7 @@ def weights_fault(error: RuntimeError, ckpt: Path | None) -> Exception:
     """Return a `UsageError` if the weights of a checkpoint do not fit the network, and any other error unchanged."""
     if "loading state_dict" not in str(error):
         return error
-    return UsageError(f"{ckpt} holds the weights of another network than the configured one")
+    return UsageError(f"{ckpt} holds the weights of another network, not of the configured one")
 
 
 def _write(checkpoint: dict[str, Any], beside: Path, path: Path) -> None:

@@ -164,7 +164,7 @@ def _hyperparameters(checkpoint: Mapping[str, Any], source: str | Path, key: str
     for each in ("hparams", "module_arguments", key):
         found = checkpoint.get(each) or {}
         if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
-            raise UsageError(f"{source} holds {each} that are not named arguments")
+            raise UsageError(f"{source} holds {each} that is not a mapping of argument names to values")
         kept |= found
     if kept.get("_instantiator", _INSTANTIATOR) != _INSTANTIATOR:
         raise UsageError(f"{source} asks to be built by {kept['_instantiator']}, which is not {_INSTANTIATOR}")

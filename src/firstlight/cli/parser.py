@@ -117,8 +117,8 @@ class CLI(LightningCLI):
             _refuse_nulls(parser, self.config)
         if self.config.trust and self.stored is None:
             raise UsageError(
-                "--trust works only for test, validate and predict with --ckpt PATH and without --config and --run, "
-                "whose classes are trusted"
+                "--trust works only for test, validate and predict with --ckpt PATH and without --config and --run: "
+                "the classes that a configuration names are trusted anyway"
             )
 
     def _only_trusted(self) -> AbstractContextManager[None]:
@@ -158,7 +158,7 @@ class CLI(LightningCLI):
         )
 
     def training(self) -> Experiment:
-        """Return the experiment of a verb that trains, and refuse `--ckpt`."""
+        """Return the experiment of `run`, `fit` or `check`, and refuse `--ckpt`."""
         if self.config.ckpt:
             raise UsageError("--ckpt is for validate, test and predict; fit resumes the last checkpoint of --run DIR")
         return self.experiment

@@ -77,7 +77,7 @@ class ResumableDistributedSampler(DistributedSampler[Tensor]):
         yield from torch.split(order[self.rank :: self.num_replicas], sizes)[start:]
 
     def _bounds(self) -> list[tuple[int, int]]:
-        """Return start and end of each global batch in the order."""
+        """Return the start and end of each global batch, as positions in the order of the epoch."""
         global_batch_size = self.batch_size * self.num_replicas
         starts = list(range(0, self.samples, global_batch_size))
         if len(starts) > 1 and self.samples - starts[-1] < self.num_replicas:

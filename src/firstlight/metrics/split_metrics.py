@@ -161,7 +161,7 @@ class SplitMetrics:
                 )
         if taken := sorted(names & {"loss", *self.names}):
             raise UsageError(
-                f"a term of the loss is called {taken[0]}, as a metric or the sum of the terms is: rename the term"
+                f"the loss has a term {taken[0]}, but a metric or the sum of the terms has this name: rename the term"
             )
 
 

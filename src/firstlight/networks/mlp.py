@@ -56,7 +56,7 @@ class MLP(Layers):
         check_choice(name, ("batch", "layer", None), norm=norm)
         widths = [in_features, *hidden]
         if residual and not any(inputs == outputs for inputs, outputs in pairwise(widths)):
-            raise UsageError(f"{name} was given residual=True and widths {widths}: two neighbours must be equal")
+            raise UsageError(f"{name} was given residual=True and widths {widths}: two adjacent widths must be equal")
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         for index, (inputs, outputs) in enumerate(pairwise(widths)):
             # Batch normalisation subtracts the mean, so a bias before it has no effect.

@@ -142,7 +142,7 @@ def _gradients(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> st
         raise UsageError("no parameter is trainable")
     if unused:
         raise UsageError(f"{len(unused)} of {total} parameters get no gradient: {', '.join(unused)}")
-    return f"all {total} parameters" + (f"; on this batch it is 0 for {', '.join(zero)}" if zero else "")
+    return f"all {total} parameters" + (f"; the gradient is 0 on this batch for {', '.join(zero)}" if zero else "")
 
 
 def _leak(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> str:

@@ -80,8 +80,8 @@ def _probe_loss(task: Task, outputs: Any, few: Tensor) -> None:
     terms = losses if isinstance(losses, dict) else {"loss": losses}
     if not terms or not all(isinstance(term, Tensor) and not term.ndim for term in terms.values()):
         raise UsageError(
-            f"{source} returns {describe(losses)}: it must return the mean loss of the batch, a number, or a dict of "
-            "such terms"
+            f"{source} returns {describe(losses)}: it must return the mean loss of the batch as a tensor of "
+            "shape (), or a dict of such tensors"
         )
     metrics = {f"val/{name}" for name in task.val_metrics.names}
     if isinstance(losses, dict):

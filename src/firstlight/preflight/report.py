@@ -45,7 +45,7 @@ def check(
     make_callbacks: Callable[[], Sequence[Callback]],
     make_trainer: Callable[..., Trainer],
 ) -> list[Finding]:
-    """Return the findings of all checks of a fit. Nothing is trained, and no run directory is made.
+    """Return the findings of all checks of a fit. Nothing is trained, and no run directory is created.
 
     The dry run uses a copy of the task and one process, whatever the number of processes of the fit.
 

@@ -72,7 +72,7 @@ def refuse_no_validation(trainer: Trainer, callbacks: Sequence[Callback]) -> Non
     else:
         return
     names = ", ".join(type(each).__name__ for each in waiting)
-    raise UsageError(f"the run never validates ({why}), and {names} need it: fit --disable early_stopping,best")
+    raise UsageError(f"the run never validates ({why}), and {names} need validation: use --disable early_stopping,best")
 
 
 def refuse_no_batches(trainer: Trainer) -> None:
@@ -134,7 +134,7 @@ def checkpoint_bytes(module: nn.Module, optimizer: OptimizerCallable) -> int:
 
 
 def refuse_no_room(task: Task, disable: Collection[str], folder: Path) -> tuple[int, int]:
-    """Refuse a run directory that cannot be made or written, or whose disk has no room for the checkpoints.
+    """Refuse a run directory that cannot be created or written, or whose disk has no room for the checkpoints.
 
     Returns:
         The bytes that are needed and the bytes that are free. The checkpoints that do not exist yet count, and one

@@ -87,7 +87,7 @@ def make_unique(parent: Path, name: str) -> Path:
         except OSError as error:
             # A parent that is a broken link raises FileExistsError too.
             if not (isinstance(error, FileExistsError) and folder.exists()):
-                raise UsageError(f"cannot make the folder {folder}: {error.strerror}") from error
+                raise UsageError(f"cannot create the folder {folder}: {error.strerror}") from error
             number += 1
 
 

@@ -112,7 +112,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         return outputs, targets
 
     def batch_weight(self, targets: Tensor) -> Tensor | int:
-        """Return what the loss of a batch is a mean of; the batch has this weight in every mean over batches."""
+        """Return the weight of a batch in every mean over batches: how many samples or tokens its loss averages."""
         return targets.shape[0]
 
     def shared_step(self, batch: tuple[Any, Tensor], split_metrics: SplitMetrics) -> Tensor:
@@ -290,7 +290,10 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
                 self.check_monitor(is_better_higher)
             return "min"
         if is_better_higher[self.monitor] is None:
-            raise UsageError(f"monitor={self.monitor} has no best value: neither more nor less of it is better")
+            raise UsageError(
+                f"monitor={self.monitor} cannot decide what is best: its metric does not say whether higher or lower "
+                "is better"
+            )
         return "max" if is_better_higher[self.monitor] else "min"
 
 

@@ -47,13 +47,13 @@ def check_elementwise_outputs(owner: str, network: str, outputs: Tensor, width: 
     """Refuse outputs that are not `(B, width)`: one for each target."""
     if outputs.shape[1:] != (width,):
         raise UsageError(
-            f"{owner} has {width} target{'s' * (width != 1)} a sample, but {network} returns outputs of shape "
-            f"{tuple(outputs.shape)} for {len(outputs)} samples: it must return one output a target"
+            f"{owner} has {width} target{'s' * (width != 1)} per sample, but {network} returns outputs of shape "
+            f"{tuple(outputs.shape)} for {len(outputs)} samples: it must return one output per target"
         )
 
 
 def check_same_shape(owner: str, outputs: Tensor, targets: Tensor) -> None:
-    """Refuse targets of a batch that are not of the outputs' shape, or not floating point.
+    """Refuse targets of a batch that have another shape than the outputs, or are not floating point.
 
     Targets `(B,)` would broadcast against outputs `(B, 1)` to `(B, B)`, which gives a wrong loss and only a warning.
     """

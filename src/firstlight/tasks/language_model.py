@@ -40,7 +40,7 @@ class LanguageModel(Task):
         super().__init__(network, optimizer, schedule, loss, metrics, **options)
 
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | dict[str, Tensor]:
-        """Return the loss of all tokens."""
+        """Return the loss over all tokens of the batch."""
         return self.loss(outputs.flatten(0, 1), targets.flatten())  # type: ignore[no-any-return]
 
     def metric_inputs(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:

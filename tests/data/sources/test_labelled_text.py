@@ -53,7 +53,7 @@ def test_long_texts_are_cut_with_a_warning(tmp_path, caplog):
     data = LabelledText(table(tmp_path), max_length=6)
     with caplog.at_level(logging.WARNING):
         data.setup()
-    assert "10 of 20 texts were cut, they are longer than max_length=6 bytes" in caplog.text
+    assert "10 of 20 texts were cut, because they are longer than max_length=6 bytes" in caplog.text
     assert {as_bytes(row[row != 0]) for row in data.dataset("train").inputs} <= {
         b"Gr\xc3\xbc\xc3\x9f",
         b"hello",

@@ -60,7 +60,7 @@ class Texts(DataModule):
         longer = sum(len(each) > self.max_length for each in encoded)
         if longer:
             _log.warning(
-                f"{source}: {longer:,} of {len(texts):,} texts were cut, they are longer than "
+                f"{source}: {longer:,} of {len(texts):,} texts were cut, because they are longer than "
                 f"max_length={self.max_length} bytes"
             )
         cut = [np.frombuffer(each[: self.max_length], np.uint8) for each in encoded]
