@@ -168,7 +168,7 @@ def test_an_epoch_that_ends_without_a_step_is_written_as_ended(clock, tmp_path):
             progress.append(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
             super()._save_checkpoint(trainer, filepath)
 
-    fit(clock, Sees(tmp_path, every_n_steps=1), module=EndsEarly(), limit_train_batches=3, max_epochs=2)
+    fit(clock, Sees(tmp_path, every_n_steps=1, min_seconds=0), module=EndsEarly(), limit_train_batches=3, max_epochs=2)
     assert progress == [False, True, False, True]
 
 

@@ -342,7 +342,7 @@ def test_parts_of_every_config_load_from_a_checkpoint_alone(config, tmp_path, mo
     path = write(tmp_path / "a.ckpt", *kept, state_dict=made.task.state_dict())
     loaded = type(made.task).load_from_checkpoint(path)
     assert str(loaded) == str(made.task)
-    assert loaded.schedule == made.task.schedule
+    assert loaded.optimization.schedule == made.task.optimization.schedule
     assert loaded.optimization.build_optimizer.keywords == made.task.optimization.build_optimizer.keywords
     again = CLI("test", ["--ckpt", str(path), *(["--trust=kornia"] if augmented else [])]).experiment
     assert again.task.hparams == made.task.hparams

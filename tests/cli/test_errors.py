@@ -127,9 +127,12 @@ CASES = {
     ),
     "a class of another kind": (["--model.network=torch.optim.Adam"], r"torch\.optim\.Adam.*not.*subclass of Module"),
     "a missing file": (["--config=digits_mpl.yaml"], r"there is no file .*digits_mpl\.yaml"),
-    "an unknown monitor": (["--model.monitor=val/acc"], r"monitor=val/acc is no metric.*mean val/accuracy"),
-    "labels outside the classes": (["--model.classes=5"], r"classes=5, so labels are 0 to 4, but 628 of 1257 are not"),
-    "a network with too few logits": (["--model.network.out_features=9"], r"classes=10, but MLP gives .*\(3, 9\)"),
+    "an unknown monitor": (["--model.monitor=val/acc"], r"unknown monitor=val/acc; .*mean val/accuracy"),
+    "labels outside the classes": (
+        ["--model.classes=5"],
+        r"classes=5, so labels must be 0 to 4, but 628 of 1257 are not",
+    ),
+    "a network with too few logits": (["--model.network.out_features=9"], r"classes=10, but MLP returns .*\(3, 9\)"),
     "a network for other inputs": (
         ["--model.network=firstlight.networks.SimpleNet"],
         r"SimpleNet cannot take .*\(1, 8, 8\)",
@@ -149,7 +152,7 @@ CASES = {
         r"WarmupCosine must know how many",
     ),
     "an unknown strategy": (["--trainer.strategy=dpp"], r"trainer: .*strategy='dpp'"),
-    "an unknown default callback": (["--disable=[bests]"], r"no default callback bests: .*did you mean best"),
+    "an unknown default callback": (["--disable=[bests]"], r"unknown default callback bests; .*did you mean best"),
     "a second early stopping": (
         ["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor=val/loss"],
         r"duplicates the default callback early_stopping",
@@ -162,7 +165,7 @@ CASES = {
         ["--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint", "--trainer.callbacks.save_last=true"],
         r"duplicates the default callback last",
     ),
-    "a last checkpoint every 0 epochs": (["--last.every_n_epochs=0"], r"every_n_epochs=0: it is at least 1"),
+    "a last checkpoint every 0 epochs": (["--last.every_n_epochs=0"], r"every_n_epochs=0: it must be at least 1"),
     "an abbreviated option": (["--trainer.max_e=3"], r"unknown option --trainer\.max_e"),
     "a checkpoint for fit": (["--ckpt=best"], r"fit resumes the last checkpoint of --run DIR"),
     "a missing file without a similar name": (

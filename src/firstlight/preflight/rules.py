@@ -151,7 +151,7 @@ def refuse_no_room(task: Task, disable: Collection[str], folder: Path) -> tuple[
             pass
         free = shutil.disk_usage(existing).free
     except OSError as error:
-        action = "write to" if existing == folder else "make"
+        action = "write to" if existing == folder else "create"
         raise UsageError(f"cannot {action} the folder {folder}: {error.strerror}") from error
     if free < needed:
         raise UsageError(
