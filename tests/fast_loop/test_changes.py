@@ -286,12 +286,24 @@ def test_fits_in_threads_and_within_fits_are_those_of_lightning(tmp_path):
 
     plain_loop, inner, outer = Trainer(logger=False, accelerator="cpu").fit_loop.epoch_loop, [], {}
 
+    started = {True: threading.Event(), False: threading.Event()}
+
+    class WaitsForTheOther(Callback):
+        def __init__(self, is_fast):
+            self.is_fast = is_fast
+
+        def on_train_start(self, trainer, pl_module):
+            started[self.is_fast].set()
+            assert started[not self.is_fast].wait(60)
+
     def fit(is_fast):
-        outer[is_fast] = fitted(tmp_path, is_fast, Scheduled, val_check_interval=2)
+        outer[is_fast] = fitted(tmp_path, is_fast, Scheduled, WaitsForTheOther(is_fast), val_check_interval=2)
 
     threads = [threading.Thread(target=fit, args=[is_fast]) for is_fast in (True, False)]
-    for each in threads:
-        each.start()
+    # Lightning 2.6.6 patches `DataLoader` while it sets up the data, so two fits must not do that at the same time.
+    threads[0].start()
+    assert started[True].wait(60)
+    threads[1].start()
     for each in threads:
         each.join()
     assert outer[True][1].seen == outer[False][1].seen
