@@ -83,7 +83,7 @@ def test_fast_loop_gives_the_same_bits_as_lightning(tmp_path, monkeypatch, preci
     options = [*GPU, "--trainer.max_epochs=2", "--trainer.deterministic=true", f"--trainer.precision={precision}"]
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     called("fit", "--config", CONFIG, *options, "--experiment=fast", cwd=tmp_path)
-    monkeypatch.setattr("firstlight.fast_loop.find_changed_function", lambda: "a test")
+    monkeypatch.setattr("firstlight.fast_loop.find_change", lambda: "a test")
     called("fit", "--config", CONFIG, *options, "--experiment=plain", cwd=tmp_path)
     one, other = newest(tmp_path, "fast"), newest(tmp_path, "plain")
     assert same(weights(one), weights(other))

@@ -53,7 +53,7 @@ class GivesNoLossAtTimes(Busy):
 
 
 def test_this_lightning_is_the_one_that_the_loop_was_written_for():
-    assert known.find_changed_function() is None
+    assert known.find_change() is None
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_changed_lightning_keeps_its_loop_and_the_reason_says_so(tmp_path, mon
     loop = trainer.fit_loop.epoch_loop
     with fast_loop(trainer) as active:
         assert trainer.fit_loop.epoch_loop is loop
-    assert re.fullmatch(r"Lightning [\d.]+ has another _AutomaticOptimization.run than the fast loop .*", active.reason)
+    assert re.fullmatch(r"Lightning [\d.]+ has other functions than the fast loop replaces", active.reason)
 
 
 def test_a_profiler_keeps_lightnings_loop(tmp_path):
@@ -142,7 +142,6 @@ def test_what_is_replaced_is_put_back_also_after_an_exception(tmp_path, fails):
         trainer.fit(BoringModel())
     assert trainer.fit_loop.epoch_loop is loop and trainer.profiler is profiler and os.environ == environment
     assert vars(loop).keys() == before.keys() and loop.val_loop is before["val_loop"]
-    assert "log" not in vars(loop._results)
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
@@ -171,7 +170,7 @@ def test_a_run_enters_few_contexts_a_step_and_gives_the_numbers_of_the_plain_pat
     monkeypatch.setattr(PassThroughProfiler, "profile", lambda self, name: entered.append(name) or profile(self, name))
     found, contexts = [], []
     for name, reason in [("fast", None), ("plain", "a test")]:
-        monkeypatch.setattr("firstlight.fast_loop.find_changed_function", lambda reason=reason: reason)
+        monkeypatch.setattr("firstlight.fast_loop.find_change", lambda reason=reason: reason)
         folder = tmp_path / name
         entered.clear()
         command = ["fit", "--config", CONFIG, "--runs", str(folder / "runs"), "--trainer.max_epochs=3"]

@@ -2,6 +2,7 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import nn
 
 from firstlight.data import Digits
@@ -68,14 +69,39 @@ def test_a_new_fit_of_a_loaded_task_follows_its_own_plan(saved, tmp_path):
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * Cosine()(5, 5))
 
 
-@pytest.mark.parametrize("decay", [0.1, 0.0])
-def test_weight_decay_does_not_apply_to_biases_and_norms(decay, tmp_path):
+def with_decay(decay):
     optimizer = partial(torch.optim.AdamW, lr=0.01, weight_decay=decay)
-    task, run = make(network=MLP(64, [8], 10, norm="layer"), optimizer=optimizer), trainer(tmp_path, max_steps=1)
-    run.fit(task, datamodule=Digits())
+    return make(network=MLP(64, [8], 10, norm="layer"), optimizer=optimizer)
+
+
+def test_weight_decay_does_not_apply_to_biases_and_norms(tmp_path):
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(with_decay(0.1), datamodule=Digits())
     decayed, spared = run.optimizers[0].param_groups
-    assert {p.ndim for p in decayed["params"]} == {2} and decayed["weight_decay"] == decay
+    assert {p.ndim for p in decayed["params"]} == {2} and decayed["weight_decay"] == 0.1
     assert {p.ndim for p in spared["params"]} == {1} and spared["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize(("before", "now"), [(0.0, 0.1), (0.1, 0.0), (0.0, 0.0), (0.1, 0.1)])
+def test_a_resumed_optimiser_keeps_its_state_when_weight_decay_is_turned_on_or_off(before, now, tmp_path):
+    class Notes(Callback):
+        def on_train_start(self, trainer, pl_module):
+            (optimizer,), names = trainer.optimizers, {p: name for name, p in pl_module.named_parameters()}
+            found.append({names[p]: state["exp_avg"].clone() for p, state in optimizer.state.items()})
+
+        on_train_end = on_train_start
+
+    found = []
+    run, resumed = (trainer(tmp_path, max_steps=steps, callbacks=[Notes()]) for steps in (3, 5))
+    run.fit(with_decay(before), datamodule=Digits())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    task = with_decay(now)
+    resumed.fit(task, datamodule=Digits(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    _, saved, restored, _ = found
+    assert len(saved) == 6 and saved.keys() == restored.keys()
+    assert all(torch.equal(value, restored[name]) for name, value in saved.items())
+    decays = {id(p): group["weight_decay"] for group in resumed.optimizers[0].param_groups for p in group["params"]}
+    assert all(decays[id(p)] == now * (p.ndim == 2) for p in task.parameters())
 
 
 @pytest.mark.parametrize(("monitor", "mode"), [("val/loss", "min"), ("val/accuracy", "max")])

@@ -140,10 +140,9 @@ class NonFinite(Callback):
         gradients = [grad for group in optimizer.param_groups for p in group["params"] if (grad := p.grad) is not None]
         if not gradients:
             return
-        if self._checks_losses and gradients[0].is_cpu and surely_finite(gradients + self._window.losses):
-            self._begun.add(id(optimizer))
-            if pl_module.automatic_optimization:
-                self._window.batches = []  # Releases its memory for the next batch.
+        is_quick = self._checks_losses and gradients[0].is_cpu and _are_large(gradients)
+        if is_quick and surely_finite(gradients + self._window.losses):
+            self._continue(pl_module, optimizer)
         else:
             self._check(trainer, pl_module, optimizer, [_values(gradient) for gradient in gradients])
         if self.skipped and should_log(trainer):
@@ -162,11 +161,17 @@ class NonFinite(Callback):
                 if self._scaler is None:
                     optimizer.zero_grad()  # torch's optimisers skip parameters without a gradient.
             else:
-                self._begun.add(id(optimizer))
+                self._continue(module, optimizer)
         else:
             self._block(optimizer, gradients, found)
             self._pending.append(_Step(trainer, self._window, found))
             self._read(trainer, module, wait=should_log(trainer))
+
+    def _continue(self, module: LightningModule, optimizer: Optimizer) -> None:
+        """Note that an optimiser makes a step that is known to be finite."""
+        self._begun.add(id(optimizer))
+        if module.automatic_optimization:
+            self._window.batches = []  # Releases its memory for the next batch.
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop before the validation if a step or a weight was not finite."""
@@ -275,6 +280,11 @@ def verdict(action: Literal["stop", "skip"], scale: float | None, finite_loss: b
 def _values(gradient: Tensor) -> Tensor:
     values = gradient._values() if gradient.is_sparse else gradient
     return torch.view_as_real(values) if values.is_complex() else values
+
+
+def _are_large(gradients: list[Tensor]) -> bool:
+    """Return whether a sum of each gradient takes less time than a check of each number, which is one call for all."""
+    return sum([gradient.numel() for gradient in gradients]) > 20_000 * len(gradients)
 
 
 def _skips_on_device(optimizer: Optimizer) -> bool:

@@ -1,11 +1,9 @@
 """Lightning's training loop without its overhead, for the duration of a fit."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -13,7 +11,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 
 from firstlight.fast_loop.epoch_loop import FastEpochLoop, FastEvaluationLoop
 from firstlight.fast_loop.hooks import FastPath, NullProfiler
-from firstlight.fast_loop.known import find_changed_function
+from firstlight.fast_loop.known import find_change
 
 __all__ = ["fast_loop"]
 
@@ -31,24 +29,19 @@ def fast_loop(trainer: Trainer, handles_signals: bool = False) -> Iterator[FastP
         An object whose `reason` is None, or one clause that says why Lightning's own loop trains.
     """
     own: Any = trainer  # Its attributes are set outside the class.
-    fit_loop, epoch_loop, profiler = own.fit_loop, own.fit_loop.epoch_loop, own.profiler
-    val_loop, path = epoch_loop.val_loop, FastPath(own, _find_obstacle(own))
+    loop, val_loop, profiler = own.fit_loop.epoch_loop, own.fit_loop.epoch_loop.val_loop, own.profiler
+    path = FastPath(own, handles_signals, _find_obstacle(own))
     if not path.is_open:
         yield path
         return
-    # Lightning sets this variable. Without a GPU, torch then looks for NVIDIA's library at each optimiser step (40 µs).
-    variable = "PYTORCH_NVML_BASED_CUDA_CHECK"
-    nvml = None if torch.cuda.is_available() else os.environ.pop(variable, None)
-    fit_loop.epoch_loop = FastEpochLoop(epoch_loop, path, handles_signals)
-    epoch_loop.val_loop, own.profiler = FastEvaluationLoop(val_loop, path), NullProfiler()
+    loop.__class__, val_loop.__class__, own.profiler = FastEpochLoop, FastEvaluationLoop, NullProfiler()
+    loop._path = val_loop._path = path
     try:
         yield path
     finally:
         path.is_open = False
-        fit_loop.epoch_loop, epoch_loop.val_loop, own.profiler = epoch_loop, val_loop, profiler
-        del epoch_loop._results.log
-        if nvml is not None:
-            os.environ[variable] = nvml
+        loop.__class__, val_loop.__class__, own.profiler = _TrainingEpochLoop, _EvaluationLoop, profiler
+        del loop._path, val_loop._path
 
 
 def _find_obstacle(trainer: Any) -> str | None:
@@ -61,4 +54,4 @@ def _find_obstacle(trainer: Any) -> str | None:
     own = {"advance", "on_advance_end"} & vars(loop).keys() or "_evaluation_step" in vars(loop.val_loop)
     if own or type(loop) is not _TrainingEpochLoop or type(loop.val_loop) is not _EvaluationLoop:
         return "the trainer has its own loop"
-    return find_changed_function()
+    return find_change()

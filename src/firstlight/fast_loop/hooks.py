@@ -4,7 +4,6 @@ Lightning 2.6.6 enters a context of its profiler around each hook of each callba
 profiled and most hooks are empty. It sets `_current_fx_name`, which `log` reads, through `Module.__setattr__`.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache
 from operator import attrgetter
@@ -17,13 +16,10 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-_EMPTY = {name: function for name, function in vars(Callback).items() if name.startswith("on_")}
-"""The empty hooks of `Callback` at import. Whatever replaces them is called."""
-
-_TRANSFERS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+_HOOKS = {name: (attrgetter(name), empty) for name, empty in vars(Callback).items() if name.startswith("on_")}
+"""How to get each hook, and the empty hook of `Callback` at import. Whatever replaces that one is called."""
 
 
 class NullProfiler(PassThroughProfiler):
@@ -36,9 +32,8 @@ class NullProfiler(PassThroughProfiler):
 class FastPath:
     """Decides whether a batch takes the fast path, and calls the hooks and steps of the batch there."""
 
-    def __init__(self, trainer: Any, reason: str | None) -> None:
-        self.trainer, self.is_open, self._reason = trainer, reason is None, reason
-        self._hooks: dict[str, Any] = {name: (attrgetter(name), [], []) for name in _EMPTY}
+    def __init__(self, trainer: Any, handles_signals: bool, reason: str | None) -> None:
+        self.trainer, self.handles_signals, self.is_open, self._reason = trainer, handles_signals, not reason, reason
         self._takes_index = lru_cache(lambda step: is_param_in_hook_signature(step, "batch_idx", min_args=2))
 
     @property
@@ -78,29 +73,20 @@ class FastPath:
         return None
 
     def call_hook(self, name: str, *args: Any) -> Any:
-        """Call a hook of the callbacks and then of the module; return the result of the module's hook.
-
-        The callbacks that override a hook are remembered, and compared at each call: a callback may be added, or get a
-        hook, at any time. `is_overridden` would take five Python calls for each callback, and fails on wrapped hooks.
-        """
-        trainer, module, callbacks = self.trainer, self.module, self.trainer.callbacks
-        get, known, active = self._hooks[name]
-        hooks = list(map(get, callbacks))
-        if hooks != known:
-            active = [each for each in hooks if getattr(each, "__func__", None) is not _EMPTY[name] and callable(each)]
-            self._hooks[name] = get, hooks, active
+        """Call a hook of the callbacks and then of the module; return the result of the module's hook."""
+        trainer, module, (get, empty) = self.trainer, self.module, _HOOKS[name]
         state = vars(module)
         before, state["_current_fx_name"] = state["_current_fx_name"], name
-        for each in active:
-            each(trainer, module, *args)
-        for callback in callbacks[len(hooks) :]:  # A hook has added them.
-            get(callback)(trainer, module, *args)
+        for callback in trainer.callbacks:
+            hook = get(callback)
+            if getattr(hook, "__func__", None) is not empty and callable(hook):
+                hook(trainer, module, *args)
         own = get(module)
         result = own(*args) if callable(own) else None
         state["_current_fx_name"] = before
         return result
 
-    def call_as(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def call_as(self, name: str, function: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a function as the module's hook `name`."""
         state = vars(self.module)
         before, state["_current_fx_name"] = state["_current_fx_name"], name
@@ -111,18 +97,29 @@ class FastPath:
     def start_batch(self, loop: Any, batch: Any) -> Any:
         """Return the batch that a step takes, on its device, and count it."""
         data, device = self.trainer.datamodule, self.strategy.root_device
-        for name in _TRANSFERS:
+        for name in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"):
             default, hook = getattr(DataHooks, name), getattr(data, name, None)
             if hook is None or getattr(hook, "__func__", None) is default:  # A hook of the data module goes first.
                 hook = getattr(self.module, name)
-            moves = name == "transfer_batch_to_device"
-            if getattr(hook, "__func__", None) is not default or (moves and not _is_on_device(batch, device)):
-                batch = self.call_as(name, hook, batch, *([device] if moves else []), 0)
+            args = [device] if name == "transfer_batch_to_device" else []
+            moves = args and (type(batch) is not tuple or {getattr(part, "device", None) for part in batch} != {device})
+            if moves or getattr(hook, "__func__", None) is not default:
+                batch = self.call_as(name, hook, batch, *args, 0)
         loop.batch_progress.increment_ready()
         connector, results = self.trainer._logger_connector, loop._results
         connector._first_loop_iter = connector._first_loop_iter is None
+        if not connector._first_loop_iter:
+            connector._current_fx = None  # `log` sets it.
         results.batch, results.batch_size, results.dataloader_idx = batch, None, None
         return batch
+
+    def end_batch(self, loop: Any) -> bool:
+        """Release the batch; return whether something may have been logged in it."""
+        has_logged = self.trainer._logger_connector._current_fx is not None
+        if has_logged:
+            self.trainer._logger_connector.on_batch_end()
+        loop._results.batch = loop._results.batch_size = None
+        return has_logged
 
     def call_step(self, name: str, batch: Any, batch_idx: int) -> Any:
         """Return the result of `training_step` or `validation_step`."""
@@ -136,7 +133,3 @@ class FastPath:
 def is_own(module: LightningModule, name: str) -> bool:
     """Return whether a module has LightningModule's own method."""
     return getattr(getattr(module, name), "__func__", None) is getattr(LightningModule, name)
-
-
-def _is_on_device(batch: Any, device: Any) -> bool:
-    return type(batch) is tuple and all([type(each) is Tensor and each.device == device for each in batch])

@@ -24,7 +24,7 @@ from firstlight.checkpoints.io import (
     remove_leftovers,
     weights_fault,
 )
-from firstlight.compat import let_fused_optimisers_clip
+from firstlight.compat import let_fused_optimisers_clip, skip_nvml_check
 from firstlight.data import DataModule
 from firstlight.errors import TrainingError, UsageError
 from firstlight.fast_loop import fast_loop
@@ -166,6 +166,7 @@ class Experiment:
             enable_progress_bar=any(isinstance(each, ProgressBar) for each in every),
         )
         rules.refuse_sizes(self.datamodule, trainer)
+        skip_nvml_check()
         if step is not None and is_first_process():
             print(console.resumed(folder, step, directory.logged_steps(folder)))
         try:
