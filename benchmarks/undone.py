@@ -24,7 +24,7 @@ def trains_by_lightnings_own_loop() -> None:
     """Keep Lightning's own loop, hooks and profiler."""
     import firstlight.fast_loop
 
-    firstlight.fast_loop.find_changed_function = lambda: "undone"
+    firstlight.fast_loop.find_change = lambda: "undone"
 
 
 def measures_and_logs_each_step() -> None:
@@ -60,10 +60,29 @@ def takes_samples_one_by_one() -> None:
 
 
 def looks_at_each_number() -> None:
-    """Check each number of a gradient, and not their sum."""
+    """Check each number of a large gradient, and not its sum."""
     from firstlight.callbacks import nonfinite
 
     nonfinite.surely_finite = lambda tensors: False
+
+
+def sums_each_gradient() -> None:
+    """Check the sum of a small gradient, and not each number."""
+    from firstlight.callbacks import nonfinite
+
+    nonfinite._are_large = lambda gradients: True
+
+
+def labels_what_nobody_records() -> None:
+    """Enter the label of torch's profiler at each optimiser step."""
+    from firstlight.fast_loop import epoch_loop
+
+    epoch_loop._find_step = lambda optimizer: optimizer.step
+
+
+def steps_two_groups() -> None:
+    """Use one parameter group with weight decay and one without. The decay is too small to change a weight."""
+    sys.argv += ["--model.optimizer.weight_decay=1e-30"]
 
 
 def steps_an_optimiser_that_is_not_fused() -> None:
@@ -75,7 +94,8 @@ UNDOINGS: dict[str, Callable[[], None]] = {
     each.__name__: each
     for each in (
         *(as_it_is, trains_by_lightnings_own_loop, measures_and_logs_each_step),
-        *(takes_samples_one_by_one, looks_at_each_number, steps_an_optimiser_that_is_not_fused),
+        *(takes_samples_one_by_one, looks_at_each_number, sums_each_gradient),
+        *(labels_what_nobody_records, steps_two_groups, steps_an_optimiser_that_is_not_fused),
     )
 }
 
