@@ -6,8 +6,8 @@ from firstlight.data.samples import Samples
 from firstlight.errors import UsageError
 
 
-def clean(inputs, targets, missing="refuse", **fields):
-    samples, rows = module.clean(Samples(np.asarray(inputs), np.asarray(targets), **fields), missing)
+def clean(inputs, targets, missing="refuse", missing_targets="refuse", **fields):
+    samples, rows = module.clean(Samples(np.asarray(inputs), np.asarray(targets), **fields), missing, missing_targets)
     return samples.inputs, samples.targets, rows
 
 
@@ -91,11 +91,11 @@ def test_missing_drop_drops_bad_rows_with_their_targets():
 
 
 def test_missing_drop_of_all_rows_is_refused():
-    with pytest.raises(UsageError, match="missing=drop drops all rows: 2 rows"):
+    with pytest.raises(UsageError, match=r"^no row is left: 2 rows with .* row 0 column 0"):
         clean(np.full((2, 2), np.nan), np.arange(2), "drop")
 
 
-@pytest.mark.parametrize("missing", [np.nan, None, "", "NA"])
+@pytest.mark.parametrize("missing", [np.nan, None, "", "NA", "N/A", "null", "?", "  ", "\u200bnan "])
 def test_missing_mean_keeps_missing_inputs_as_nan(missing):
     inputs, _, _ = clean(np.array([["1", missing]], object), [0], "mean")
     np.testing.assert_array_equal(inputs, [[1, np.nan]])
@@ -103,13 +103,66 @@ def test_missing_mean_keeps_missing_inputs_as_nan(missing):
 
 @pytest.mark.parametrize("bad", [np.inf, "apple"])
 def test_missing_mean_refuses_invalid_values(bad):
-    with pytest.raises(UsageError, match="row 0 column 1"):
+    with pytest.raises(UsageError, match=r"row 0 column 1 \(.*\); missing=drop drops such rows$"):
         clean(np.array([[1, bad]], object), [0], "mean")
 
 
 def test_missing_mean_refuses_missing_targets():
-    with pytest.raises(UsageError, match="row 1 target"):
+    with pytest.raises(
+        UsageError, match=r"row 1 target \(nan\); missing_targets=drop drops rows without a valid target$"
+    ):
         clean(np.zeros((2, 1)), [0, np.nan], "mean")
+
+
+def test_inputs_are_filled_while_rows_without_a_target_are_dropped():
+    inputs, targets, rows = clean([[np.nan], [1], [2]], [0, np.nan, 1], "mean", "drop")
+    np.testing.assert_array_equal(inputs, [[np.nan], [2]])
+    assert (targets.flatten().tolist(), rows.tolist()) == ([0, 1], [0, 2])
+
+
+ADVICE = {"missing=drop", "missing=mean", "missing_targets=drop"}
+FAULTS = {"nan": np.nan, "inf": np.inf, "text": "apple", "none": None}
+
+
+@pytest.mark.parametrize("missing", ["refuse", "drop", "mean"])
+@pytest.mark.parametrize("missing_targets", ["refuse", "drop"])
+@pytest.mark.parametrize("value", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("target", [0, *FAULTS.values()], ids=["valid", *FAULTS])
+def test_each_advice_of_a_message_helps_and_is_not_set_already(missing, missing_targets, value, target):
+    def attempt(missing, missing_targets):
+        try:
+            clean(
+                np.array([[value], [1], [2], [3]], object),
+                np.array([0, target, 1, 0], object),
+                missing,
+                missing_targets,
+            )
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    message = attempt(missing, missing_targets)
+    given = [advice for advice in ADVICE if f"{advice} " in message]
+    assert not {f"missing={missing}", f"missing_targets={missing_targets}"} & {*given}
+    assert bool(given) == bool(message)
+    for advice in given:
+        followed = dict(missing=missing, missing_targets=missing_targets) | dict([advice.split("=")])
+        again = attempt(**followed)
+        option = advice.split("=")[0] + "="
+        assert f"{option}drop drops" not in again
+
+
+@pytest.mark.parametrize("missing", ["refuse", "drop", "mean"])
+def test_numbers_in_another_notation_are_refused_even_if_rows_may_be_dropped(missing):
+    with pytest.raises(UsageError, match=r"^row 1 column 0 \(1,050\) is a number with a thousands separator"):
+        clean(np.array([["950"], ["1,050"], ["apple"]]), np.zeros(3), missing, "drop")
+    with pytest.raises(UsageError, match=r"^row 1 target \(1,050\) is a number with a thousands separator"):
+        clean(np.zeros((2, 1)), np.array(["950", "1,050"]), missing, "drop")
+
+
+def test_padding_cannot_be_filled():
+    with pytest.raises(UsageError, match=r"row 0 without a token; missing=drop drops such rows$"):
+        clean(np.array([[0, 0], [1, 0]]), [0, 1])
 
 
 @pytest.mark.parametrize(

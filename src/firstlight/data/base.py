@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from firstlight.checkpoints.hyperparameters import keep_hyperparameters
 from firstlight.checkpoints.trust import SafeLoading
 from firstlight.compat import silence_known_warnings
-from firstlight.data.clean import Missing, clean
+from firstlight.data.clean import Missing, MissingTargets, clean
 from firstlight.data.files import digest_of
 from firstlight.data.fitted import COMPARED_FIELDS, check_compatible, is_other_data
 from firstlight.data.loader import BatchSizeIs, Loader, make_loader, per_process
@@ -46,9 +46,11 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         val_fraction: Share of the samples for validation, in (0, 1). If the data has its own test split, it is a share
             of the training samples. If the data also has its own validation split, it is ignored.
         test_fraction: Share of the samples for testing, in (0, 1). If the data has its own test split, it is ignored.
-        missing: How rows with missing or invalid values are handled. `"refuse"`: raise an error. `"drop"`: drop the
+        missing: How rows with missing or invalid inputs are handled. `"refuse"`: raise an error. `"drop"`: drop the
             rows and print their number. `"mean"`: replace missing inputs by the mean of the training split, and refuse
-            invalid values and missing targets.
+            invalid inputs.
+        missing_targets: How rows with missing or invalid targets are handled. `"refuse"`: raise an error. `"drop"`:
+            drop the rows and print their number.
         num_workers: Processes that load batches. 0 is fastest for data in memory.
         on_device: Whether the samples are kept in the memory of the training device, which needs `num_workers=0` and
             saves the transfer of each batch. None: on a CUDA device, if the split needs at most 1/8 of its free memory.
@@ -72,6 +74,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         augment: list[nn.Module] | None = None,
         batch_size_is: BatchSizeIs = "per_process",
         on_device: bool | None = None,
+        missing_targets: MissingTargets = "refuse",
     ) -> None:
         super().__init__()
         silence_known_warnings()
@@ -92,6 +95,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.missing: Missing = missing
+        self.missing_targets: MissingTargets = missing_targets
         self.num_workers = num_workers
         self.on_device = on_device
         self.augment = nn.Sequential(*(augment or []))
@@ -252,7 +256,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
                 raise UsageError(
                     f"augment needs images, uint8 (N, C, H, W), but the inputs are {inputs.dtype} {inputs.shape}"
                 )
-            samples, rows = clean(loaded, self.missing)
+            samples, rows = clean(loaded, self.missing, self.missing_targets)
         self.dropped = len(inputs) - len(rows)
         return samples, rows
 

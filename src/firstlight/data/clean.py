@@ -13,27 +13,32 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from firstlight.data.cells import is_missing, notation
 from firstlight.data.samples import SPLITS, Samples
 from firstlight.errors import UsageError
 
-__all__ = ["Missing", "clean"]
+__all__ = ["Missing", "MissingTargets", "clean"]
 
 Missing = Literal["refuse", "drop", "mean"]
+MissingTargets = Literal["refuse", "drop"]
 
 _MAX_LISTED = 3
-_EMPTY = (None, "", "NA", "NaN", "nan")
 
 
-def clean(samples: Samples, missing: Missing) -> tuple[Samples, NDArray[np.int64]]:
+def clean(
+    samples: Samples, missing: Missing, missing_targets: MissingTargets = "refuse"
+) -> tuple[Samples, NDArray[np.int64]]:
     """Return samples in which every value is a finite number and every label belongs to a class.
 
-    A row is bad if a value is missing, not a number, not finite or too large for float32. A row of tokens is bad if it
-    holds only padding.
+    A value is bad if it is missing, not a number, not finite or too large for float32. A row of tokens is bad if it
+    holds only padding. A number or date in a notation that is not read, for example `1,234`, is always refused: rows
+    with such values are not a random part of the data.
 
     Args:
         samples: As they were loaded.
-        missing: How bad rows are handled. `"refuse"`: raise an error. `"drop"`: drop them. `"mean"`: keep missing
-            inputs as NaN, which are filled later, and refuse all other bad rows.
+        missing: How rows with bad inputs are handled. `"refuse"`: raise an error. `"drop"`: drop them. `"mean"`: keep
+            missing inputs as NaN, which are filled later, and refuse other bad inputs.
+        missing_targets: How rows with bad targets are handled. `"refuse"`: raise an error. `"drop"`: drop them.
 
     Returns:
         The samples, and the index `(N,)` of each in the loaded data. Inputs are float64; uint8 and integers keep their
@@ -48,27 +53,42 @@ def clean(samples: Samples, missing: Missing) -> tuple[Samples, NDArray[np.int64
     inputs = samples.inputs
     targets = np.empty((len(inputs), 0), np.float32) if samples.targets is None else samples.targets
     numbers, bad_inputs = _to_numbers(inputs)
-    if inputs.dtype.kind == "i":
-        bad_inputs = np.count_nonzero(_flat(inputs), axis=1)[:, None] == 0  # Only padding.
-    elif missing == "mean" and bad_inputs.size:
-        bad_inputs = np.isinf(_flat(numbers).astype(np.float32))
     labels, bad_targets = _to_numbers(targets)
-    bad = bad_inputs.any(axis=1) | bad_targets.any(axis=1)
-    if bad.any():
-        locations = _locations(bad_inputs, inputs, samples, samples.columns, "column {}")
-        if inputs.dtype.kind == "i":
-            locations = [
-                f"{samples.location(row)} without a token" for row in np.flatnonzero(bad_inputs)[: _MAX_LISTED + 1]
-            ]
-        locations += _locations(bad_targets, targets, samples, samples.columns[_flat(inputs).shape[1] :], "target")
+    names = samples.columns, samples.columns[_flat(inputs).shape[1] :]
+    _refuse_notations(inputs, numbers, samples, names[0], "column {}")
+    _refuse_notations(targets, labels, samples, names[1], "target")
+    tokens = inputs.dtype.kind == "i"
+    absent = np.isnan(_flat(numbers)) if bad_inputs.size else bad_inputs
+    if tokens:
+        bad_inputs = absent = np.count_nonzero(_flat(inputs), axis=1)[:, None] == 0  # Only padding.
+    elif missing == "mean":
+        bad_inputs = bad_inputs & ~absent
+    refused_inputs = bad_inputs & (missing != "drop")
+    refused_targets = bad_targets & (missing_targets != "drop")
+    bad: NDArray[np.bool_] = np.asarray(bad_inputs.any(axis=1) | bad_targets.any(axis=1))
+    refused = refused_inputs.any(axis=1) | refused_targets.any(axis=1)
+
+    def found(bad_inputs: NDArray[np.bool_], bad_targets: NDArray[np.bool_], count: int) -> str:
+        locations = _locations(bad_inputs, inputs, samples, names[0], "column {}")
+        if tokens:
+            rows = np.flatnonzero(bad_inputs)[: _MAX_LISTED + 1]
+            locations = [f"{samples.location(row)} without a token" for row in rows]
+        locations += _locations(bad_targets, targets, samples, names[1], "target")
         more = ", ..." if len(locations) > _MAX_LISTED else ""
-        count = int(bad.sum())
-        found = f"{count} row{'s' * (count != 1)} with missing or invalid values: "
-        found += ", ".join(locations[:_MAX_LISTED]) + more
-        if missing != "drop":
-            raise UsageError(f"{found}; missing=drop drops such rows, missing=mean fills missing inputs")
-        if bad.all():
-            raise UsageError(f"missing=drop drops all rows: {found}")
+        rows_with = f"{count} row{'s' * (count != 1)} with missing or invalid values: "
+        return rows_with + ", ".join(locations[:_MAX_LISTED]) + more
+
+    if refused.any():
+        advice = []
+        if refused_inputs.any():
+            advice.append("missing=drop drops such rows")
+            if missing == "refuse" and not tokens and not (refused_inputs & ~absent).any():
+                advice.append("missing=mean fills missing inputs")
+        if refused_targets.any():
+            advice.append("missing_targets=drop drops rows without a valid target")
+        raise UsageError(f"{found(refused_inputs, refused_targets, int(refused.sum()))}; {', '.join(advice)}")
+    if bad.all():
+        raise UsageError(f"no row is left: {found(bad_inputs, bad_targets, len(bad))}")
     rows = np.flatnonzero(~bad)
     split = None if samples.split is None else samples.split[rows]
     return replace(samples, inputs=numbers[rows], targets=_labels(labels[rows], samples, rows), split=split), rows
@@ -154,9 +174,22 @@ def _to_numbers(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
 def _number(value: Any) -> float:
     try:
         # `float` would accept 1_000.
-        return float("nan") if value in _EMPTY else float("inf" if "_" in str(value) else value)
+        return float("nan") if is_missing(value) else float("inf" if "_" in str(value) else value)
     except (TypeError, ValueError):
         return float("inf")
+
+
+def _refuse_notations(
+    values: NDArray[Any], numbers: NDArray[Any], samples: Samples, names: list[str], unnamed: str
+) -> None:
+    """Refuse the first text that is a number or a date for people only."""
+    if values.dtype.kind in "biuf":
+        return
+    for row, column in np.argwhere(np.isinf(_flat(numbers))):
+        if means := notation(str(_flat(values)[row, column])):
+            at = np.zeros(_flat(values).shape, bool)
+            at[row, column] = True
+            raise UsageError(f"{_locations(at, values, samples, names, unnamed)[0]} is {means}")
 
 
 def _locations(
@@ -167,5 +200,7 @@ def _locations(
     for row, column in np.argwhere(bad)[: _MAX_LISTED + 1]:
         value = _flat(values)[row, column]
         where = f"column {names[column]}" if names else unnamed.format(column)
-        locations.append(f"{samples.location(row)} {where} ({'empty' if value in (None, '') else value})")
+        locations.append(
+            f"{samples.location(row)} {where} ({'empty' if value is None or not str(value).strip() else value})"
+        )
     return locations

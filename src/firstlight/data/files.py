@@ -79,6 +79,7 @@ def read_csv(path: str) -> Csv:
     if not found:
         raise UsageError(f"{path} is empty: its first line must name the columns")
     (_, header), *rows = found
+    header = [name.strip() for name in header]
     for separator in (";", "\t", "|"):
         if len(header) == 1 and separator in header[0]:
             raise UsageError(f"{path}: values are separated by {separator!r}: they must be separated by commas")

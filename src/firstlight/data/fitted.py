@@ -29,7 +29,7 @@ def check_compatible(fitted: Mapping[str, Any], samples: Samples, source: str, c
     """
     assert samples.targets is not None
     if fitted["digest"] == samples.digest and fitted["split"] != split:
-        options = "split_seed, val_fraction, test_fraction and missing"
+        options = "split_seed, val_fraction, test_fraction, missing and missing_targets"
         raise UsageError(f"the checkpoint was trained on another split of {source}: use the same {options}")
     for name in COMPARED_FIELDS if samples.targets.size else ["columns"]:
         expected, found = fitted[name], getattr(samples, name)

@@ -65,7 +65,11 @@ def test_long_texts_are_cut_with_a_warning(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("header", "rows", "found"),
     [
-        ("text,label", [*ROWS, ("hm", "")], r"texts.csv: 1 row with .*: line 22 target \(empty\); missing=drop"),
+        (
+            "text,label",
+            [*ROWS, ("hm", "")],
+            r"texts.csv: 1 row with .*: line 22 target \(empty\); missing_targets=drop",
+        ),
         ("text,label", [("", "de"), *ROWS], "texts.csv: 1 row with .*: line 2 without a token; missing=drop"),
         ("tekst,label", ROWS, "texts.csv has no column text; available: tekst, label; did you mean tekst"),
         ("text,lable", ROWS, "texts.csv has no column label; available: text, lable; did you mean lable"),
@@ -80,7 +84,9 @@ def test_unusable_texts_are_refused_by_row_and_column(tmp_path, header, rows, fo
 
 
 def test_missing_drop_drops_and_counts_rows_without_text_or_label(tmp_path):
-    data = LabelledText(table(tmp_path, [("", "de"), *ROWS, ("hm", ""), ("", "")]), missing="drop")
+    data = LabelledText(
+        table(tmp_path, [("", "de"), *ROWS, ("hm", ""), ("", "")]), missing="drop", missing_targets="drop"
+    )
     data.setup()
     assert data.dropped == 3
     kept = sorted(row for split in ("train", "val", "test") for row in data.rows(split))
@@ -98,6 +104,14 @@ def test_new_texts_without_labels_are_predicted_and_labels_keep_their_indices(tm
     only = LabelledText(table(tmp_path, [("hey", "en")], name="only.csv"))
     only.load_state_dict(trained.state_dict())
     assert only.dataset("test").targets.tolist() == [1]
+
+
+def test_labels_with_other_spaces_are_one_class_and_missing_labels_none(tmp_path):
+    rows = [("hello", label) for label in ["en", " en", "en ", "de", "NA"] * 10]
+    data = LabelledText(table(tmp_path, rows), missing_targets="drop")
+    data.setup()
+    assert (data.class_names, data.dropped) == (["de", "en"], 10)
+    assert data.dataset("train").targets.tolist() == [int(row % 5 < 3) for row in data.rows("train")]
 
 
 def test_label_unknown_to_the_checkpoint_is_refused(tmp_path):

@@ -99,14 +99,17 @@ def test_default_inputs_are_all_columns_except_target_and_split(path):
     assert set(data.rows("test")) == set(range(40, 60))
 
 
-def test_category_that_no_training_row_has_is_encoded_as_zeros(tmp_path):
+def test_category_that_no_training_row_has_is_encoded_as_zeros_and_told(tmp_path, caplog):
     lines = rows()
     for line in lines[40:]:
         line[1] = "Lima"
+    caplog.clear()
     data = ready(Table(write(tmp_path / "a.csv", lines), "label", "multiclass", ["city"], ["city"], split="part"))
     assert data.state_dict()["categories"] == {"city": sorted(CITIES)}
     unscaled = data.dataset("test").inputs * data.state_dict()["std"] + data.state_dict()["mean"]
     torch.testing.assert_close(unscaled.float(), torch.zeros(20, 3), atol=1e-6, rtol=0)
+    (warning,) = caplog.messages
+    assert warning.endswith("column city has categories that no training row has: Lima; they are encoded as zeros")
 
 
 def test_missing_mean_fills_numbers_and_categories_with_the_mean(tmp_path):
@@ -240,6 +243,74 @@ def test_unknown_categories_of_a_new_file_give_zeros_and_one_warning(path, tmp_p
     assert warnings[0].endswith(
         "column city has categories that the checkpoint does not know: Kyiv, Lima; they are encoded as zeros"
     )
+
+
+@pytest.mark.parametrize("text", ["", "NA", "nan", "N/A", "null", "?", "   "])
+def test_missing_value_is_missing_as_number_category_and_label(text, tmp_path):
+    found = {}
+    for column in ("age", "city", "label"):
+        path = write(tmp_path / "data.csv", changed(5, column, text))
+        shown = text.strip() or "empty"
+        with pytest.raises(UsageError) as error:
+            Table(path, "label", "multiclass", **INPUTS).setup()
+        assert f"1 row with missing or invalid values: line 7 column {column} ({shown});" in str(error.value)
+        found[column] = ready(Table(path, "label", "multiclass", **INPUTS, missing="drop", missing_targets="drop"))
+    assert [data.dropped for data in found.values()] == [1, 1, 1]
+    assert all(data.class_names == ["a", "b", "c"] for data in found.values())
+    assert found["city"].state_dict()["categories"]["city"] == sorted(CITIES)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("a", " a"), ("a", "a "), ("0", "0.0"), ("New York", "New  York"), ("é", "é")]
+)
+def test_spellings_of_a_label_or_category_are_one(first, second, tmp_path):
+    spelt = [*[first, second] * 20, *["z"] * 20]
+    generator = np.random.default_rng(0)
+    lines = [[str(index), generator.choice(spelt), label] for index, label in enumerate(spelt)]
+    data = ready(Table(write(tmp_path / "a.csv", lines, ["x", "c", "y"]), "y", "binary", categorical=["c"]))
+    assert data.class_names == sorted([first, "z"])
+    assert data.state_dict()["categories"] == {"c": sorted([first, "z"])}
+    for split in ("train", "val", "test"):
+        assert data.dataset(split).targets[:, 0].tolist() == [
+            data.class_names.index("z" if row >= 40 else first) for row in data.rows(split)
+        ]
+
+
+def test_new_file_may_spell_its_labels_and_categories_otherwise(tmp_path, caplog):
+    lines = [[str(index), str(index % 3 % 2), str(index % 2)] for index in range(60)]
+    trained = ready(Table(write(tmp_path / "a.csv", lines, ["x", "c", "y"]), "y", "multiclass", categorical=["c"]))
+    floats = [[x, f"{c}.0", f"{y}.0 "] for x, c, y in lines]
+    data = Table(write(tmp_path / "b.csv", floats, ["x", " c ", "y"]), "y", "multiclass", categorical=["c"])
+    data.load_state_dict(trained.state_dict())
+    inputs, targets = data.tensors("test")
+    rows = trained.rows("train")
+    torch.testing.assert_close(inputs[rows], trained.dataset("train").inputs)
+    assert targets.tolist() == [index % 2 for index in range(60)]
+    assert not [line for line in caplog.messages if "encoded as zeros" in line]
+
+
+@pytest.mark.parametrize(
+    ("values", "warning"),
+    [
+        (["yes", "Yes"], "column y has Yes and yes, which count as different values"),
+        (["1", "01"], "column y has 01 and 1, which count as different values"),
+        (["Null", "a"], "column y has the value Null: leave the cell empty if it means a missing value"),
+    ],
+)
+def test_labels_that_look_alike_are_told(values, warning, tmp_path, caplog):
+    lines = [[str(index), values[index % 2]] for index in range(40)]
+    ready(Table(write(tmp_path / "a.csv", lines, ["x", "y"]), "y", "multiclass"))
+    assert [line for line in caplog.messages if line.endswith(warning)]
+
+
+@pytest.mark.parametrize("kept", [1, 5])
+@pytest.mark.parametrize(("text", "kind"), [("1,234", "a number with"), ("2024-01-31", "a date"), ("$5", "an amount")])
+def test_column_in_another_notation_is_told_as_what_it_is(text, kind, kept, tmp_path):
+    lines = [[str(index) if index % kept else text, "ab"[index % 2]] for index in range(40)]
+    path = write(tmp_path / "a.csv", lines, ["x", "y"])
+    with pytest.raises(UsageError) as error:
+        Table(path, "y", "multiclass", missing="drop").setup()
+    assert f"a.csv: line 2 column x ({text}) is {kind}" in str(error.value)
 
 
 def test_text_without_a_number_asks_for_categorical(path):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from firstlight.data.base import DataModule
+from firstlight.data.cells import encode_labels
 from firstlight.data.files import digest_of, missing_column, read_csv
 from firstlight.data.samples import Batch, Samples, TensorBatches
 from firstlight.errors import UsageError, check_range
@@ -97,16 +98,8 @@ class LabelledText(Texts):
         missing_reason = missing_column(self.path, [self.label], file.header)
         if missing_reason:
             return Samples(tokens, None, missing_reason=missing_reason, **fields)
-        labels = table[self.label]
-        names = self.class_names or sorted(set(labels) - {""})
-        for line, label in zip(file.lines, labels, strict=True):
-            if label not in (*names, ""):
-                raise UsageError(
-                    f"{self.path}: line {line} column {self.label} is {label}, but the checkpoint was trained on the "
-                    f"classes {', '.join(names)}"
-                )
-        # Empty labels stay empty: `clean` refuses or drops them.
-        targets = np.array([names.index(label) if label else "" for label in labels], object)
+        labels = np.array(table[self.label], object)
+        targets, names = encode_labels(labels, self.class_names, self.path, self.label, file.lines)
         return Samples(tokens, targets, names, **fields)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from firstlight.data.base import DataModule
+from firstlight.data.cells import codes, distinct, encode_labels, is_missing, notation, same, warn_doubtful
 from firstlight.data.files import missing_column, read_csv
 from firstlight.data.samples import Samples
 from firstlight.errors import UsageError
@@ -20,12 +21,19 @@ __all__ = ["Table"]
 
 _log = logging.getLogger(__name__)
 
+_MAX_LISTED = 5
+"""Unknown categories that a warning names."""
+
 
 class Table(DataModule):
     """A CSV file: inputs `(B, F)` float32 in the order of the columns, targets as `kind` says.
 
     Categories are one-hot encoded. The categories are those of the training split; a category that it does not have is
-    encoded as zeros. With `missing="mean"`, a missing category is encoded as the share of each category in training.
+    encoded as zeros, with a warning. With `missing="mean"`, a missing category is encoded as the share of each category
+    in training.
+
+    In every column, the texts of `cells.MISSING` (empty, `NA`, `?`, ...) mean a missing value. Categories and labels
+    that differ only in spaces, or as the numbers 0 and 0.0, are the same.
 
     If a checkpoint was trained on another content, the file needs the input columns, in any order, and all its rows are
     test samples. Prediction does not need the target column.
@@ -86,16 +94,18 @@ class Table(DataModule):
             numeric = [*columns, *(self.targets if self.kind == "regression" else [])]
             self._refuse_text({name: table[name] for name in numeric if name not in self.categorical})
         for name in self.categorical:
-            self._categories[name] = _sorted_values(table[name])
-            self._warn_unknown(name)
-            table[name] = _codes(table[name], self._categories[name])
+            self._categories[name] = distinct(table[name])
+            warn_doubtful(self._categories[name], f"{self.path}: column {name}")
+            if self.fitted:
+                self._warn_unknown(name, self.fitted["categories"][name], "the checkpoint does not know")
+            table[name] = codes(table[name], self._categories[name])
         self._columns = columns
         targets, names = self._labels(table, file.lines)
         return Samples(
             np.stack([table[name] for name in columns], axis=1),
             targets,
             names,
-            table[self.split_column] if self.split_column in table else None,
+            np.array([*map(str.strip, table[self.split_column])]) if self.split_column in table else None,
             columns=[*columns, *self.targets],
             source=self.path,
             lines=file.lines,
@@ -104,33 +114,33 @@ class Table(DataModule):
         )
 
     def _refuse_text(self, table: dict[str, NDArray[Any]]) -> None:
-        """Refuse columns that hold values but no number."""
-        text = [name for name, values in table.items() if any(values) and not any(map(_is_number, values))]
+        """Refuse columns that hold words but no number."""
+        words = {name: [value for value in values if not is_missing(value)] for name, values in table.items()}
+        text = [name for name, values in words.items() if values and not any(map(_is_numeric, values))]
         if text:
-            examples = ", ".join(f"{name} ({next(filter(None, table[name]))}, ...)" for name in text)
+            examples = ", ".join(f"{name} ({words[name][0]}, ...)" for name in text)
             raise UsageError(
                 f"{self.path}: no numbers in {examples}: columns of categories must be named in "
                 f"categorical=[{','.join(text)}]"
             )
 
-    def _warn_unknown(self, name: str) -> None:
-        known = self.fitted["categories"][name] if self.fitted else self._categories[name]
-        unknown = [category for category in self._categories[name] if category not in known]
+    def _warn_unknown(self, name: str, known: list[str], reason: str) -> None:
+        known = [*map(same, known)]
+        unknown = [category for category in self._categories[name] if same(category) not in known]
         if unknown:
+            listed = ", ".join(unknown[:_MAX_LISTED]) + ", ..." * (len(unknown) > _MAX_LISTED)
             _log.warning(
-                f"{self.path}: column {name} has categories that the checkpoint does not know: {', '.join(unknown)}; "
-                "they are encoded as zeros"
+                f"{self.path}: column {name} has categories that {reason}: {listed}; they are encoded as zeros"
             )
 
     def fit(self, inputs: Tensor) -> dict[str, Any]:
         """Return the categories of each column in the training inputs `(N, C)`."""
-        codes = {name: inputs[:, self._columns.index(name)] for name in self.categorical}
-        return {
-            "categories": {
-                name: [self._categories[name][int(code)] for code in np.unique(column[~column.isnan()])]
-                for name, column in codes.items()
-            }
-        }
+        categories = {}
+        for name in self.categorical:
+            column = inputs[:, self._columns.index(name)]
+            categories[name] = [self._categories[name][int(code)] for code in np.unique(column[~column.isnan()])]
+            self._warn_unknown(name, categories[name], "no training row has")
+        return {"categories": categories}
 
     def transform(self, inputs: Tensor) -> Tensor:
         """Return inputs `(N, C)` as one-hot encoded features `(N, F)`, NaN for missing values."""
@@ -138,9 +148,9 @@ class Table(DataModule):
         for name, column in zip(self._columns, inputs.unsqueeze(2).unbind(1), strict=True):
             if name in self.categorical:
                 # scikit-learn's OneHotEncoder encodes 100,000 rows in 87 ms instead of 10, and does not keep NaN.
-                indices = {category: index for index, category in enumerate(self._categories[name])}
-                codes = torch.tensor([indices.get(category, -1) for category in self.fitted["categories"][name]])
-                column = (column == codes).float().where(~column.isnan(), torch.nan)
+                indices = {same(category): index for index, category in enumerate(self._categories[name])}
+                known = torch.tensor([indices.get(same(category), -1) for category in self.fitted["categories"][name]])
+                column = (column == known).float().where(~column.isnan(), torch.nan)
             features.append(column)
         return torch.cat(features, dim=1)
 
@@ -153,35 +163,19 @@ class Table(DataModule):
             return np.stack(columns, axis=1), []
         if self.kind == "multilabel":
             return np.stack(columns, axis=1), self.targets
-        labels, (target,) = columns[0], self.targets
-        names = self.class_names or _sorted_values(labels)
-        unknown = np.flatnonzero(~np.isin(labels, [*names, ""]))
-        if len(unknown):
-            where = f"{self.path}: line {lines[unknown[0]]} column {target}"
-            raise UsageError(
-                f"{where} is {labels[unknown[0]]}, but the checkpoint was trained on the classes {', '.join(names)}"
-            )
+        (target,) = self.targets
+        encoded, names = encode_labels(columns[0], self.class_names, self.path, target, lines)
         if self.kind == "binary" and len(names) != 2:
             raise UsageError(
                 f"{self.path}: column {target} has {len(names)} classes, {', '.join(names)}: kind=binary must have 2"
             )
-        codes = _codes(labels, names)
-        return codes[:, None] if self.kind == "binary" else codes, names
+        return encoded[:, None] if self.kind == "binary" else encoded, names
 
 
-def _is_number(value: str) -> bool:
+def _is_numeric(value: str) -> bool:
+    """Return whether a text is a number, or one in a notation that `clean` explains."""
     try:
         float(value)
     except ValueError:
-        return False
+        return bool(notation(value))
     return True
-
-
-def _sorted_values(values: NDArray[Any]) -> list[str]:
-    return sorted({*values} - {""})
-
-
-def _codes(values: NDArray[Any], categories: list[str]) -> NDArray[Any]:
-    """Return the index of each value in the categories. Values that are no category stay as they are."""
-    indices: dict[str, Any] = {category: index for index, category in enumerate(categories)}
-    return np.array([indices.get(value, value) for value in values], object)

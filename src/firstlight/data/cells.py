@@ -1,0 +1,135 @@
+"""What a cell of a file means: nothing, a name of a class or category, or a number in another notation."""
+
+import functools
+import logging
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from firstlight.errors import UsageError
+
+__all__ = ["MISSING", "codes", "distinct", "encode_labels", "is_missing", "notation", "same", "warn_doubtful"]
+
+_log = logging.getLogger(__name__)
+
+MISSING = frozenset(
+    ["", "?", "NA", "na", "N/A", "n/a", "NaN", "nan", "NAN", "-nan", "null", "NULL", "None", "<NA>", "#N/A", "#NA"]
+)
+"""Texts that mean a missing value, in numbers, categories and labels; spaces around them do not count."""
+
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff"))
+_MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+_AFTER_DATE = r"(?:[T ]\d.*)?"
+_SIGN = "[-+]?"
+_AMOUNT = rf"{_SIGN}\d[\d.,' ]*"
+_CURRENCY = "[$€£¥₹₽]|USD|EUR|GBP|JPY|CHF|CAD|AUD|CNY|INR"
+_UNITS = "kg|g|mg|km|m|cm|mm|ft|in|lbs?|oz|h|min|s|ms|°|°C|°F|k|K|M|bn"
+_NOTATIONS = {
+    rf"\d{{4}}[-/.]\d\d?[-/.]\d\d?{_AFTER_DATE}|\d\d?[-/.]\d\d?[-/.]\d\d(?:\d\d)?{_AFTER_DATE}"
+    rf"|(?:\d\d?[-. ]+)?(?i:{_MONTHS})[a-z]*[-,. ]+\d.*"
+    r"|\d{4}[-/](?:0[1-9]|1[0-2])": "a date: write a number, for example the days since a first day",
+    r"\d\d?:\d\d(?::\d\d(?:\.\d+)?)?(?: ?[AaPp][Mm])?": "a time: write a number, for example seconds",
+    rf"{_AMOUNT}%": "a percentage: write the number alone",
+    rf"{_SIGN}(?:{_CURRENCY}) ?{_AMOUNT}|{_AMOUNT}(?:{_CURRENCY})": "an amount of money: write the number alone",
+    rf"{_SIGN}[1-9]\d{{0,2}},\d{{3}}": "a number with a thousands separator or a decimal comma: write 1234 or 1.234",
+    rf"{_SIGN}[1-9]\d{{0,2}}(?:([,' _])\d{{3}})(?:\1\d{{3}})*(?:\.\d*)?|{_SIGN}\d{{1,3}}(?:\.\d{{3}}){{2,}}"
+    r"|[-+]?\d+(?:_\d+)+(?:\.\d*)?": "a number with thousands separators: write it without them",
+    rf"{_SIGN}\d{{1,3}}(?:[. ']\d{{3}})+,\d+|{_SIGN}\d*,\d+": "a number with a decimal comma: write a decimal point",
+    r"[\u2212\u2013]\d+\.?\d*|\(\d[\d.,]*\)|\d+\.?\d*-": "a negative number in another notation: write it as -12.5",
+    rf"{_SIGN}\d+\.?\d* ?(?:{_UNITS})": "a number with a unit: write the number alone",
+}
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value is None, NaN or one of the texts that mean a missing value."""
+    if isinstance(value, str):
+        return value.translate(_INVISIBLE).strip() in MISSING
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def same(name: str) -> str:
+    """Return a text that is equal for all spellings of a name: with other spaces, or 0, 0.0 and +0 for a number.
+
+    >>> same(" New  York "), same("2.50"), same("+1.0"), same("007")
+    ('New York', '2.5', '1', '007')
+    """
+    text = _tidy(name)
+    if re.fullmatch(rf"{_SIGN}\d+(\.\d*)?", text):
+        text = text.removeprefix("+")
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+        text = text.removeprefix("-") if text == "-0" else text
+    return text
+
+
+def distinct(values: NDArray[Any]) -> list[str]:
+    """Return the sorted names in a column without missing values, one spelling each, the shortest."""
+    names: dict[str, str] = {}
+    for name in sorted(
+        {_tidy(value) for value in {*values} if not is_missing(value)}, key=lambda each: (len(each), each)
+    ):
+        names.setdefault(same(name), name)
+    return sorted(names.values())
+
+
+def codes(values: NDArray[Any], names: Sequence[str]) -> NDArray[Any]:
+    """Return for each value the index of its name. Values that are missing or have no name stay as they are."""
+    indices: dict[str, Any] = {same(name): index for index, name in enumerate(names)}
+    found = {value: indices.get(same(value), value) for value in {*values}}
+    return np.array([found[value] for value in values], object)
+
+
+def encode_labels(
+    labels: NDArray[Any], known: Sequence[str], path: str, column: str, lines: Sequence[int]
+) -> tuple[NDArray[Any], list[str]]:
+    """Return for each label the index of its class, missing labels as they are, and the class names.
+
+    Args:
+        labels: A column of a file.
+        known: Class names of a checkpoint; empty: those in the column.
+        path: Path of the file, for messages.
+        column: Name of the column, for messages.
+        lines: Line of each label, for messages.
+
+    Raises:
+        UsageError: If the checkpoint does not know a label.
+    """
+    names = list(known) or distinct(labels)
+    warn_doubtful(names, f"{path}: column {column}")
+    encoded = codes(labels, names)
+    for line, label in zip(lines, encoded, strict=True):
+        if isinstance(label, str) and not is_missing(label):
+            found = f"{path}: line {line} column {column} is {label}"
+            raise UsageError(f"{found}, but the checkpoint was trained on the classes {', '.join(names)}")
+    return encoded, names
+
+
+def warn_doubtful(names: Sequence[str], where: str) -> None:
+    """Warn about names that look like another one, or like a missing value."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(same(name).casefold().lstrip("0"), name)
+        if other != name:
+            _log.warning(f"{where} has {other} and {name}, which count as different values")
+        if name.casefold() in {"missing", *map(str.casefold, MISSING)}:
+            _log.warning(f"{where} has the value {name}: leave the cell empty if it means a missing value")
+
+
+@functools.lru_cache(maxsize=4096)
+def notation(value: str) -> str:
+    """Return what a text is that is a number or a date for people only, and what to write instead; `""` for others.
+
+    >>> notation("3,14")
+    'a number with a decimal comma: write a decimal point'
+    >>> notation("apple"), notation("1.5")
+    ('', '')
+    """
+    text = _tidy(value)
+    return next((means for pattern, means in _NOTATIONS.items() if re.fullmatch(pattern, text)), "")
+
+
+def _tidy(text: str) -> str:
+    return unicodedata.normalize("NFC", " ".join(text.translate(_INVISIBLE).split()))
