@@ -35,7 +35,7 @@ def test_own_test_split_is_kept_and_validation_is_taken_from_training():
 
 
 def test_own_splits_keep_their_order():
-    own = np.array(["val", "train", "test", "train"] * 5)
+    own = np.array(["val", "train", "test", "train", "train"] * 5)
     data = ready(with_split(own))
     for split in ("train", "val", "test"):
         assert data.rows(split).tolist() == np.flatnonzero(own == split).tolist()
@@ -87,3 +87,66 @@ def test_class_with_fewer_samples_than_splits_is_refused_by_its_rows(rows):
 def test_split_smaller_than_the_number_of_classes_is_refused():
     with pytest.raises(UsageError, match="Arrays: 40 samples cannot be split: The test_size = 6"):
         Arrays(np.zeros((40, 1)), np.arange(40) % 10, list("abcdefghij")).setup()
+
+
+def labelled(labels, split=None, columns=1):
+    names = [str(label) for label in range(max(columns if columns > 1 else int(np.max(labels)) + 1, 2))]
+    return Arrays(np.zeros((len(labels), 1)), labels, names, source="data.csv", split=split)
+
+
+MARKED = np.array(["train"] * 60 + ["val"] * 20 + ["test"] * 20)
+
+
+@pytest.mark.parametrize("absent", ["train", "val", "test"])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_class_that_is_not_in_a_marked_split_is_refused(absent, axes):
+    labels = np.where(MARKED == absent, 0, np.arange(100) % 2)
+    labels = labels.reshape(-1, *[1] * (axes - 1))
+    found = f"^data.csv: class 1 has no sample in the {absent} split, and {labels.sum()} in all: each split must have"
+    with pytest.raises(UsageError, match=found):
+        labelled(labels, MARKED).setup()
+
+
+@pytest.mark.parametrize("only", ["val", "test"])
+def test_class_that_only_a_marked_split_has_is_refused(only):
+    labels = np.where(MARKED == only, np.arange(100) % 3, np.arange(100) % 2)
+    with pytest.raises(UsageError, match="class 2 has no sample in the train split"):
+        labelled(labels, MARKED).setup()
+
+
+def test_class_without_a_sample_is_refused():
+    with pytest.raises(UsageError, match="class 1 has no sample in the train split, and 0 in all"):
+        labelled(np.arange(60) % 2 * 2).setup()
+
+
+def test_class_too_small_for_its_share_of_a_split_is_refused():
+    found = r"class 2 has no sample in the test split, and 3 in all: add samples, or raise test_fraction=0\.15$"
+    with pytest.raises(UsageError, match=found):
+        labelled(np.array([0] * 500 + [1] * 497 + [2] * 3)).setup()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_each_split_has_each_class_or_the_data_is_refused(seed):
+    generator = np.random.default_rng(seed)
+    classes = int(generator.integers(2, 6))
+    labels = generator.choice(classes, 120, p=generator.dirichlet([0.6] * classes))
+    data = labelled(np.r_[labels, np.arange(classes)])
+    data.split_seed = seed
+    try:
+        data.setup()
+    except UsageError as error:
+        assert "class " in str(error)
+    else:
+        for split in ("train", "val", "test"):
+            assert set(data.dataset(split).targets.tolist()) == set(range(classes))
+
+
+def test_label_of_several_must_be_in_training_and_is_told_elsewhere(caplog):
+    labels = np.ones((100, 3), int)
+    labels[MARKED == "test", 2] = 0
+    ready(labelled(labels, MARKED, columns=3))
+    (message,) = caplog.messages
+    assert message.startswith("data.csv: class 2 has no sample in the test split, and 80 in all: metrics of this class")
+    labels[MARKED == "train", 1] = 0
+    with pytest.raises(UsageError, match="class 1 has no sample in the train split"):
+        labelled(labels, MARKED, columns=3).setup()

@@ -1,5 +1,8 @@
 """Split samples into training, validation and test samples."""
 
+import logging
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
@@ -8,6 +11,8 @@ from firstlight.data.samples import SPLITS, Samples, Split
 from firstlight.errors import UsageError
 
 __all__ = ["Indices", "split"]
+
+_log = logging.getLogger(__name__)
 
 Indices = NDArray[np.int64]
 
@@ -27,7 +32,7 @@ def split(
         seed: Seed of the shuffling.
 
     Raises:
-        UsageError: If a split would be empty, or a class has fewer samples than there are splits.
+        UsageError: If a split would be empty, or without a class.
     """
     targets = samples.targets
     assert targets is not None
@@ -41,6 +46,7 @@ def split(
             if not len(parts[name]):
                 raise UsageError(f"the {name} split is empty: no row has split={name}")
         if len(parts["val"]):
+            _refuse_absent_classes(parts, samples, {})
             return parts
         train = parts["train"]
         del fractions["test"]
@@ -58,7 +64,29 @@ def split(
             )
         except ValueError as error:
             raise UsageError(f"{whole} samples cannot be split: {error}") from error
-    return {"train": train, "val": parts["val"], "test": parts["test"]}
+    parts = {"train": train, "val": parts["val"], "test": parts["test"]}
+    _refuse_absent_classes(parts, samples, fractions)
+    return parts
+
+
+def _refuse_absent_classes(parts: Mapping[Split, Indices], samples: Samples, fractions: Mapping[Split, float]) -> None:
+    """Refuse a split without a sample of each class. Of several labels per sample, only training must have each."""
+    names, targets = samples.class_names, samples.targets
+    assert targets is not None
+    if not names:
+        return
+    single = targets.size == len(targets)
+    # One column per class that says whether a sample belongs to it.
+    labels = targets.reshape(-1, 1) == np.arange(len(names)) if single else targets > 0
+    for split in SPLITS:
+        absent = np.flatnonzero(~labels[parts[split]].any(axis=0))
+        for label in absent[:1]:
+            found = f"class {names[label]} has no sample in the {split} split, and {labels[:, label].sum()} in all"
+            if split != "train" and not single:
+                _log.warning(f"{samples.source or 'data'}: {found}: metrics of this class are undefined there")
+                continue
+            way_out = f"add samples, or raise {split}_fraction={fractions.get(split)}"
+            raise UsageError(f"{found}: {way_out if split in fractions else 'each split must have each class'}")
 
 
 def _refuse_small_classes(labels: Indices, rows: Indices, samples: Samples, needed: int) -> None:

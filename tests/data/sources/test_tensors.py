@@ -42,3 +42,33 @@ def test_inputs_that_are_not_numbers_are_refused():
 def test_training_without_targets_is_refused():
     with pytest.raises(UsageError, match="Tensors was given no targets"):
         Tensors(NUMBERS).setup()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int16, np.uint64])
+def test_classes_up_to_the_end_of_a_type_are_named_and_stratified(kind):
+    highest = min(np.iinfo(kind).max, 255)
+    labels = (np.arange(10 * (highest + 1)) % (highest + 1)).astype(kind)
+    data = ready(Tensors(np.zeros((len(labels), 2)), labels))
+    assert data.class_names == [str(label) for label in range(highest + 1)]
+    counts = [torch.bincount(data.dataset(split).targets).tolist() for split in ("train", "val", "test")]
+    assert [{*each} for each in counts] == [{7}, {1, 2}, {1, 2}]
+    assert data.dataset("val").targets.tolist() == labels[data.rows("val")].tolist()
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (np.arange(40) + 1_700_000_000, "40 integer targets up to 1700000039, .* a regression must be floats"),
+        (np.full((40, 2), 2**64 - 1, np.uint64), "targets up to 18446744073709551615: integers must be below"),
+        (np.ma.masked_less(np.arange(40.0), 3), "targets with masked values: they must be NaN"),
+        (torch.eye(40).to_sparse(), r"targets of layout torch\.sparse_coo: they must be dense"),
+    ],
+)
+def test_targets_that_would_change_on_the_way_are_refused(targets, message):
+    with pytest.raises(UsageError, match=f"Tensors was given {message}"):
+        Tensors(NUMBERS, targets).setup()
+
+
+def test_bfloat16_is_read_as_it_is():
+    values = torch.arange(120.0).reshape(40, 3).bfloat16()
+    assert Tensors(values, values).load().inputs.tolist() == values.tolist()

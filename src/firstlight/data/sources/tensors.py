@@ -51,7 +51,13 @@ class Tensors(DataModule):
         """Return the arrays as samples."""
         targets, names = self._targets, self._class_names or self.class_names
         if targets is not None and not names and targets.ndim == 1 and targets.dtype.kind in "iu" and len(targets):
-            names = [str(label) for label in range(targets.max() + 1)]
+            highest = int(targets.max())
+            if highest >= len(targets):
+                found = f"Tensors was given {len(targets)} integer targets up to {highest}"
+                raise UsageError(
+                    f"{found}, which are classes, each with samples: targets of a regression must be floats"
+                )
+            names = [str(label) for label in range(highest + 1)]
         contents = [np.ascontiguousarray(values).data for values in (self._inputs, targets) if values is not None]
         digest = digest_of(*contents)
         missing_reason = "Tensors was given no targets" if targets is None else ""
@@ -59,7 +65,18 @@ class Tensors(DataModule):
 
 
 def _array(values: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:
-    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        if values.layout != torch.strided:
+            raise UsageError(f"Tensors was given {name} of layout {values.layout}: they must be dense, like to_dense()")
+        # numpy has no bfloat16.
+        array = (values.float() if values.dtype == torch.bfloat16 else values).resolve_conj().numpy()
+    else:
+        array = np.asarray(values)
+        if np.ma.is_masked(values):
+            raise UsageError(f"Tensors was given {name} with masked values: they must be NaN, like filled(nan)")
     if array.dtype.kind not in "biuf":
         raise UsageError(f"Tensors was given {name} of type {array.dtype}: they must be numbers")
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise UsageError(f"Tensors was given {name} up to {array.max()}: integers must be below 2**63")
     return array
