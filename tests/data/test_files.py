@@ -11,6 +11,14 @@ from firstlight.errors import UsageError
         (b'a,b\n1,"2\n', r"data\.csv is not a CSV file: line 2"),
         (b"a,b\n1,2\n3,4\0\n", r"data\.csv is not a CSV file: line 3 has the byte 0x00"),
         (b"a|b\n1|2\n", r"data\.csv: values are separated by '\|': they must be separated by commas"),
+        ("a,b\n1,2\n".encode("utf-16"), r"data\.csv is text in UTF-16: it must be a CSV file in UTF-8"),
+        (b"PAR1\x15\x04", r"data\.csv is a Parquet file: it must be a CSV file in UTF-8"),
+        (b"PK\x03\x04\x14", r"data\.csv is a zip archive, like \.xlsx and \.npz: it must be a CSV file"),
+        (b"\x93NUMPY\x01\0", r"data\.csv is a \.npy file: it must be a CSV file"),
+        (b"a,b\n1,2,3\n", r"line 2 has 3 values, .* 2 columns; a value with a comma must be in quotes"),
+        (b",b\n1,2\n", r"column 1 is named '': .* not empty; pandas leaves out its index with to_csv\(index=False\)"),
+        (b"b, b\n1,2\n", r"data\.csv: column 2 is named 'b': column names must be unique and not empty$"),
+        (b"\xef\xbb\xbf", r"data\.csv is empty: its first line must name the columns"),
         (b"a,a\n1,2\n", r"data\.csv: column 2 is named 'a': column names must be unique and not empty"),
         (b"", r"data\.csv is empty: its first line must name the columns"),
         (None, r"cannot read .*data\.csv: No such file"),
@@ -37,3 +45,28 @@ def test_messages_name_the_line_where_a_row_begins_in_an_editor(content, message
     (tmp_path / "data.csv").write_bytes(content)
     with pytest.raises(UsageError, match=message):
         Table(str(tmp_path / "data.csv"), "y", "regression", ["x"]).setup()
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["unix", "windows", "old mac"])
+@pytest.mark.parametrize("quote", [b"", b'"'], ids=["unquoted", "quoted"])
+@pytest.mark.parametrize("space", [b"", b" "], ids=["tight", "spaced"])
+@pytest.mark.parametrize("last", [True, False], ids=["last line ended", "last line open"])
+def test_table_is_the_same_however_it_was_saved(start, end, quote, space, last, tmp_path):
+    def saved(path, start, end, quote, space, last):
+        lines = [
+            [b"x", b"c", b"y"],
+            *([b"%d" % index, b"uv"[index % 3 % 2 :][:1], b"ab"[index % 2 :][:1]] for index in range(60)),
+        ]
+        content = end.join(b",".join(quote + space + cell + space + quote for cell in line) for line in lines)
+        path.write_bytes(start + content + end * last)
+        data = Table(str(path), "y", "multiclass", categorical=["c"])
+        data.setup()
+        return data
+
+    expected = saved(tmp_path / "a.csv", b"", b"\n", b"", b"", True)
+    found = saved(tmp_path / "b.csv", start, end, quote, space, last)
+    assert found.class_names == ["a", "b"]
+    assert found.state_dict()["categories"] == {"c": ["u", "v"]}
+    for mine, other in zip(found.tensors("test"), expected.tensors("test"), strict=True):
+        assert mine.tolist() == other.tolist()

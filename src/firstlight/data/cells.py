@@ -40,6 +40,7 @@ _NOTATIONS = {
     r"|[-+]?\d+(?:_\d+)+(?:\.\d*)?": "a number with thousands separators: write it without them",
     rf"{_SIGN}\d{{1,3}}(?:[. ']\d{{3}})+,\d+|{_SIGN}\d*,\d+": "a number with a decimal comma: write a decimal point",
     r"[\u2212\u2013]\d+\.?\d*|\(\d[\d.,]*\)|\d+\.?\d*-": "a negative number in another notation: write it as -12.5",
+    r"(?i:true|false|yes|no)": "a word: write 1 or 0, or name a column of inputs in categorical",
     rf"{_SIGN}\d+\.?\d* ?(?:{_UNITS})": "a number with a unit: write the number alone",
 }
 

@@ -54,6 +54,12 @@ def clean(
     targets = np.empty((len(inputs), 0), np.float32) if samples.targets is None else samples.targets
     numbers, bad_inputs = _to_numbers(inputs)
     labels, bad_targets = _to_numbers(targets)
+    if labels.size and labels.dtype.kind == "f" and np.isnan(labels).all():
+        # A file to predict may have the column of targets, but no value in it.
+        without = f"{samples.source or 'the data'} has no target in any row"
+        samples = replace(samples, missing_reason=samples.missing_reason or without)
+        targets = np.empty((len(inputs), 0), np.float32)
+        labels, bad_targets = _to_numbers(targets)
     names = samples.columns, samples.columns[_flat(inputs).shape[1] :]
     _refuse_notations(inputs, numbers, samples, names[0], "column {}")
     _refuse_notations(targets, labels, samples, names[1], "target")
@@ -173,10 +179,11 @@ def _to_numbers(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
 
 def _number(value: Any) -> float:
     try:
-        # `float` would accept 1_000.
-        return float("nan") if is_missing(value) else float("inf" if "_" in str(value) else value)
+        number = float(value)
     except (TypeError, ValueError):
-        return float("inf")
+        return float("nan") if is_missing(value) else float("inf")
+    # `float` would accept 1_000.
+    return float("inf") if isinstance(value, str) and "_" in value else number
 
 
 def _refuse_notations(

@@ -12,6 +12,17 @@ from firstlight.errors import UsageError, did_you_mean
 __all__ = ["Csv", "digest_of", "missing_column", "read_bytes", "read_csv", "read_text"]
 
 
+_MAGIC = {
+    b"\xff\xfe": "text in UTF-16",
+    b"\xfe\xff": "text in UTF-16",
+    b"\x1f\x8b": "compressed by gzip",
+    b"PK\x03\x04": "a zip archive, like .xlsx and .npz",
+    b"PAR1": "a Parquet file",
+    b"\x93NUMPY": "a .npy file",
+}
+"""How other kinds of files begin."""
+
+
 @dataclass(frozen=True)
 class Csv:
     """The content of a CSV file.
@@ -62,6 +73,9 @@ def read_csv(path: str) -> Csv:
             more or fewer values than the header.
     """
     content = read_bytes(path)
+    for magic, kind in _MAGIC.items():
+        if content.startswith(magic):
+            raise UsageError(f"{path} is {kind}: it must be a CSV file in UTF-8")
     text = read_text(content, path)
     if (at := content.find(b"\0")) >= 0:
         line = content.count(b"\n", 0, at) + 1
@@ -85,11 +99,15 @@ def read_csv(path: str) -> Csv:
             raise UsageError(f"{path}: values are separated by {separator!r}: they must be separated by commas")
     for index, name in enumerate(header):
         if not name or name in header[:index]:
-            raise UsageError(f"{path}: column {index + 1} is named {name!r}: column names must be unique and not empty")
+            hint = "" if name or index else "; pandas leaves out its index with to_csv(index=False)"
+            raise UsageError(
+                f"{path}: column {index + 1} is named {name!r}: column names must be unique and not empty{hint}"
+            )
     for line, row in rows:
         if len(row) != len(header):
+            quoting = "; a value with a comma must be in quotes" if len(row) > len(header) else ""
             values = f"{len(row)} value{'s' * (len(row) != 1)}"
-            raise UsageError(f"{path}: line {line} has {values}, but the header has {len(header)} columns")
+            raise UsageError(f"{path}: line {line} has {values}, but the header has {len(header)} columns{quoting}")
     if not rows:
         raise UsageError(f"{path} has no rows below its header")
     return Csv(header, [row for _, row in rows], [line for line, _ in rows], digest_of(content))

@@ -205,6 +205,27 @@ BAD = {
         {"target": ["age", "price"], "kind": "multilabel", "columns": ["height"], "categorical": []},
         "line 2 has the label",
     ),
+    "an input that is the target": (
+        rows(),
+        {"columns": ["age", "label"], "categorical": []},
+        "column label is an input and",
+    ),
+    "an input twice": (rows(), {"columns": ["age", "age"], "categorical": []}, "column age is an input twice"),
+    "an integer beyond float64": (
+        changed(5, "age", str(2**53 + 1)),
+        {},
+        r"line 7 column age is 9007199254740993, which float64 rounds: leave age out, or name it in categorical",
+    ),
+    "a word for a truth value": (
+        [[*line[:4], "yes", *line[5:]] for line in rows()],
+        {"target": ["label", "price"], "kind": "multilabel", "columns": ["height"], "categorical": []},
+        r"line 2 column label \(yes\) is a word: write 1 or 0",
+    ),
+    "no target at all": (
+        [[*line[:4], "NA", *line[5:]] for line in rows()],
+        {"missing_targets": "drop"},
+        r"data\.csv has no target in any row",
+    ),
     "too few values": ([*rows(), ["1"]], {}, r"data\.csv: line 62 has 1 value, but the header has 7 columns"),
     "no rows": ([], {}, r"data\.csv has no rows below its header"),
 }
@@ -301,6 +322,40 @@ def test_labels_that_look_alike_are_told(values, warning, tmp_path, caplog):
     lines = [[str(index), values[index % 2]] for index in range(40)]
     ready(Table(write(tmp_path / "a.csv", lines, ["x", "y"]), "y", "multiclass"))
     assert [line for line in caplog.messages if line.endswith(warning)]
+
+
+def test_new_file_with_an_empty_target_column_is_predicted(path, tmp_path):
+    trained = ready(Table(path, "label", "multiclass", **INPUTS))
+    lines = [[*line[:4], "", *line[5:]] for line in rows()]
+    inputs, data = predict(trained, write(tmp_path / "new.csv", lines))
+    assert len(inputs) == 60
+    with pytest.raises(UsageError, match=r"only predict works without targets: .*new\.csv has no target in any row"):
+        data.test_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "warning"),
+    [
+        ("age", lambda row: "7", "column age has one value in all training rows: 7"),
+        ("city", lambda row: "Rome", "column city has one value in all training rows: Rome"),
+        ("city", lambda row: f"A{row}", "column city has another category in each training row: leave it out"),
+        ("age", lambda row: str(row + 1), "column age counts the rows of the file: leave it out"),
+    ],
+)
+def test_column_without_use_is_told(column, values, warning, tmp_path, caplog):
+    lines = rows()
+    for row, line in enumerate(lines):
+        line[HEADER.index(column)] = values(row)
+    ready(Table(write(tmp_path / "a.csv", lines), "label", "multiclass", **INPUTS))
+    assert [line for line in caplog.messages if line.endswith(warning)]
+
+
+def test_integers_beyond_float64_are_different_classes_and_categories(tmp_path):
+    ids = [str(2**53), str(2**53 + 1)]
+    lines = [[ids[index % 2], ids[index % 3 % 2]] for index in range(60)]
+    data = ready(Table(write(tmp_path / "a.csv", lines, ["c", "y"]), "y", "multiclass", categorical=["c"]))
+    assert data.class_names == data.state_dict()["categories"]["c"] == ids
+    assert data.dataset("train").targets.tolist() == [row % 3 % 2 for row in data.rows("train")]
 
 
 @pytest.mark.parametrize("kept", [1, 5])

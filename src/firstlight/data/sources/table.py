@@ -4,6 +4,7 @@ Shapes: `N` rows, `B` batch, `K` targets per row, `C` input columns, `F` feature
 """
 
 import logging
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,10 @@ _log = logging.getLogger(__name__)
 
 _MAX_LISTED = 5
 """Unknown categories that a warning names."""
+_EXACT_DIGITS = 15
+"""Integers with so many digits are exact in float64."""
+_MIN_ROWS = 20
+"""Training rows from which a column that identifies each of them is no accident."""
 
 
 class Table(DataModule):
@@ -88,8 +93,14 @@ class Table(DataModule):
             problem = problem or missing_column(self.path, self.targets, header)
         if not columns:
             problem = problem or f"{self.path} has no input columns, only {', '.join(header)}"
+        for name in columns:
+            if columns.count(name) > 1 or name in [*self.targets, *splits]:
+                role = "an input twice" if columns.count(name) > 1 else "an input and also the target or the split"
+                problem = problem or f"{self.path}: column {name} is {role}: leave it out of columns"
         if problem:
             raise UsageError(problem)
+        numbers = [name for name in columns if name not in self.categorical]
+        self._refuse_long_integers({name: table[name] for name in numbers}, file.lines)
         if not self.fitted:
             numeric = [*columns, *(self.targets if self.kind == "regression" else [])]
             self._refuse_text({name: table[name] for name in numeric if name not in self.categorical})
@@ -115,14 +126,24 @@ class Table(DataModule):
 
     def _refuse_text(self, table: dict[str, NDArray[Any]]) -> None:
         """Refuse columns that hold words but no number."""
-        words = {name: [value for value in values if not is_missing(value)] for name, values in table.items()}
-        text = [name for name, values in words.items() if values and not any(map(_is_numeric, values))]
+        words = {name: values for name, values in table.items() if not any(map(_is_numeric, values))}
+        first = {name: next((value for value in values if not is_missing(value)), "") for name, values in words.items()}
+        text = [name for name in first if first[name]]
         if text:
-            examples = ", ".join(f"{name} ({words[name][0]}, ...)" for name in text)
+            examples = ", ".join(f"{name} ({first[name]}, ...)" for name in text)
             raise UsageError(
                 f"{self.path}: no numbers in {examples}: columns of categories must be named in "
                 f"categorical=[{','.join(text)}]"
             )
+
+    def _refuse_long_integers(self, table: dict[str, NDArray[Any]], lines: list[int]) -> None:
+        """Refuse integers that float64 rounds to another one; they are identifiers."""
+        for name, values in table.items():
+            for line, value in zip(lines, values, strict=True):
+                if _EXACT_DIGITS < len(value) < 300 and value.strip().lstrip("+-").isdecimal():
+                    if int(value) != int(float(value)):
+                        found = f"{self.path}: line {line} column {name} is {value}, which float64 rounds"
+                        raise UsageError(f"{found}: leave {name} out, or name it in categorical")
 
     def _warn_unknown(self, name: str, known: list[str], reason: str) -> None:
         known = [*map(same, known)]
@@ -133,6 +154,24 @@ class Table(DataModule):
                 f"{self.path}: column {name} has categories that {reason}: {listed}; they are encoded as zeros"
             )
 
+    def _warn_useless(self, inputs: Tensor) -> None:
+        """Warn about columns that are constant in the training inputs `(N, C)`, or identify a row."""
+        rows = torch.from_numpy(self.rows("train"))
+        for name, column in zip(self._columns, inputs.unbind(1), strict=True):
+            values = column[~column.isnan()]
+            if len(values) > 1 and (values == values[0]).all():
+                _log.warning(
+                    f"{self.path}: column {name} has one value in all training rows: {self._shown(name, values)}"
+                )
+            elif name in self.categorical:
+                if len(values) >= _MIN_ROWS and len(values.unique()) == len(values):
+                    _log.warning(f"{self.path}: column {name} has another category in each training row: leave it out")
+            elif len(values) >= _MIN_ROWS and (column - rows == column[0] - rows[0]).all():
+                _log.warning(f"{self.path}: column {name} counts the rows of the file: leave it out")
+
+    def _shown(self, name: str, values: Tensor) -> str:
+        return self._categories[name][int(values[0])] if name in self.categorical else f"{values[0]:g}"
+
     def fit(self, inputs: Tensor) -> dict[str, Any]:
         """Return the categories of each column in the training inputs `(N, C)`."""
         categories = {}
@@ -140,6 +179,7 @@ class Table(DataModule):
             column = inputs[:, self._columns.index(name)]
             categories[name] = [self._categories[name][int(code)] for code in np.unique(column[~column.isnan()])]
             self._warn_unknown(name, categories[name], "no training row has")
+        self._warn_useless(inputs)
         return {"categories": categories}
 
     def transform(self, inputs: Tensor) -> Tensor:
@@ -175,7 +215,6 @@ class Table(DataModule):
 def _is_numeric(value: str) -> bool:
     """Return whether a text is a number, or one in a notation that `clean` explains."""
     try:
-        float(value)
+        return not is_missing(value) and math.isfinite(float(value))
     except ValueError:
-        return bool(notation(value))
-    return True
+        return any(map(str.isdigit, value)) and bool(notation(value))
