@@ -112,7 +112,7 @@ def warn_doubtful(names: Sequence[str], where: str) -> None:
     """Warn about names that look like another one, or like a missing value."""
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(same(name).casefold().lstrip("0"), name)
+        other = seen.setdefault(same(name).casefold().lstrip("0").strip("\"'"), name)
         if other != name:
             _log.warning(f"{where} has {other} and {name}, which count as different values")
         if name.casefold() in {"missing", *map(str.casefold, MISSING)}:

@@ -164,8 +164,12 @@ class Table(DataModule):
                     f"{self.path}: column {name} has one value in all training rows: {self._shown(name, values)}"
                 )
             elif name in self.categorical:
-                if len(values) >= _MIN_ROWS and len(values.unique()) == len(values):
+                if len(values) >= _MIN_ROWS and len(np.unique(values)) == len(values):
                     _log.warning(f"{self.path}: column {name} has another category in each training row: leave it out")
+            elif len(values) >= _MIN_ROWS and _are_dates(values):
+                _log.warning(
+                    f"{self.path}: column {name} seems to hold dates like {values[0]:.0f}: write days, for example"
+                )
             elif len(values) >= _MIN_ROWS and (column - rows == column[0] - rows[0]).all():
                 _log.warning(f"{self.path}: column {name} counts the rows of the file: leave it out")
 
@@ -210,6 +214,13 @@ class Table(DataModule):
                 f"{self.path}: column {target} has {len(names)} classes, {', '.join(names)}: kind=binary must have 2"
             )
         return encoded[:, None] if self.kind == "binary" else encoded, names
+
+
+def _are_dates(values: Tensor) -> bool:
+    """Return whether all numbers are dates written as yyyymmdd, for example 20240131."""
+    day, month = values % 100, values // 100 % 100
+    valid = (values >= 19000101) & (values < 21000000) & (day >= 1) & (day <= 31) & (month >= 1) & (month <= 12)
+    return bool((valid & (values % 1 == 0)).all())
 
 
 def _is_numeric(value: str) -> bool:
