@@ -92,11 +92,20 @@ def test_tokens_are_not_scaled_and_become_int64_in_the_batch(kind):
     assert inputs.tolist() == targets.tolist() == tokens[data.rows("test")].tolist()
 
 
-def test_targets_without_classes_become_a_float32_column():
-    values = np.linspace(0, 1, 40)
+def test_targets_without_classes_become_a_float64_column():
+    values = 1.7e9 + np.linspace(0, 1, 40)
     data = ready(Arrays(np.random.default_rng(0).normal(size=(40, 2)), values))
-    assert data.dataset("val").targets.dtype == torch.float32
-    np.testing.assert_allclose(data.dataset("val").targets, values[data.indices["val"], None], rtol=1e-6)
+    np.testing.assert_array_equal(data.dataset("val").targets.numpy(), values[data.indices["val"], None], strict=True)
+
+
+def test_loaders_give_float32_targets_and_tell_once_if_digits_are_lost(caplog):
+    inputs, small = np.random.default_rng(0).normal(size=(40, 2)), np.linspace(0, 1, 40)
+    for values, told in ((small, 0), (1.7e9 + small, 1)):
+        caplog.clear()
+        data = ready(Arrays(inputs, values))
+        for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+            assert {targets.dtype for _, targets in loader} == {torch.float32}
+        assert caplog.text.count("float32 rounds the targets") == told
 
 
 def test_missing_mean_fills_with_the_mean_of_the_training_split():

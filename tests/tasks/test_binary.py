@@ -51,15 +51,60 @@ def test_prediction_is_the_more_probable_class(make, targets, tmp_path):
     found = predicted(task, loader(INPUTS, targets, batch_size=7), tmp_path)
     with torch.no_grad():
         logits = task.eval()(INPUTS)
-    probabilities = torch.sigmoid(logits)
+    probabilities = torch.sigmoid(logits.double())
     if make is binary:
         assert found["prediction"].shape == found["target"].shape == (50,)
-        torch.testing.assert_close(found["probabilities"].sum(dim=1), torch.ones(50))
+        torch.testing.assert_close(found["probabilities"].sum(dim=1), torch.ones(50).double())
         probabilities = torch.cat([1 - probabilities, probabilities], dim=1)
         assert torch.equal(found["prediction"], found["probabilities"].argmax(dim=1))
     torch.testing.assert_close(found["probabilities"], probabilities)
     assert torch.equal(found["prediction"].view(-1), (logits > 0).long().view(-1))
     assert torch.equal(found["target"].view(-1), targets.long().view(-1))
+
+
+class Given(nn.Module):
+    """Returns its inputs as logits, in any precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs):
+        return inputs * self.weight
+
+
+@pytest.mark.parametrize("make", [binary, multilabel])
+def test_large_logits_are_ranked_by_their_value(make, tmp_path):
+    logits = torch.tensor([40, 38, 45, 60, 41, 39, 70, -3, 55, 42.0])[:, None]
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 0, 1, 0.0])[:, None]
+    if make is multilabel:
+        logits, labels = torch.cat([logits, -logits, logits]), torch.cat([labels, 1 - labels, labels])
+        logits, labels = logits.view(3, 10).T, labels.view(3, 10).T
+    task = make(network=Given())
+    (found,) = trainer(tmp_path).test(task, loader(logits, labels, batch_size=4), verbose=False)
+    assert found["test/auroc"] == pytest.approx(0.8, abs=1e-12)
+    scores = predicted(task, loader(logits, labels), tmp_path)["score"].view(logits.shape)
+    assert roc_auc_score(labels, scores) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "16-true", "bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (0.0, 1e-6), (60.0, 1.0), (-60.0, 1.0), (0.0, 1e3)])
+@pytest.mark.parametrize("make", [binary, multilabel])
+def test_metrics_equal_scikit_learn_on_the_predictions_for_every_precision(make, offset, scale, precision, tmp_path):
+    targets = CASES["binary" if make is binary else "multilabel"][1]
+    logits = offset + scale * (INPUTS[:, : targets.shape[1]] + 0.1)
+    run, task = trainer(tmp_path, precision=precision), make(network=Given())
+    (found,) = run.test(task, loader(logits, targets, batch_size=7), verbose=False)
+    columns = run.predict(task, loader(logits, targets, batch_size=7))
+    written = {name: torch.cat([batch[name] for batch in columns]) for name in columns[0]}
+    labels, decided, scores = (written[name].view(targets.shape) for name in ("target", "prediction", "score"))
+    every = range(targets.shape[1])
+    assert found == {
+        "test/loss": pytest.approx(nn.BCEWithLogitsLoss()(scores, labels.double()).item(), rel=1e-5),
+        "test/accuracy": pytest.approx(accuracy_score(labels.flatten(), decided.flatten()), rel=1e-6),
+        "test/f1": pytest.approx(sum(f1_score(labels[:, i], decided[:, i]) for i in every) / len(every), rel=1e-6),
+        "test/auroc": pytest.approx(sum(roc_auc_score(labels[:, i], scores[:, i]) for i in every) / len(every)),
+    }
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])

@@ -5,6 +5,7 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
+from firstlight.data import Tensors
 from firstlight.errors import UsageError
 from firstlight.networks import MLP
 from firstlight.preflight.probe import probe
@@ -13,6 +14,7 @@ from tests.tasks.helpers import loader, parts, predicted, trainer
 
 INPUTS = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 TARGETS = 1990 + 12 * INPUTS[:, :1] + torch.randn(40, 1, generator=torch.Generator().manual_seed(1))
+PRECISIONS = ["32-true", "64-true", "16-true", "bf16-true", "bf16-mixed"]
 SEVERAL = torch.cat([TARGETS, INPUTS[:, 1:2] / 100, torch.full((40, 1), 7.0)], dim=1)
 
 
@@ -61,8 +63,8 @@ def test_metrics_stay_exact_with_a_large_target_mean(tmp_path):
 def test_statistics_are_those_of_the_whole_training_set(tmp_path):
     task, _ = fitted(tmp_path, SEVERAL, max_steps=1)
     expected = SEVERAL.double().mean(dim=0), SEVERAL.double().std(dim=0, correction=0)
-    torch.testing.assert_close(task.target_mean, expected[0].float())
-    torch.testing.assert_close(task.target_std[:2], expected[1][:2].float())
+    torch.testing.assert_close(task.target_mean, expected[0])
+    torch.testing.assert_close(task.target_std[:2], expected[1][:2])
     assert task.target_std[2] == 1.0  # A constant target.
     assert {"target_mean", "target_std"} <= task.state_dict().keys()
 
@@ -76,7 +78,7 @@ def test_statistics_do_not_depend_on_how_batches_are_drawn(tmp_path):
     for each in loaders.values():
         task = regression()
         trainer(tmp_path, max_steps=1).fit(task, each, loader(INPUTS, TARGETS))
-        torch.testing.assert_close(task.target_mean, TARGETS.mean(dim=0))
+        torch.testing.assert_close(task.target_mean, TARGETS.double().mean(dim=0))
 
 
 class Noisy(TensorDataset):
@@ -91,16 +93,64 @@ def test_reading_the_targets_consumes_no_random_state(tmp_path):
     states = []
 
     class Watched(Regression):
-        def on_train_start(self):
+        def fit_targets(self):
             states.append((torch.get_rng_state(), np.random.get_state()[1].copy()))
-            super().on_train_start()
+            super().fit_targets()
             states.append((torch.get_rng_state(), np.random.get_state()[1].copy()))
 
     batches = DataLoader(Noisy(INPUTS, TARGETS), batch_size=8, shuffle=True)
     task = Watched(**parts(MLP(4, [], 1), nn.MSELoss()))
-    trainer(tmp_path, max_steps=1).fit(task, batches, loader(INPUTS, TARGETS))
+    trainer(tmp_path, max_epochs=1).fit(task, batches, loader(INPUTS, TARGETS))
     (before, after) = states
     assert torch.equal(before[0], after[0]) and np.array_equal(before[1], after[1])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("offset", "scale"), [(1.7e9, 20.0), (1e9, 1e-3), (1.0, 1e-6), (-1e9, 1.0), (0.0, 1e9)])
+def test_metrics_equal_scikit_learn_on_the_predictions_for_every_offset_and_precision(
+    offset, scale, precision, tmp_path
+):
+    values = offset + scale * (INPUTS[:, 0].double() + torch.randn(40).double() / 3)
+    task, data = regression(), Tensors(INPUTS, values, batch_size=7)
+    run = trainer(tmp_path, max_epochs=5, precision=precision)
+    run.fit(task, data)
+    (found,) = run.test(task, data, verbose=False)
+    outputs = run.predict(task, data)
+    predictions, targets = (torch.cat([batch[name] for batch in outputs]) for name in ("prediction", "target"))
+    assert torch.equal(targets, values[data.rows("test")])
+    train = values[data.rows("train")]
+    loss = ((predictions - targets) / train.std(correction=0)).square().mean().item()
+    expected = {
+        "test/loss": pytest.approx(loss, rel=1e-4),
+        "test/mae": pytest.approx(mean_absolute_error(targets, predictions), rel=1e-6),
+        "test/rmse": pytest.approx(root_mean_squared_error(targets, predictions), rel=1e-6),
+        "test/r2": pytest.approx(r2_score(targets, predictions), rel=1e-6),
+    }
+    assert found == expected
+    assert len(predictions.unique()) > 3
+    assert found["test/rmse"] < 2 * train.std()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_float64_targets_of_any_data_loader_are_not_rounded(precision, tmp_path):
+    values = 1.7e9 + 20 * INPUTS[:, :1].double()
+    run = trainer(tmp_path, max_epochs=2, precision=precision)
+    task = regression()
+    run.fit(task, loader(INPUTS, values), loader(INPUTS, values))
+    found = torch.cat([batch["target"] for batch in run.predict(task, loader(INPUTS, values))])
+    assert torch.equal(found, values[:, 0])
+    assert "convert_input" not in vars(run.precision_plugin)  # The trainer is as it was.
+
+
+def test_time_stamps_are_predicted(tmp_path):
+    inputs = torch.arange(61.0)[:, None]
+    task, data = regression(network=MLP(1, [], 1)), Tensors(inputs, 1_700_000_000 + inputs[:, 0].double(), batch_size=8)
+    run = trainer(tmp_path, max_epochs=40)
+    run.fit(task, data)
+    outputs = run.predict(task, data)
+    predictions, targets = (torch.cat([batch[name] for batch in outputs]) for name in ("prediction", "target"))
+    assert len(predictions.unique()) == len(targets)
+    assert (predictions - targets).abs().max() < 1
 
 
 def test_resumed_run_keeps_its_statistics_and_a_new_run_computes_its_own(tmp_path):
@@ -131,13 +181,13 @@ def test_training_does_not_depend_on_the_units_of_the_targets(tmp_path):
 
 def test_targets_of_another_shape_are_refused_at_every_step(tmp_path):
     for wrong in (TARGETS[:, 0], SEVERAL, TARGETS.unsqueeze(2)):
-        with pytest.raises(UsageError, match=r"for outputs \(8, 1\) float32: they must be float32 of exactly"):
+        with pytest.raises(UsageError, match=r"for outputs \(8, 1\) float32: they must be floating point of exactly"):
             trainer(tmp_path).validate(regression(), loader(INPUTS, wrong), verbose=False)
 
 
 def test_probe_refuses_wrong_targets_and_outputs():
-    for wrong in (TARGETS[:, 0], SEVERAL, TARGETS.long(), TARGETS.double()):
-        with pytest.raises(UsageError, match=r"they must be \(40, 1\) float32"):
+    for wrong in (TARGETS[:, 0], SEVERAL, TARGETS.long(), TARGETS.half()):
+        with pytest.raises(UsageError, match=r"they must be \(40, 1\) float64 or float32"):
             probe(regression(), (INPUTS[:3], wrong[:3]), wrong)
     with pytest.raises(UsageError, match=r"has 1 target per sample, but MLP returns outputs of shape \(3, 3\)"):
         probe(regression(network=MLP(4, [], 3)), (INPUTS[:3], TARGETS[:3]), TARGETS)

@@ -105,6 +105,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         self.fitted: dict[str, Any] = {}
         self._samples: Samples | None = None
         self._scaler: Scaler | None = None
+        self._is_warned = False
         self._train_loader: DataLoader[Batch] | None = None
         self._loader_state: dict[str, Any] = {}
 
@@ -135,7 +136,10 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         return self._rows[self.indices[split]]
 
     def dataset(self, split: Split) -> TensorBatches:
-        """Return the samples of a split. Numbers are scaled, and missing ones filled; pixels and tokens stay."""
+        """Return the samples of a split. Numbers are scaled, and missing ones filled; pixels and tokens stay.
+
+        Targets that are numbers are float64. Loaders make them float32, unless the module has `exact_targets = True`.
+        """
         if not self.indices:
             self._prepare()
         samples, rows = self._samples, torch.from_numpy(self.indices[split])
@@ -287,4 +291,27 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
     def _loader(self, split: Split, shuffle: bool = False) -> DataLoader[Batch]:
         processes = 1 if self.trainer is None else self.trainer.world_size
         size = per_process(self.batch_size, self.batch_size_is, processes)
-        return make_loader(self.dataset(split), self.trainer, size, shuffle, self.num_workers, self.on_device)
+        dataset = self.dataset(split)
+        if dataset.targets.dtype == torch.float64 and not self._keeps_float64():
+            self._warn_rounded(dataset.targets)
+            dataset = dataset.with_targets(torch.float32)
+        return make_loader(dataset, self.trainer, size, shuffle, self.num_workers, self.on_device)
+
+    def _keeps_float64(self) -> bool:
+        """Return whether batches hold float64 targets: the module asks for them, and the device has float64."""
+        if self.trainer is None or self.trainer.strategy.root_device.type == "mps":
+            return False
+        return getattr(self.trainer.lightning_module, "exact_targets", False)
+
+    def _warn_rounded(self, targets: Tensor) -> None:
+        """Warn once if float32 rounds targets by more than 1/1000 of their standard deviation."""
+        if self._is_warned or not targets.numel():
+            return
+        rounding = (targets - targets.float()).abs().amax(0)
+        if (rounding > 1e-3 * targets.std(0, correction=0)).any():
+            self._is_warned = True
+            _log.warning(
+                f"{self._source}: float32 rounds the targets, for example {targets[0].tolist()} to "
+                f"{targets[0].float().tolist()}: subtract a constant from them, or set exact_targets = True in the "
+                "module to get float64"
+            )

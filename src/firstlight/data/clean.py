@@ -42,8 +42,8 @@ def clean(
 
     Returns:
         The samples, and the index `(N,)` of each in the loaded data. Inputs are float64; uint8 and integers keep their
-        type. Targets are int64 class indices, float32 `(N, K)` or integers of the loaded type; `(N, 0)` if there are
-        none.
+        type. Targets are int64 class indices, float32 zeros and ones `(N, K)`, float64 numbers `(N, K)` or integers of
+        the loaded type; `(N, 0)` if there are none.
 
     Raises:
         UsageError: If the data cannot be used. The message names rows and columns.
@@ -139,7 +139,7 @@ def _labels(targets: NDArray[Any], samples: Samples, rows: NDArray[np.int64]) ->
     names = samples.class_names
     if not names or not targets.size:
         if targets.dtype.kind == "f":
-            return (targets.reshape(len(targets), -1) if targets.ndim == 1 else targets).astype(np.float32)
+            return targets[:, None] if targets.ndim == 1 else targets
         return targets if targets.dtype.kind == "i" else targets.astype(np.int64)
     columns = 0 if targets.ndim == 1 else targets.shape[1]
     if targets.ndim > 2 or (columns and len(names) != max(columns, 2)):

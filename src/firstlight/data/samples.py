@@ -100,6 +100,10 @@ class TensorBatches(Dataset[Batch]):
         """Return a copy of the samples in the memory of a device."""
         return TensorBatches(self.inputs.to(device), self.targets.to(device))
 
+    def with_targets(self, dtype: torch.dtype) -> "TensorBatches":
+        """Return the samples with targets of another type; the inputs are not copied."""
+        return type(self)(self._inputs, self._targets.to(dtype), self._rows)
+
     def __getitem__(self, index: int | Sequence[int] | Tensor) -> Batch:
         """Return one sample, or a batch for several indices."""
         if isinstance(index, Sequence) or (isinstance(index, Tensor) and index.ndim == 1):

@@ -1,7 +1,8 @@
-"""Metrics of a split, retrieval metrics, and metrics of language models."""
+"""Metrics of a split, AUROC, R², retrieval metrics, and metrics of language models."""
 
 from firstlight.metrics.language import BitsPerByte, Perplexity
 from firstlight.metrics.retrieval import RecallAtK, recall_at_k
 from firstlight.metrics.split_metrics import SplitMetrics
+from firstlight.metrics.whole_split import AUROC, R2, auroc, r2
 
-__all__ = ["BitsPerByte", "Perplexity", "RecallAtK", "SplitMetrics", "recall_at_k"]
+__all__ = ["AUROC", "R2", "BitsPerByte", "Perplexity", "RecallAtK", "SplitMetrics", "auroc", "r2", "recall_at_k"]

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 from torchmetrics import text
 
@@ -17,6 +18,7 @@ class Perplexity(text.Perplexity):
 
     def __init__(self) -> None:
         super().__init__(ignore_index=0)
+        self.set_dtype(torch.float64)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add the mean cross-entropies of batches, in nats, and their token counts; a batch without tokens adds 0."""

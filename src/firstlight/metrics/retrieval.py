@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from firstlight.errors import check_range
+from firstlight.metrics.whole_split import WholeSplitMetric, exact
 
 __all__ = ["RecallAtK", "recall_at_k"]
 
-_MAX_ELEMENTS = 2**24  # Similarities in memory at once: 64 MiB.
+_MAX_ELEMENTS = 2**23  # Similarities in memory at once: 64 MiB.
 
 
 def recall_at_k(embeddings: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -38,7 +37,7 @@ def recall_at_k(embeddings: Tensor, labels: Tensor, k: int) -> Tensor:
     >>> recall_at_k(embeddings, torch.tensor([0, 0, 1, 0]), k=1)
     tensor(0.5000)
     """
-    directions = normalize(embeddings.float(), dim=1)
+    directions = normalize(exact(embeddings), dim=1)
     total = len(labels)
     chunk = max(1, _MAX_ELEMENTS // total)
     hits = []
@@ -50,33 +49,19 @@ def recall_at_k(embeddings: Tensor, labels: Tensor, k: int) -> Tensor:
     return torch.cat(hits).float().mean()
 
 
-class RecallAtK(Metric):
-    """`recall_at_k` over all embeddings `(B, D)` and labels `(B,)` of a split.
+class RecallAtK(WholeSplitMetric):
+    """`recall_at_k` over all embeddings `(B, D)` and labels `(B,)` of a split; NaN if there is only one sample.
 
     Args:
         k: Retrieved samples per query, at least 1.
         **options: Arguments of `torchmetrics.Metric`.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    embeddings: list[Tensor]
-    labels: list[Tensor]
-
     def __init__(self, k: int = 1, **options: Any) -> None:
         super().__init__(**options)
         check_range("RecallAtK", "[1, inf)", k=k)
         self.k = k
-        self.add_state("embeddings", default=[], dist_reduce_fx="cat")
-        self.add_state("labels", default=[], dist_reduce_fx="cat")
 
-    def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Add a batch."""
-        self.embeddings.append(embeddings)
-        self.labels.append(labels)
-
-    def compute(self) -> Tensor:
+    def function(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """Return the recall `()`."""
-        return recall_at_k(dim_zero_cat(self.embeddings), dim_zero_cat(self.labels), self.k)
+        return recall_at_k(predictions, targets, self.k)

@@ -12,15 +12,16 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection, SumMetric
 
 from firstlight.errors import UsageError
+from firstlight.metrics.whole_split import WholeSplitMetric, exact
 
 __all__ = ["SplitMetrics"]
 
-_MAX_ELEMENTS = 2**22  # Elements of predictions that are kept before the metrics are updated: 16 MiB of float32.
+_MAX_ELEMENTS = 2**22  # Elements of predictions kept before the metrics are updated: 16 MiB of float32, 32 of float64.
 _ELEMENTS_PER_LOSS = 256  # Elements that a batch without predictions counts as, so that few enough batches are kept.
 
 
 class SplitMetrics:
-    """Weighted mean losses and metrics of a split, equal on every process after `compute`.
+    """Weighted mean losses and metrics of a split, equal on every process after `compute`. Sums are float64.
 
     `update` only keeps references, so that a step does little work and never waits for the device. This class is no
     `nn.Module`, because a checkpoint does not hold metrics. It moves them to the device of the losses itself.
@@ -34,6 +35,7 @@ class SplitMetrics:
         self.split = split
         self.names = list(metrics)
         self.last_weight: Tensor | int = 0  # Of the last batch.
+        self.missing_reasons: dict[str, str] = {}  # By name, why a metric of the last `compute` is NaN.
         self._metrics = MetricCollection(dict(metrics)).clone(prefix=f"{split}/")
         self._weight = _new_sum()
         self._sums: dict[str, SumMetric] = {"loss": _new_sum()}
@@ -77,6 +79,11 @@ class SplitMetrics:
         weight = self._weight.compute()
         values = {f"{self.split}/{name}": total.compute() / weight for name, total in self._sums.items()}
         values |= self._metrics.compute()
+        self.missing_reasons = {
+            name: metric.missing_reason
+            for name, metric in self._metrics.items(keep_base=False, copy_state=False)
+            if isinstance(metric, WholeSplitMetric) and metric.missing_reason
+        }
         self.reset()
         return values
 
@@ -132,11 +139,14 @@ class SplitMetrics:
             return
         losses, terms, weights, inputs = zip(*self._batches, strict=True)
         self._check_names(terms)
-        means = {"loss": torch.stack(losses).float()}  # Sums of half precision would overflow.
-        means |= {name: torch.stack([each[name] for each in terms]).float() for name in terms[0]}
+        means = {"loss": exact(torch.stack(losses))}
+        means |= {name: exact(torch.stack([each[name] for each in terms])) for name in terms[0]}
         counts = _stack_weights(weights, losses[0].device).to(means["loss"])
         if self._weight.device != counts.device:
-            for metric in (self._weight, *self._sums.values(), self._metrics):
+            metrics: list[Metric | MetricCollection] = [self._weight, *self._sums.values(), self._metrics]
+            for metric in metrics:
+                if counts.device.type == "mps":
+                    metric.set_dtype(torch.float32)  # It has no float64.
                 metric.to(counts.device)
         if self._sums.keys() != means.keys():
             self._sums = {name: self._sums.get(name, _new_sum().to(counts.device)) for name in means}
@@ -169,7 +179,9 @@ def _new_sum() -> SumMetric:
     # MeanMetric of torchmetrics 1.9 ignores its weights with nan_strategy="disable"; every other strategy looks at the
     # values, which waits for the device. Therefore two sums. They are also used outside inference mode.
     with torch.inference_mode(False):
-        return SumMetric(nan_strategy="disable")
+        total = SumMetric(nan_strategy="disable")
+        total.set_dtype(torch.float64)
+        return total
 
 
 def _stack_weights(weights: tuple[Tensor | int, ...], device: torch.device) -> Tensor:

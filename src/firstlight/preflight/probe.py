@@ -32,6 +32,8 @@ def probe_splits(task: Task, datamodule: LightningDataModule) -> None:
         datamodule.setup()
         for split in datamodule.indices:
             samples = datamodule.dataset(split)
+            if samples.targets.is_floating_point() and not task.exact_targets:
+                samples = samples.with_targets(torch.float32)
             few = samples[range(min(3, len(samples)))]
             probe(task, datamodule.on_after_batch_transfer(few, 0), samples.targets)
 

@@ -4,7 +4,8 @@ Shapes: `B` batch; `N` samples of a split; `...` the shape of one sample, output
 """
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,7 +24,7 @@ from firstlight.errors import UsageError, check_range, did_you_mean
 from firstlight.metrics.split_metrics import SplitMetrics
 from firstlight.optim import parameter_groups, weights
 from firstlight.schedules import Schedule
-from firstlight.tasks.checks import describe
+from firstlight.tasks.checks import at_least_float32, describe
 from firstlight.tasks.optimization import Optimization
 from firstlight.tasks.train_log import TrainLog
 
@@ -58,6 +59,9 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
 
     eval_only_metrics: ClassVar[frozenset[str]] = frozenset()
     """Metrics computed on validation and test only."""
+
+    exact_targets: ClassVar[bool] = False
+    """True if the step takes targets as they were loaded, float64 for numbers, whatever the trainer's precision."""
 
     pairwise_loss: ClassVar[bool] = False
     """True for pairwise losses, for example contrastive: the loss of a batch is not a mean over its samples."""
@@ -102,7 +106,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
 
     def compute_loss(self, outputs: Any, targets: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the mean loss `()` of a batch, or the terms by name whose sum is minimised. Each term is logged."""
-        return self.loss(outputs, targets)  # type: ignore[no-any-return]
+        return self.loss(at_least_float32(outputs), at_least_float32(targets))  # type: ignore[no-any-return]
 
     def metric_inputs(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the predictions `(B, ...)` and targets `(B, ...)` that the metrics compare.
@@ -161,9 +165,38 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
 
     # Hooks of Lightning
 
+    def setup(self, stage: str) -> None:
+        """Keep the targets of batches from being rounded to the trainer's precision, if the task asks for it."""
+        if self.exact_targets:
+            plugin = self.trainer.precision_plugin
+            self.teardown(stage)
+            # Lightning 2.6.6 rounds all numbers of a batch before any hook of the module.
+            vars(plugin)["convert_input"] = partial(_convert_inputs, plugin.convert_input)
+
+    def teardown(self, stage: str) -> None:
+        """Give the trainer its own conversion of batches back."""
+        vars(self.trainer.precision_plugin).pop("convert_input", None)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Task":
+        """Move and convert the module; buffers of the loss and of the task itself are never rounded."""
+        modules = [self, *(self.loss.modules() if isinstance(getattr(self, "loss", None), nn.Module) else ())]
+        before = [(each._buffers, name, old) for each in modules for name, old in each._buffers.items()]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for buffers, name, old in before:
+            new = buffers[name]
+            if old is not None and new is not None and old.dtype != new.dtype and new.device.type != "mps":
+                buffers[name] = old.to(new.device, torch.promote_types(old.dtype, new.dtype))
+        return self
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimiser, with its schedule."""
-        return self.optimization.configure(self.trainer, parameter_groups(self))
+        """Return the optimiser, with its schedule; a new fit first calls `fit_targets`."""
+        optimizers = self.optimization.configure(self.trainer, parameter_groups(self))
+        if not self.trainer.ckpt_path:
+            self.fit_targets()
+        return optimizers
+
+    def fit_targets(self) -> None:
+        """Compute what the task needs to know of the training targets, before the first batch."""
 
     def on_train_start(self) -> None:
         """Start or resume the plan of the optimiser and the log."""
@@ -295,6 +328,14 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
                 "is better"
             )
         return "max" if is_better_higher[self.monitor] else "min"
+
+
+def _convert_inputs(convert: Callable[[Any], Any], batch: Any) -> Any:
+    """Return a batch `(inputs, targets)` with converted inputs. A single tensor is the inputs alone."""
+    if isinstance(batch, Tensor):
+        return convert(batch)
+    inputs, targets = batch
+    return convert(inputs), targets
 
 
 def _is_library(part: Any) -> bool:

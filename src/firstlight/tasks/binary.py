@@ -5,21 +5,43 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics.classification import (
-    BinaryAccuracy,
-    BinaryAUROC,
-    BinaryF1Score,
-    MultilabelAccuracy,
-    MultilabelAUROC,
-    MultilabelF1Score,
-)
+from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, MultilabelAccuracy, MultilabelF1Score
 
 from firstlight.errors import UsageError
+from firstlight.metrics.whole_split import AUROC, exact
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
-from firstlight.tasks.checks import check_elementwise_outputs, check_elementwise_targets, check_same_shape
+from firstlight.tasks.checks import (
+    at_least_float32,
+    check_elementwise_outputs,
+    check_elementwise_targets,
+    check_same_shape,
+)
 
 __all__ = ["BinaryClassification", "MultilabelClassification"]
+
+
+class _FromScores:
+    """A metric of torchmetrics updated with scores `(B, width)`: it would guess whether they are probabilities."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        super().update((preds > 0).int(), target)  # type: ignore[misc]
+
+
+class _BinaryAccuracy(_FromScores, BinaryAccuracy):
+    pass
+
+
+class _BinaryF1(_FromScores, BinaryF1Score):
+    pass
+
+
+class _MultilabelAccuracy(_FromScores, MultilabelAccuracy):
+    pass
+
+
+class _MultilabelF1(_FromScores, MultilabelF1Score):
+    pass
 
 
 class _ZeroOne(Task):
@@ -33,13 +55,20 @@ class _ZeroOne(Task):
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the loss of logits; targets must have exactly their shape."""
         check_same_shape(type(self).__name__, outputs, targets)
-        return self.loss(outputs, targets)  # type: ignore[no-any-return]
+        outputs = at_least_float32(outputs)
+        return self.loss(outputs, targets.to(outputs.dtype))  # type: ignore[no-any-return]
 
     def metric_inputs(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return probabilities and targets."""
-        # torchmetrics would guess from the values of logits whether they are probabilities. float64 keeps the order of
-        # large logits, whose probabilities are equal in float32.
-        return outputs.double().sigmoid(), targets.int()
+        """Return scores and targets. A label is predicted if its score is above 0; scores are ranked for `auroc`."""
+        # Not probabilities: those of large logits are equal.
+        return outputs, targets.int()
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return `prediction`, `probabilities`, `score` (the logits) and `target`, each `(B, width)`."""
+        inputs, targets = batch
+        scores = exact(self.predict_outputs(inputs))
+        columns = {"prediction": (scores > 0).long(), "probabilities": scores.sigmoid(), "score": scores}
+        return {**columns, "target": targets.long()}
 
     def check_targets(self, targets: Tensor) -> None:
         """Refuse targets that are not float32 `(N, width)`, or not 0 or 1."""
@@ -60,7 +89,7 @@ class BinaryClassification(_ZeroOne):
     """Logits `(B, 1)` of the second of two classes against float32 targets `(B, 1)` that are 0 or 1.
 
     Metrics, each in [0, 1]: `accuracy` and `f1` at a probability of 0.5, and `auroc`, for `val/*` and `test/*` only.
-    `f1` and `auroc` are those of class 1.
+    `f1` and `auroc` are those of class 1. `auroc` ranks logits; if all samples of a split have one class, it is NaN.
 
     Args:
         network: Maps inputs to logits.
@@ -74,30 +103,28 @@ class BinaryClassification(_ZeroOne):
         self, network: nn.Module, loss: nn.Module, optimizer: OptimizerCallable, schedule: Schedule, **options: Any
     ) -> None:
         metrics = {
-            "accuracy": BinaryAccuracy(validate_args=False),
-            "auroc": BinaryAUROC(validate_args=False),
-            "f1": BinaryF1Score(validate_args=False),
+            "accuracy": _BinaryAccuracy(validate_args=False),
+            "auroc": AUROC(),
+            "f1": _BinaryF1(validate_args=False),
         }
         super().__init__(network, optimizer, schedule, loss, metrics, **options)
         self.width = 1
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return `prediction` `(B,)`, `probabilities` `(B, 2)` and `target` `(B,)`."""
-        inputs, targets = batch
-        probability = self.predict_outputs(inputs).float().sigmoid()
-        return {
-            "prediction": (probability > 0.5).long().squeeze(1),
-            "probabilities": torch.cat([1 - probability, probability], dim=1),
-            "target": targets.long().squeeze(1),
-        }
+        """Return `prediction` `(B,)`, `probabilities` `(B, 2)`, `score` `(B,)` (the logit) and `target` `(B,)`."""
+        columns = super().predict_step(batch, batch_idx)
+        scores = columns["score"]
+        # Not 1 minus the other probability, which is 0 for large logits.
+        both = torch.cat([(-scores).sigmoid(), scores.sigmoid()], dim=1)
+        return {**{name: column.squeeze(1) for name, column in columns.items()}, "probabilities": both}
 
 
 class MultilabelClassification(_ZeroOne):
     """Logits `(B, labels)` against float32 targets `(B, labels)` that are 0 or 1.
 
     Metrics, each in [0, 1]: `accuracy`, the share of correct decisions over all labels at a probability of 0.5; `f1`
-    and `auroc`, means over the labels, `auroc` for `val/*` and `test/*` only. A label that all samples of a split have,
-    or none, counts with an `auroc` of 0, and a warning says so.
+    and `auroc`, means over the labels, `auroc` for `val/*` and `test/*` only. `auroc` ranks logits; if all samples of a
+    split have a label, or none, it is NaN.
 
     Args:
         network: Maps inputs to logits.
@@ -123,15 +150,9 @@ class MultilabelClassification(_ZeroOne):
                 "BinaryClassification"
             )
         metrics = {
-            "accuracy": MultilabelAccuracy(labels, average="micro", validate_args=False),
-            "auroc": MultilabelAUROC(labels, validate_args=False),
-            "f1": MultilabelF1Score(labels, validate_args=False),
+            "accuracy": _MultilabelAccuracy(labels, average="micro", validate_args=False),
+            "auroc": AUROC(),
+            "f1": _MultilabelF1(labels, validate_args=False),
         }
         super().__init__(network, optimizer, schedule, loss, metrics, **options)
         self.width = labels
-
-    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return `prediction`, `probabilities` and `target`, each `(B, labels)`."""
-        inputs, targets = batch
-        probabilities = self.predict_outputs(inputs).float().sigmoid()
-        return {"prediction": (probabilities > 0.5).long(), "probabilities": probabilities, "target": targets.long()}

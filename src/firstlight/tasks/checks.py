@@ -7,7 +7,14 @@ from torch import Tensor
 
 from firstlight.errors import UsageError
 
-__all__ = ["check_elementwise_outputs", "check_elementwise_targets", "check_labels", "check_same_shape", "describe"]
+__all__ = [
+    "at_least_float32",
+    "check_elementwise_outputs",
+    "check_elementwise_targets",
+    "check_labels",
+    "check_same_shape",
+    "describe",
+]
 
 
 def describe(value: Any) -> str:
@@ -29,17 +36,25 @@ def describe(value: Any) -> str:
     return f"{value!r:.60}" if value is None else f"a {type(value).__name__}"
 
 
+def at_least_float32(value: Any) -> Any:
+    """Return a tensor of 16 bits as float32, so that a loss is not rounded to 16 bits; anything else as it is."""
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value
+
+
 def check_labels(owner: str, labels: Tensor, hint: str = "") -> None:
     """Refuse labels of a split that are not int64 `(N,)`."""
     if labels.dtype != torch.int64 or labels.ndim != 1:
         raise UsageError(f"{owner} was given targets {describe(labels)}: they must be ({len(labels)},) int64{hint}")
 
 
-def check_elementwise_targets(owner: str, targets: Tensor, width: int) -> None:
-    """Refuse targets of a split that are not float32 `(N, width)`."""
-    if targets.dtype != torch.float32 or targets.shape[1:] != (width,):
+def check_elementwise_targets(
+    owner: str, targets: Tensor, width: int, types: tuple[torch.dtype, ...] = (torch.float32,)
+) -> None:
+    """Refuse targets of a split that are not `(N, width)` of one of the types."""
+    if targets.dtype not in types or targets.shape[1:] != (width,):
+        names = " or ".join(str(each).removeprefix("torch.") for each in types)
         raise UsageError(
-            f"{owner} was given targets {describe(targets)}: they must be ({len(targets)}, {width}) float32"
+            f"{owner} was given targets {describe(targets)}: they must be ({len(targets)}, {width}) {names}"
         )
 
 
@@ -60,6 +75,6 @@ def check_same_shape(owner: str, outputs: Tensor, targets: Tensor) -> None:
     # Any floating point: a trainer of another precision converts the targets.
     if outputs.shape != targets.shape or not targets.is_floating_point():
         raise UsageError(
-            f"{owner} was given targets {describe(targets)} for outputs {describe(outputs)}: they must be float32 of "
-            "exactly the outputs' shape"
+            f"{owner} was given targets {describe(targets)} for outputs {describe(outputs)}: they must be floating "
+            "point of exactly the outputs' shape"
         )

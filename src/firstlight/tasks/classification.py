@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from firstlight.errors import UsageError, check_range
+from firstlight.metrics.whole_split import exact
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
 from firstlight.tasks.checks import check_labels
@@ -51,8 +52,9 @@ class Classification(Task):
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return `prediction` `(B,)`, `probabilities` `(B, classes)` and `target` `(B,)`."""
         inputs, targets = batch
-        probabilities = self.predict_outputs(inputs).softmax(dim=1)
-        return {"prediction": probabilities.argmax(dim=1), "probabilities": probabilities, "target": targets}
+        logits = exact(self.predict_outputs(inputs))
+        # The metrics take the largest logit too: the probabilities of close large logits are equal.
+        return {"prediction": logits.argmax(dim=1), "probabilities": logits.softmax(dim=1), "target": targets}
 
     def check_targets(self, targets: Tensor) -> None:
         """Refuse labels that are not class indices of this task."""

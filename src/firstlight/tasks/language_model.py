@@ -13,8 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from firstlight.errors import UsageError
 from firstlight.metrics import BitsPerByte, Perplexity
+from firstlight.metrics.whole_split import exact
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
+from firstlight.tasks.checks import at_least_float32
 
 __all__ = ["LanguageModel"]
 
@@ -41,13 +43,13 @@ class LanguageModel(Task):
 
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the loss over all tokens of the batch."""
-        return self.loss(outputs.flatten(0, 1), targets.flatten())  # type: ignore[no-any-return]
+        return self.loss(at_least_float32(outputs).flatten(0, 1), targets.flatten())  # type: ignore[no-any-return]
 
     def metric_inputs(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the cross-entropy `(1,)` and the token count `(1,)` of a batch; `None` if they are loss and weight."""
         if self._minimises_likelihood():
             return None
-        nats = cross_entropy(outputs.detach().flatten(0, 1), targets.flatten(), ignore_index=0)
+        nats = cross_entropy(at_least_float32(outputs.detach()).flatten(0, 1), targets.flatten(), ignore_index=0)
         return nats[None], (targets != 0).sum()[None]
 
     def batch_weight(self, targets: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ class LanguageModel(Task):
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return `bits_per_byte` `(B,)`, the mean over the scored tokens of a sequence, and their number, `bytes`."""
         tokens, targets = batch
-        logits = self.predict_outputs(tokens).transpose(1, 2)
+        logits = exact(self.predict_outputs(tokens)).transpose(1, 2)
         nats = cross_entropy(logits, targets, ignore_index=0, reduction="none").sum(1)
         scored = (targets != 0).sum(1)
         return {"bits_per_byte": nats / scored / math.log(2), "bytes": scored}

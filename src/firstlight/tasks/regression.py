@@ -4,28 +4,37 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
 
-from firstlight.errors import UsageError, check_range
+from firstlight.errors import check_range
+from firstlight.metrics.whole_split import R2, exact
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
-from firstlight.tasks.checks import check_elementwise_outputs, check_elementwise_targets, check_same_shape
+from firstlight.tasks.checks import (
+    at_least_float32,
+    check_elementwise_outputs,
+    check_elementwise_targets,
+    check_same_shape,
+)
+from firstlight.tasks.training_targets import training_targets
 
 __all__ = ["Regression"]
 
 
 class Regression(Task):
-    """Outputs `(B, outputs)` against float32 targets `(B, outputs)` in the user's units.
+    """Outputs `(B, outputs)` against float64 or float32 targets `(B, outputs)` in the user's units.
 
     The network is trained on standardised targets, so losses are near 1 in any unit. The mean and standard deviation
     of the training targets are computed before the first step and saved in the checkpoint as `target_mean` and
     `target_std`; a resumed run keeps them. A constant target is divided by 1.
 
+    Targets, statistics, metrics and predictions are float64 in every precision of the trainer, so that large targets
+    keep their differences. Only standardised targets are rounded.
+
     Metrics and predictions are in the user's units: `mae`, `rmse` and `r2`, the last one for `val/*` and `test/*` only.
-    With several outputs, `mae` and `rmse` are over all of them together, and `r2` is the mean over the outputs.
+    With several outputs, `mae` and `rmse` are over all of them together, and `r2` is the mean over the outputs. If all
+    targets of a split are equal, `r2` is undefined: NaN.
 
     Args:
         network: Maps inputs to standardised targets.
@@ -41,6 +50,7 @@ class Regression(Task):
 
     # R2 compares with the mean of the targets, so it needs two samples.
     eval_only_metrics = frozenset({"r2"})
+    exact_targets = True
 
     target_mean: Tensor
     target_std: Tensor
@@ -55,20 +65,17 @@ class Regression(Task):
         **options: Any,
     ) -> None:
         check_range(type(self).__name__, "[1, inf)", outputs=outputs)
-        metrics = {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False), "r2": R2Score()}
+        metrics: dict[str, Metric] = {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False), "r2": R2()}
+        for metric in metrics.values():
+            metric.set_dtype(torch.float64)
         super().__init__(network, optimizer, schedule, loss, metrics, **options)
         self.outputs = outputs
-        self.register_buffer("target_mean", torch.zeros(outputs))
-        self.register_buffer("target_std", torch.ones(outputs))
+        self.register_buffer("target_mean", torch.zeros(outputs, dtype=torch.float64))
+        self.register_buffer("target_std", torch.ones(outputs, dtype=torch.float64))
 
-    def on_train_start(self) -> None:
-        """Compute mean and standard deviation of the training targets, unless the run is resumed."""
-        super().on_train_start()
-        if self.trainer.ckpt_path:
-            return
-        # Every process reads the whole data set, so they need not communicate.
-        with isolate_rng():
-            targets = torch.cat([targets for _, targets in _all_batches(self.trainer.train_dataloader)]).double()
+    def fit_targets(self) -> None:
+        """Compute mean and standard deviation of the training targets."""
+        targets = training_targets(self.trainer, f"{type(self).__name__} standardises targets: it").double()
         constant = targets.amax(dim=0) == targets.amin(dim=0)
         self.target_mean.copy_(targets.mean(dim=0))
         self.target_std.copy_(targets.std(dim=0, correction=0).masked_fill(constant, 1))
@@ -76,34 +83,28 @@ class Regression(Task):
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the loss against standardised targets, which must have exactly the outputs' shape."""
         check_same_shape(type(self).__name__, outputs, targets)
-        return self.loss(outputs, (targets - self.target_mean) / self.target_std)  # type: ignore[no-any-return]
+        outputs = at_least_float32(outputs)
+        standardised = (targets - self.target_mean) / self.target_std
+        return self.loss(outputs, standardised.to(outputs.dtype))  # type: ignore[no-any-return]
 
     def metric_inputs(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return predictions and targets in the user's units, both minus the target mean."""
-        # No metric depends on the mean, and squares of large numbers would round small differences away.
-        return outputs * self.target_std, targets - self.target_mean
+        """Return predictions and targets in the user's units, as `predict_step` does."""
+        return self.in_units(outputs), exact(targets)
+
+    def in_units(self, outputs: Tensor) -> Tensor:
+        """Return the predictions in the user's units, float64, for outputs `(B, outputs)`."""
+        return torch.addcmul(self.target_mean, exact(outputs), self.target_std)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return `prediction` and `target`, each `(B,)`, or `(B, outputs)` if there are several."""
         inputs, targets = batch
-        predictions = self.predict_outputs(inputs) * self.target_std + self.target_mean
+        predictions = self.in_units(self.predict_outputs(inputs))
         return {"prediction": predictions.squeeze(1), "target": targets.squeeze(1)}
 
     def check_targets(self, targets: Tensor) -> None:
-        """Refuse targets that are not float32 `(N, outputs)`."""
-        check_elementwise_targets(type(self).__name__, targets, self.outputs)
+        """Refuse targets that are not float64 or float32 `(N, outputs)`."""
+        check_elementwise_targets(type(self).__name__, targets, self.outputs, (torch.float64, torch.float32))
 
     def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse outputs that are not one for each target."""
         check_elementwise_outputs(type(self).__name__, type(self.network).__name__, outputs, self.outputs)
-
-
-def _all_batches(loader: Any) -> DataLoader[Any]:
-    """Return a loader of all samples of a loader's data set, in their order."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        raise UsageError(
-            f"Regression computes the mean of the training targets, but cannot read {type(loader).__name__} twice: it "
-            "needs a DataLoader of a data set with a length"
-        )
-    # A loader with a batch sampler has no batch size.
-    return DataLoader(loader.dataset, batch_size=loader.batch_size or 1024, collate_fn=loader.collate_fn)
