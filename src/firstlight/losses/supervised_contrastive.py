@@ -57,6 +57,10 @@ class SupervisedContrastiveLoss(nn.Module):
         check_range(type(self).__name__, "(0, inf)", temperature=temperature)
         self.temperature = temperature
 
+    def batch_weight(self, labels: Tensor) -> Tensor:
+        """Return the number of samples with a positive pair `()`, over which the loss is a mean."""
+        return (labels.unsqueeze(0) == labels.unsqueeze(1)).sum(dim=1).gt(1).sum()
+
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the loss `()`."""
         return supervised_contrastive_loss(embeddings, labels, self.temperature)

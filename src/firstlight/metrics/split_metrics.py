@@ -29,10 +29,13 @@ class SplitMetrics:
     Args:
         split: Prefix of the names, for example `"val"`.
         metrics: By name, metrics of predictions and targets; they are cloned.
+        ignore_index: A target that does not count. If given, weights are counted from the targets for the metrics, for
+            many batches at once, instead of those that `update` is given.
     """
 
-    def __init__(self, split: str, metrics: Mapping[str, Metric]) -> None:
+    def __init__(self, split: str, metrics: Mapping[str, Metric], ignore_index: int | None = None) -> None:
         self.split = split
+        self.ignore_index = ignore_index
         self.names = list(metrics)
         self.last_weight: Tensor | int = 0  # Of the last batch.
         self.missing_reasons: dict[str, str] = {}  # By name, why a metric of the last `compute` is NaN.
@@ -141,7 +144,11 @@ class SplitMetrics:
         self._check_names(terms)
         means = {"loss": exact(torch.stack(losses))}
         means |= {name: exact(torch.stack([each[name] for each in terms])) for name in terms[0]}
-        counts = _stack_weights(weights, losses[0].device).to(means["loss"])
+        if self.ignore_index is None or inputs[0] is None:
+            counts = _stack_weights(weights, losses[0].device)
+        else:
+            counts = _count_scored([targets for _, targets in inputs], self.ignore_index)
+        counts = counts.to(means["loss"])
         if self._weight.device != counts.device:
             metrics: list[Metric | MetricCollection] = [self._weight, *self._sums.values(), self._metrics]
             for metric in metrics:
@@ -151,7 +158,7 @@ class SplitMetrics:
         if self._sums.keys() != means.keys():
             self._sums = {name: self._sums.get(name, _new_sum().to(counts.device)) for name in means}
         for name, values in means.items():
-            self._sums[name].update(values @ counts)
+            self._sums[name].update((values * counts).where(counts > 0, 0).sum())  # A mean over nothing is nan.
         self._weight.update(counts.sum())
         if inputs[0] is not None:
             self._metrics.update(*map(torch.cat, zip(*inputs, strict=True)))
@@ -189,3 +196,12 @@ def _stack_weights(weights: tuple[Tensor | int, ...], device: torch.device) -> T
     if Tensor in map(type, weights):
         return torch.stack([torch.as_tensor(weight, device=device) for weight in weights])
     return torch.tensor(weights, device=device)
+
+
+def _count_scored(targets: list[Tensor], ignore_index: int) -> Tensor:
+    """Return how many targets of each batch are scored, `(N,)`."""
+    is_scored = torch.cat([each.flatten() for each in targets]).ne(ignore_index)
+    sizes = [each.numel() for each in targets]
+    if len(set(sizes)) == 1:
+        return is_scored.view(len(sizes), sizes[0]).sum(dim=1)
+    return torch.stack([part.sum() for part in torch.split(is_scored, sizes)])

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
@@ -21,10 +20,12 @@ from firstlight.checkpoints.hyperparameters import keep_hyperparameters
 from firstlight.checkpoints.trust import SafeLoading
 from firstlight.compat import silence_known_warnings
 from firstlight.errors import UsageError, check_range, did_you_mean
+from firstlight.losses import weights as loss_weights
 from firstlight.metrics.split_metrics import SplitMetrics
 from firstlight.optim import parameter_groups, weights
 from firstlight.schedules import Schedule
 from firstlight.tasks.checks import at_least_float32, describe
+from firstlight.tasks.gradient_weights import GradientWeights, holds_even_batches
 from firstlight.tasks.optimization import Optimization
 from firstlight.tasks.train_log import TrainLog
 
@@ -87,13 +88,17 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         self.network = network
         self.loss: Any = loss
         self.l1 = l1
+        self.averages_over = loss_weights.averages_over(loss)
+        if self.averages_over == "elements" and self.is_overridden("compute_loss"):
+            self.averages_over = "samples"  # The loss may not compare outputs with targets.
+        self.gradient_weights = GradientWeights()
         self.optimization = Optimization(optimizer, schedule)
         metrics = metrics or {}
-        self.train_metrics = SplitMetrics(
-            "train", {name: metric for name, metric in metrics.items() if name not in self.eval_only_metrics}
-        )
-        self.val_metrics = SplitMetrics("val", metrics)
-        self.test_metrics = SplitMetrics("test", metrics)
+        while_training = {name: metric for name, metric in metrics.items() if name not in self.eval_only_metrics}
+        counted = self.counted_ignore_index()
+        self.train_metrics = SplitMetrics("train", while_training, counted)
+        self.val_metrics = SplitMetrics("val", metrics, counted)
+        self.test_metrics = SplitMetrics("test", metrics, counted)
         self.train_log = TrainLog(self.train_metrics)
         self.monitor = monitor
         self.mode = self._mode(metrics)
@@ -106,7 +111,10 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
 
     def compute_loss(self, outputs: Any, targets: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the mean loss `()` of a batch, or the terms by name whose sum is minimised. Each term is logged."""
-        return self.loss(at_least_float32(outputs), at_least_float32(targets))  # type: ignore[no-any-return]
+        outputs, targets = at_least_float32(outputs), at_least_float32(targets)
+        if self.averages_over == "targets":
+            return loss_weights.mean_loss(self.loss, outputs, targets)
+        return self.loss(outputs, targets)  # type: ignore[no-any-return]
 
     def metric_inputs(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the predictions `(B, ...)` and targets `(B, ...)` that the metrics compare.
@@ -116,8 +124,23 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         return outputs, targets
 
     def batch_weight(self, targets: Tensor) -> Tensor | int:
-        """Return the weight of a batch in every mean over batches: how many samples or tokens its loss averages."""
-        return targets.shape[0]
+        """Return the weight of a batch in every mean over batches: what its loss averages over.
+
+        This is what the method `batch_weight(targets)` of the loss returns, if it has one; the scored targets, or the
+        sum of their class weights, for a cross-entropy or likelihood; the numbers or the samples for other losses. A
+        batch of weight 0 counts for nothing.
+        """
+        if self.averages_over == "samples":
+            return targets.shape[0]
+        if self.averages_over == "elements":
+            return targets.numel()
+        if self.averages_over == "targets":
+            return loss_weights.batch_weight(self.loss, targets)
+        return self.loss.batch_weight(targets)  # type: ignore[no-any-return]
+
+    def counted_ignore_index(self) -> int | None:
+        """Return a target that does not count, if metrics may count the others instead of asking `batch_weight`."""
+        return None
 
     def shared_step(self, batch: tuple[Any, Tensor], split_metrics: SplitMetrics) -> Tensor:
         """Return the loss of a batch `(inputs, targets)`, and add the batch to the metrics of its split."""
@@ -200,22 +223,24 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
 
     def on_train_start(self) -> None:
         """Start or resume the plan of the optimiser and the log."""
+        self.gradient_weights.start_window()
+        self.gradient_weights.is_even = holds_even_batches(self.trainer.train_dataloader)
         self.optimization.start(self.trainer)
         self.train_log.start(self.trainer, self.device)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Back-propagate. With several processes, the gradient is that of the mean over all their samples.
-
-        Only the last batch of an epoch differs in size between processes; its loss is scaled by its weight.
-        """
-        if self.trainer.world_size > 1 and self.trainer.is_last_batch:
-            weight = torch.as_tensor(self.train_metrics.last_weight, dtype=torch.float32, device=loss.device)
-            mean = self.trainer.strategy.reduce(weight.clone(), reduce_op="mean")  # `reduce` changes its argument.
-            loss = loss * (weight / mean)
+        """Back-propagate. The gradient of a step is that of the mean over all batches of its window and processes."""
+        trainer = self.trainer
+        if trainer.accumulate_grad_batches == 1 and trainer.world_size == 1:
+            super().backward(loss, *args, **kwargs)
+            return
+        loss = self.gradient_weights.scale(trainer, loss, self.train_metrics.last_weight)
         super().backward(loss, *args, **kwargs)
+        self.gradient_weights.finish(trainer, self.parameters())
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Set all gradients to None. torch's `zero_grad` also records a label for its profiler: 22 Python calls."""
+        self.gradient_weights.start_window()
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None

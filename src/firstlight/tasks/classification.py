@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from firstlight.errors import UsageError, check_range
+from firstlight.losses.weights import ignore_index
 from firstlight.metrics.whole_split import exact
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
 from firstlight.tasks.checks import check_labels
+from firstlight.tasks.gradient_weights import may_hold
 
 __all__ = ["Classification"]
 
@@ -39,15 +41,23 @@ class Classification(Task):
         **options: Any,
     ) -> None:
         check_range(type(self).__name__, "[2, inf)", classes=classes)
-        metrics = {"accuracy": MulticlassAccuracy(classes, average="micro", validate_args=False)}
-        super().__init__(network, optimizer, schedule, loss, metrics, **options)
+        ignored = ignore_index(loss)
+        accuracy = MulticlassAccuracy(classes, average="micro", ignore_index=ignored, validate_args=False)
+        super().__init__(network, optimizer, schedule, loss, {"accuracy": accuracy}, **options)
         self.classes = classes
-        # Decided once: a module looks an attribute up slowly, and `batch_weight` is called at each step.
-        self._has_class_weights = isinstance(loss, nn.CrossEntropyLoss) and loss.weight is not None
 
-    def batch_weight(self, targets: Tensor) -> Tensor | int:
-        """Return the sum of the class weights of a batch, if the loss has any, otherwise the number of samples."""
-        return self.loss.weight[targets].sum() if self._has_class_weights else targets.shape[0]
+    def counted_ignore_index(self) -> int | None:
+        """Return the label that the loss leaves out, unless it has class weights or a subclass weighs batches."""
+        is_own = any(map(self.is_overridden, ("batch_weight", "metric_inputs")))
+        return None if is_own or getattr(self.loss, "weight", None) is not None else ignore_index(self.loss)
+
+    def on_train_start(self) -> None:
+        """Count labels at each step only if some may be left out: this takes 4 operations on the device."""
+        ignored = self.train_metrics.ignore_index
+        if ignored is not None:
+            may_ignore = may_hold(self.trainer.train_dataloader, ignored)
+            self.averages_over = "targets" if may_ignore else "samples"
+        super().on_train_start()
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return `prediction` `(B,)`, `probabilities` `(B, classes)` and `target` `(B,)`."""
@@ -60,12 +70,15 @@ class Classification(Task):
         """Refuse labels that are not class indices of this task."""
         hint = "; for zeros and ones there are BinaryClassification and MultilabelClassification"
         check_labels(type(self).__name__, targets, hint)
-        wrong = torch.nonzero((targets < 0) | (targets >= self.classes)).flatten()
+        ignored = ignore_index(self.loss)
+        wrong = torch.nonzero(((targets < 0) | (targets >= self.classes)) & (targets != ignored)).flatten()
         if len(wrong):
             raise UsageError(
                 f"{type(self).__name__} has classes={self.classes}, so labels must be 0 to {self.classes - 1}, but "
                 f"{len(wrong)} of {len(targets)} are not: the first is {targets[wrong[0]]}"
             )
+        if ignored is not None and len(targets) and bool(targets.eq(ignored).all()):
+            raise UsageError(f"all {len(targets)} labels of a split are {ignored}, which the loss ignores")
 
     def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse outputs without one logit per class."""

@@ -43,7 +43,7 @@ class LanguageModel(Task):
 
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the loss over all tokens of the batch."""
-        return self.loss(at_least_float32(outputs).flatten(0, 1), targets.flatten())  # type: ignore[no-any-return]
+        return super().compute_loss(outputs.flatten(0, 1), targets.flatten())
 
     def metric_inputs(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the cross-entropy `(1,)` and the token count `(1,)` of a batch; `None` if they are loss and weight."""
@@ -52,9 +52,9 @@ class LanguageModel(Task):
         nats = cross_entropy(at_least_float32(outputs.detach()).flatten(0, 1), targets.flatten(), ignore_index=0)
         return nats[None], (targets != 0).sum()[None]
 
-    def batch_weight(self, targets: Tensor) -> Tensor:
-        """Return the number of scored tokens."""
-        return (targets != 0).sum()
+    def batch_weight(self, targets: Tensor) -> Tensor | int:
+        """Return the number of scored tokens, or the sum of their class weights."""
+        return (targets != 0).sum() if self.averages_over == "samples" else super().batch_weight(targets)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return `bits_per_byte` `(B,)`, the mean over the scored tokens of a sequence, and their number, `bytes`."""

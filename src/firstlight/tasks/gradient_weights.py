@@ -1,0 +1,96 @@
+"""How the gradients of the batches of a step become the gradient of the mean over all that they scored."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset
+
+__all__ = ["GradientWeights", "holds_even_batches", "may_hold"]
+
+
+class GradientWeights:
+    """Weighs the batches of processes and of an accumulated window by what they scored.
+
+    Lightning lets all of them count alike, and divides a shorter last window by the full number of batches. Where all
+    weights are equal, nothing is computed here. Processes ask each other only if their weights may differ: for weights
+    that are tensors, for the last batch of an epoch, and for loaders whose batches may differ in size.
+    """
+
+    def __init__(self) -> None:
+        self.is_even = True
+        self.start_window()
+
+    def start_window(self) -> None:
+        """Forget the batches of a window that was left unfinished."""
+        self._unit: Any = None  # The weight that counts as 1 in this window, equal on all processes.
+        self._total: Any = 0.0
+
+    def scale(self, trainer: Trainer, loss: Tensor, weight: Tensor | int) -> Tensor:
+        """Return the loss to back-propagate for a batch of this weight."""
+        if trainer.accumulate_grad_batches == 1:
+            if not self._may_differ(trainer, weight):
+                return loss
+            share: Tensor = _ratio(weight, _mean_over_processes(trainer, weight, loss.device))
+            return loss * share
+        if self._unit is None:
+            differs = self._may_differ(trainer, weight)
+            unit = _mean_over_processes(trainer, weight, loss.device) if differs else weight
+            self._unit = unit.where(unit > 0, 1) if isinstance(unit, Tensor) else unit or 1
+        relative = _ratio(weight, self._unit)
+        self._total = self._total + relative
+        return loss if _is_one(relative) else loss * relative
+
+    def finish(self, trainer: Trainer, parameters: Iterable[nn.Parameter]) -> None:
+        """Divide the gradients by the weight of the window, if a batch was its last one."""
+        window = trainer.accumulate_grad_batches
+        if window == 1 or trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        total = self._total
+        self.start_window()
+        parameters = [each for each in parameters if each.grad is not None]
+        if parameters and self._may_differ(trainer, total):
+            total = _mean_over_processes(trainer, total, parameters[0].device)
+        factor = _ratio(window, total)
+        if not _is_one(factor):
+            for parameter in parameters:
+                assert parameter.grad is not None
+                parameter.grad.mul_(factor)
+
+    def _may_differ(self, trainer: Trainer, weight: Any) -> bool:
+        if trainer.world_size == 1:
+            return False
+        return not self.is_even or isinstance(weight, Tensor) or trainer.is_last_batch
+
+
+def holds_even_batches(loader: Any) -> bool:
+    """Return whether all processes get batches of one size from a loader, except for the last batch of an epoch."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return False
+    return type(loader.batch_sampler) is BatchSampler or type(loader).__module__.startswith("firstlight.")
+
+
+def may_hold(loader: Any, target: int) -> bool:
+    """Return whether targets of a loader may equal a value; True if its data set does not hold them as a tensor."""
+    dataset = getattr(loader, "dataset", None)
+    targets = dataset.tensors[-1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", None)
+    return not isinstance(targets, Tensor) or bool((targets == target).any())
+
+
+def _ratio(weight: Any, total: Any) -> Any:
+    """Return `weight / total`, and 0 if the total is 0, because then nothing was scored."""
+    if isinstance(total, Tensor):
+        return torch.where(total > 0, weight / total.where(total > 0, 1), 0.0)
+    return weight / total if total else 0.0 * weight
+
+
+def _is_one(factor: Any) -> bool:
+    return not isinstance(factor, Tensor) and factor == 1
+
+
+def _mean_over_processes(trainer: Trainer, weight: Any, device: torch.device) -> Tensor:
+    # `reduce` changes its argument.
+    weight = torch.as_tensor(weight, dtype=torch.float32, device=device).clone()
+    return trainer.strategy.reduce(weight, reduce_op="mean")
