@@ -20,6 +20,7 @@ from firstlight.errors import UsageError, did_you_mean
 
 __all__ = [
     "History",
+    "LogCadence",
     "MetricsCSV",
     "TensorBoard",
     "all_loggers",
@@ -44,16 +45,39 @@ def is_logged_step(step: int, every: int) -> bool:
 
 
 def current_step(trainer: Trainer) -> int:
-    """Return the index of the current optimiser step, which is where Lightning draws `train/*`.
+    """Return the index at which Lightning 2.6.6 draws `train/*` of this batch.
 
-    `trainer.global_step` counts the steps of all optimisers; this counts those of one.
+    It is the index of the optimiser step. With manual optimisation it is the index of the batch, in which optimisers
+    may make any number of steps; `trainer.global_step` counts all of these.
     """
-    return trainer.global_step // max(len(trainer.strategy.optimizers), 1)
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
 def should_log(trainer: Trainer) -> bool:
     """Return whether the current optimiser step is logged."""
     return is_logged_step(current_step(trainer), trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set outside
+
+
+class LogCadence:
+    """Decides at which optimiser steps a callback logs: the first one at or after each logged index of `train/*`.
+
+    With manual optimisation, an optimiser may step in some batches only, or several times in one batch.
+
+    Attributes:
+        seen: Index of the last step of each optimiser, by the optimiser's index.
+    """
+
+    def __init__(self) -> None:
+        self.seen: dict[int, int] = {}
+
+    def is_due(self, trainer: Trainer, optimizer: int = 0) -> bool:
+        """Return whether to log at this step of an optimiser; call it once for each of its steps."""
+        step, every = current_step(trainer), trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside
+        if not every:
+            return False
+        seen = self.seen.get(optimizer, -1)
+        self.seen[optimizer] = step
+        return (step + 1) // every > (seen + 1) // every  # type: ignore[no-any-return]
 
 
 def log(trainer: Trainer, values: Mapping[str, float]) -> None:
@@ -89,7 +113,7 @@ class TensorBoard(_SurvivesDiskErrors, TensorBoardLogger):
 
     Args:
         folder: Folder of the event files.
-        from_step: First step of a resumed run: TensorBoard hides earlier events from this step on.
+        from_step: First index of a resumed run: TensorBoard hides earlier events from this index on.
     """
 
     def __init__(self, folder: Path, from_step: int | None = None) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from firstlight.callbacks.finite import not_finite
 from firstlight.errors import UsageError, check_range
-from firstlight.loggers import current_step, is_logged_step
+from firstlight.loggers import LogCadence, current_step
 
 __all__ = ["BestCheckpoint", "LastCheckpoint", "validation_follows"]
 
@@ -106,8 +106,8 @@ class LastCheckpoint(FiniteCheckpoint):
     Args:
         dirpath: Folder of the file; `None` leaves it to the logger.
         every_n_epochs: Epochs between two writes, at least 1.
-        every_n_steps: Optimiser steps between two writes within an epoch; 0 writes none. Where a validation follows
-            the step, the file is written after the next step.
+        every_n_steps: Optimiser steps (with manual optimisation: batches) between two writes within an epoch; 0 writes
+            none. The file is written after the first step from then on that no validation follows.
         every_seconds: Seconds since the last write after which the next optimiser step writes; 0 writes none. Several
             processes compare clocks only at steps that are logged (`log_every_n_steps`), which wait for each other.
         min_seconds: Seconds since the last write within which the end of an epoch does not write; 0 writes each time.
@@ -129,6 +129,7 @@ class LastCheckpoint(FiniteCheckpoint):
         self.every_n_steps = every_n_steps
         self.every_seconds = every_seconds
         self.min_seconds = min_seconds
+        self._cadence = LogCadence()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count seconds from here."""
@@ -136,6 +137,7 @@ class LastCheckpoint(FiniteCheckpoint):
         self._is_distributed = trainer.world_size > 1
         self._written_step, self._written_at = -1, time.monotonic()
         self._has_stepped = self._is_pending = False
+        self._cadence.seen.clear()
 
     def on_before_optimizer_step(self, *args: Any) -> None:
         """Note that the optimiser steps in this batch."""
@@ -145,9 +147,11 @@ class LastCheckpoint(FiniteCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the file when it is due and the optimiser has stepped."""
+        if self.every_n_steps and (current_step(trainer) + 1) % self.every_n_steps == 0:
+            self._is_pending = True
         if self._has_stepped:
             self._has_stepped = False
-            self._is_pending = self._is_pending or self._is_due(trainer)
+            self._is_pending = self._is_pending or self._is_late(trainer)
             if self._is_pending and not validation_follows(trainer, batch_idx):
                 self.write(trainer)
 
@@ -172,13 +176,10 @@ class LastCheckpoint(FiniteCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore nothing."""
 
-    def _is_due(self, trainer: Trainer) -> bool:
-        if self.every_n_steps and current_step(trainer) % self.every_n_steps == 0:
-            return True
+    def _is_late(self, trainer: Trainer) -> bool:
         is_late = 0 < self.every_seconds <= time.monotonic() - self._written_at
         if self._is_distributed and self.every_seconds:
-            was_logged = is_logged_step(current_step(trainer) - 1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
-            is_late = was_logged and trainer.strategy.broadcast(is_late)
+            is_late = self._cadence.is_due(trainer) and trainer.strategy.broadcast(is_late)
         return is_late
 
     def _is_too_soon(self, trainer: Trainer) -> bool:

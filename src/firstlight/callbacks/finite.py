@@ -10,7 +10,19 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["all_finite", "not_finite", "surely_finite"]
+__all__ = ["all_finite", "by_mesh", "not_finite", "surely_finite"]
+
+
+def by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Return the plain tensors, and the DTensors of each device mesh: torch 2.13 refuses one call for all of them.
+
+    >>> [len(group) for group in by_mesh([torch.ones(1), torch.ones(2)])]
+    [2]
+    """
+    groups: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(tensor)
+    return list(groups.values())
 
 
 def surely_finite(tensors: Iterable[Tensor]) -> bool:

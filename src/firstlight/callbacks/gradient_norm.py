@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from firstlight.loggers import log, should_log
+from firstlight.callbacks.finite import by_mesh
+from firstlight.loggers import LogCadence, log
 
 __all__ = ["GradientNorm", "blocks", "by_block", "norms"]
 
@@ -29,12 +30,25 @@ class GradientNorm(Callback):
     def __init__(self, per_block: bool = True) -> None:
         self.per_block = per_block
         self._blocks: dict[int, dict[str, list[nn.Parameter]]] = {}
+        self._cadence = LogCadence()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit."""
+        self._cadence.seen.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the last step of each optimiser."""
+        return {"seen": dict(self._cadence.seen)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from there."""
+        self._cadence.seen = dict(state_dict["seen"])
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Log the norms if this step is logged."""
-        if not should_log(trainer):
-            return
         index = trainer.optimizers.index(optimizer)
+        if not self._cadence.is_due(trainer, index):
+            return
         # Finding the blocks takes longer than their norms, so they are kept until the optimised parameters change.
         optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         found = self._blocks.get(index, {})
@@ -87,12 +101,18 @@ def blocks(module: nn.Module) -> dict[str, nn.Module]:
 def norms(gradients: Mapping[str, list[Tensor]]) -> dict[str, float]:
     """Return the 2-norm of each list of gradients, and of all of them as `total`, waiting for the device once.
 
-    Gradients may be sparse, sharded (`DTensor`) or of half precision, whose norm is calculated in float32.
+    Gradients may be sparse, sharded (`DTensor`), on several device meshes, or of half precision, whose norm is
+    calculated in float32.
     """
-    found = {name: nn.utils.get_total_norm([_values(g) for g in grads]) for name, grads in gradients.items() if grads}
-    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in found.values()]
+    parts = [(name, part) for name, grads in gradients.items() for part in by_mesh(map(_values, grads))]
+    found = [nn.utils.get_total_norm(part) for _, part in parts]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in found]
     read = torch.stack([norm.to(whole[0].device) for norm in whole]).tolist() if whole else []
-    return {"total": math.hypot(*read), **dict(zip(found, read, strict=True))}
+    blocks = {
+        name: math.hypot(*(value for (own, _), value in zip(parts, read, strict=True) if own == name))
+        for name, _ in parts
+    }
+    return {"total": math.hypot(*read), **blocks}
 
 
 def _values(gradient: Tensor) -> Tensor:

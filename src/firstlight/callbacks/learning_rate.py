@@ -1,11 +1,12 @@
 """Log the learning rate."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from firstlight.loggers import log, should_log
+from firstlight.loggers import LogCadence, log
 
 __all__ = ["LearningRate", "rates"]
 
@@ -17,9 +18,24 @@ class LearningRate(Callback):
     each group of each optimiser has a curve of its own: `lr/0`, `lr/1`, ...
     """
 
+    def __init__(self) -> None:
+        self._cadence = LogCadence()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit."""
+        self._cadence.seen.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the last step of each optimiser."""
+        return {"seen": dict(self._cadence.seen)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from there."""
+        self._cadence.seen = dict(state_dict["seen"])
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Log the rates of all optimisers when the first one makes a logged step."""
-        if should_log(trainer) and optimizer is trainer.optimizers[0]:
+        """Log the rates of all optimisers when one of them makes a logged step."""
+        if self._cadence.is_due(trainer):
             log(trainer, rates([group["lr"] for each in trainer.optimizers for group in each.param_groups]))
 
 

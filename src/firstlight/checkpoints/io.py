@@ -18,7 +18,14 @@ from torch.utils.serialization import config
 
 from firstlight.errors import UsageError
 
-__all__ = ["AtomicCheckpointIO", "find_corruption", "newest_resumable", "read", "read_checkpoint_metrics"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "find_corruption",
+    "first_index",
+    "newest_resumable",
+    "read",
+    "read_checkpoint_metrics",
+]
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -91,6 +98,19 @@ def read_checkpoint_metrics(path: str | Path) -> dict[str, float]:
     # Mapped, so that the weights are not read.
     checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     return {"epoch": checkpoint["epoch"] + 1, "step": checkpoint["global_step"], **checkpoint.get("metrics", {})}
+
+
+def first_index(path: str | Path) -> int:
+    """Return the index at which a run that resumes from a checkpoint draws its first `train/*`.
+
+    It is the number of optimiser steps done, or of batches with manual optimisation, see `loggers.current_step`.
+    """
+    checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    loops = checkpoint["loops"]["fit_loop"]
+    batches = loops["epoch_loop.batch_progress"]["current"]
+    # Lightning 2.6.6 counts a batch after `on_train_batch_end`, in which a checkpoint may be written.
+    is_within_batch = batches["completed"] < batches["processed"]
+    return int(loops["epoch_loop.state_dict"]["_batches_that_stepped"] + is_within_batch)
 
 
 def newest_resumable(path: Path) -> Path:

@@ -19,6 +19,7 @@ from firstlight.callbacks import GracefulShutdown, defaults
 from firstlight.callbacks.graceful_shutdown import interruptible
 from firstlight.checkpoints.io import (
     AtomicCheckpointIO,
+    first_index,
     newest_resumable,
     read_checkpoint_metrics,
     remove_leftovers,
@@ -151,7 +152,7 @@ class Experiment:
 
     def _train(self, folder: Path, checkpoint: Path | None) -> dict[str, Any] | None:
         every = self.callbacks(folder)
-        step = None if checkpoint is None else int(read_checkpoint_metrics(checkpoint)["step"])
+        step = None if checkpoint is None else first_index(checkpoint)
         shutdown = next((each for each in every if isinstance(each, GracefulShutdown)), None)
         start = LambdaCallback(
             on_sanity_check_end=lambda trainer, _: rules.refuse_unknown_monitors(trainer, every),
