@@ -85,8 +85,7 @@ def mean_loss(loss: Any, outputs: Tensor, targets: Tensor) -> Tensor:
         losses = F.nll_loss(outputs, targets, **options)
     else:
         losses = F.cross_entropy(outputs, targets, label_smoothing=loss.label_smoothing, **options)
-    # A sum in half precision could overflow.
-    return losses.sum(dtype=torch.promote_types(losses.dtype, torch.float32)) / weight.where(weight > 0, 1)
+    return losses.sum() / weight.where(weight > 0, 1)
 
 
 def _is_likelihood(loss: Any) -> bool:
