@@ -17,6 +17,7 @@ from torch import Tensor
 
 from firstlight.data import DataModule
 from firstlight.errors import UsageError
+from firstlight.preflight.outputs import check_output_kind
 from firstlight.tasks import Task
 from firstlight.tasks.checks import describe
 
@@ -55,8 +56,12 @@ def probe(task: Task, batch: tuple[Any, Tensor], targets: Tensor) -> None:
         task.check_targets(targets)
         inputs, few = batch
         shape = f"shape {tuple(inputs.shape[1:])}" if isinstance(inputs, Tensor) else f"the form {describe(inputs)}"
-        outputs = _attempt(lambda: task(inputs), f"{_name(task.network)} cannot take samples of {shape}")
+        with torch.enable_grad():
+            outputs = _attempt(lambda: task(inputs), f"{_name(task.network)} cannot take samples of {shape}")
+        seen, outputs = outputs, apply_to_collection(outputs, Tensor, Tensor.detach)
         _probe_outputs(task, outputs, few, targets)
+        if isinstance(seen, Tensor):
+            check_output_kind(task, seen)
         _probe_loss(task, outputs, few)
     finally:
         task.train(was_training)
@@ -123,13 +128,13 @@ def _tensors(outputs: Any) -> list[Tensor]:
 
 
 def _attempt(call: Callable[[], T], fault: str) -> T:
-    """Return the result of `call`, without a gradient.
+    """Return the result of `call`.
 
     If torch refuses shapes, types or values, a `UsageError` holds `fault`, the line of the user's code that called
     torch, if there is one, and torch's message.
     """
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.filterwarnings("error", "Using a target size")  # It would broadcast to a wrong loss.
             return call()
     except (RuntimeError, ValueError, IndexError, UserWarning) as error:

@@ -22,6 +22,7 @@ from firstlight.checkpoints.trust import SafeLoading
 from firstlight.compat import silence_known_warnings
 from firstlight.errors import UsageError, check_range, did_you_mean
 from firstlight.losses import weights as loss_weights
+from firstlight.losses.expected_outputs import Outputs, Pairs, expected_outputs
 from firstlight.metrics.split_metrics import SplitMetrics
 from firstlight.optim import parameter_groups, weights
 from firstlight.schedules import Schedule
@@ -65,6 +66,9 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
     exact_targets: ClassVar[bool] = False
     """True if the step takes targets as they were loaded, float64 for numbers, whatever the trainer's precision."""
 
+    losses: ClassVar[Pairs] = {}
+    """The losses of torch and firstlight that the task takes, and what each takes outputs for. Empty: any loss."""
+
     pairwise_loss: ClassVar[bool] = False
     """True for pairwise losses, for example contrastive: the loss of a batch is not a mean over its samples."""
 
@@ -89,6 +93,11 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         self.network = network
         self.loss: Any = loss
         self.l1 = l1
+        self.outputs_are: Outputs | None = None
+        if self.losses and not self.is_overridden("compute_loss"):
+            self.outputs_are = expected_outputs(type(self).__name__, loss, self.losses)
+        elif self.losses:
+            self.outputs_are = next(iter(self.losses.values()))
         self.averages_over = loss_weights.averages_over(loss)
         if self.averages_over == "elements" and self.is_overridden("compute_loss"):
             self.averages_over = "samples"  # The loss may not compare outputs with targets.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, MultilabelAccuracy, MultilabelF1Score
 
 from firstlight.errors import UsageError
+from firstlight.losses.expected_outputs import ZEROS_AND_ONES
 from firstlight.metrics.whole_split import AUROC, exact
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
@@ -47,27 +48,39 @@ class _MultilabelF1(_FromScores, MultilabelF1Score):
 class _ZeroOne(Task):
     """Code shared by both tasks: logits `(B, width)` against float32 targets that are 0 or 1."""
 
+    losses = ZEROS_AND_ONES
+
     # Ranks within a few batches say little, and a batch may hold only one of the two classes.
     eval_only_metrics = frozenset({"auroc"})
 
     width: int
 
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | dict[str, Tensor]:
-        """Return the loss of logits; targets must have exactly their shape."""
+        """Return the loss of the outputs; targets must have exactly their shape."""
         check_same_shape(type(self).__name__, outputs, targets)
         outputs = at_least_float32(outputs)
+        if self.outputs_are == "probabilities":
+            # torch refuses BCELoss under autocast, because probabilities of 16 bits lose digits.
+            with torch.autocast(outputs.device.type, enabled=False):
+                return self.loss(outputs, targets.to(outputs.dtype))  # type: ignore[no-any-return]
         return self.loss(outputs, targets.to(outputs.dtype))  # type: ignore[no-any-return]
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """Return logits, or probabilities minus 0.5. A label is predicted if its score is above 0."""
+        return exact(outputs) - 0.5 if self.outputs_are == "probabilities" else outputs
 
     def metric_inputs(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores and targets. A label is predicted if its score is above 0; scores are ranked for `auroc`."""
         # Not probabilities: those of large logits are equal.
-        return outputs, targets.int()
+        return self.scores(outputs), targets.int()
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return `prediction`, `probabilities`, `score` (the logits) and `target`, each `(B, width)`."""
+        """Return `prediction`, `probabilities`, `score` (see `scores`) and `target`, each `(B, width)`."""
         inputs, targets = batch
-        scores = exact(self.predict_outputs(inputs))
-        columns = {"prediction": (scores > 0).long(), "probabilities": scores.sigmoid(), "score": scores}
+        outputs = exact(self.predict_outputs(inputs))
+        scores = self.scores(outputs)
+        probabilities = outputs if self.outputs_are == "probabilities" else scores.sigmoid()
+        columns = {"prediction": (scores > 0).long(), "probabilities": probabilities, "score": scores}
         return {**columns, "target": targets.long()}
 
     def check_targets(self, targets: Tensor) -> None:
@@ -92,8 +105,9 @@ class BinaryClassification(_ZeroOne):
     `f1` and `auroc` are those of class 1. `auroc` ranks logits; if all samples of a split have one class, it is NaN.
 
     Args:
-        network: Maps inputs to logits.
-        loss: For example `torch.nn.BCEWithLogitsLoss`, which takes raw logits.
+        network: Maps inputs to what the loss expects, usually logits.
+        loss: For example `torch.nn.BCEWithLogitsLoss`, which takes raw logits, or `torch.nn.BCELoss` after a network
+            that ends in a sigmoid. See `docs/losses.md`.
         optimizer: See `Task`.
         schedule: See `Task`.
         **options: See `Task`; `monitor` is `val/loss`, `val/accuracy`, `val/auroc` or `val/f1`.
@@ -111,11 +125,12 @@ class BinaryClassification(_ZeroOne):
         self.width = 1
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return `prediction` `(B,)`, `probabilities` `(B, 2)`, `score` `(B,)` (the logit) and `target` `(B,)`."""
+        """Return `prediction` `(B,)`, `probabilities` `(B, 2)`, `score` `(B,)` (see `scores`) and `target` `(B,)`."""
         columns = super().predict_step(batch, batch_idx)
-        scores = columns["score"]
-        # Not 1 minus the other probability, which is 0 for large logits.
-        both = torch.cat([(-scores).sigmoid(), scores.sigmoid()], dim=1)
+        second = columns["probabilities"]
+        # For large logits, 1 minus the other probability is 0.
+        first = 1 - second if self.outputs_are == "probabilities" else (-columns["score"]).sigmoid()
+        both = torch.cat([first, second], dim=1)
         return {**{name: column.squeeze(1) for name, column in columns.items()}, "probabilities": both}
 
 
@@ -127,8 +142,9 @@ class MultilabelClassification(_ZeroOne):
     split have a label, or none, it is NaN.
 
     Args:
-        network: Maps inputs to logits.
-        loss: For example `torch.nn.BCEWithLogitsLoss`, which takes raw logits.
+        network: Maps inputs to what the loss expects, usually logits.
+        loss: For example `torch.nn.BCEWithLogitsLoss`, which takes raw logits, or `torch.nn.BCELoss` after a network
+            that ends in a sigmoid. See `docs/losses.md`.
         optimizer: See `Task`.
         schedule: See `Task`.
         labels: Number of labels, at least 2; for one label there is `BinaryClassification`.

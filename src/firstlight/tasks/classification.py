@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from firstlight.errors import UsageError, check_range
+from firstlight.losses.expected_outputs import CLASSES
 from firstlight.losses.weights import ignore_index
 from firstlight.metrics.whole_split import exact
 from firstlight.schedules import Schedule
@@ -22,14 +23,17 @@ class Classification(Task):
     """Logits `(B, classes)` against class indices `(B,)` int64; metric: `accuracy` in [0, 1].
 
     Args:
-        network: Maps inputs to logits.
-        loss: For example `torch.nn.CrossEntropyLoss`, which takes raw logits. With class weights it is a mean over the
-            weights of the samples' classes, and so are the logged losses.
+        network: Maps inputs to what the loss expects, usually logits.
+        loss: For example `torch.nn.CrossEntropyLoss`, which takes raw logits; see `docs/losses.md`. With class weights
+            it is a mean over the weights of the samples' classes, and so are the logged losses. Targets that the loss
+            ignores are left out of metrics too.
         optimizer: See `Task`.
         schedule: See `Task`.
         classes: Number of classes, at least 2.
         **options: See `Task`; `monitor` is `val/loss` or `val/accuracy`.
     """
+
+    losses = CLASSES
 
     def __init__(
         self,
@@ -60,11 +64,12 @@ class Classification(Task):
         super().on_train_start()
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return `prediction` `(B,)`, `probabilities` `(B, classes)` and `target` `(B,)`."""
+        """Return `prediction` `(B,)`, `target` `(B,)` and `probabilities` `(B, classes)`; a loss of scores has none."""
         inputs, targets = batch
         logits = exact(self.predict_outputs(inputs))
         # The metrics take the largest logit too: the probabilities of close large logits are equal.
-        return {"prediction": logits.argmax(dim=1), "probabilities": logits.softmax(dim=1), "target": targets}
+        columns = {"prediction": logits.argmax(dim=1), "target": targets}
+        return columns if self.outputs_are == "scores" else {**columns, "probabilities": logits.softmax(dim=1)}
 
     def check_targets(self, targets: Tensor) -> None:
         """Refuse labels that are not class indices of this task."""

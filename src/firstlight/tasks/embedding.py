@@ -6,6 +6,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from firstlight.errors import UsageError, check_range
+from firstlight.losses.expected_outputs import EMBEDDINGS
 from firstlight.metrics.retrieval import RecallAtK
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
@@ -32,6 +33,8 @@ class Embedding(Task):
         k: Retrieved samples for `recall_at_k`, at least 1.
         **options: See `Task`; `monitor` is `val/loss`, `val/nn_accuracy` or `val/recall_at_k`.
     """
+
+    losses = EMBEDDINGS
 
     # They compare each sample with all others, in a time that grows with the square of their number.
     eval_only_metrics = frozenset({"nn_accuracy", "recall_at_k"})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from firstlight.errors import UsageError
+from firstlight.losses.expected_outputs import TOKENS
 from firstlight.metrics import BitsPerByte, Perplexity
 from firstlight.metrics.whole_split import exact
 from firstlight.schedules import Schedule
@@ -34,6 +35,8 @@ class LanguageModel(Task):
         schedule: See `Task`.
         **options: See `Task`; `monitor` is `val/loss`, `val/perplexity` or `val/bits_per_byte`.
     """
+
+    losses = TOKENS
 
     def __init__(
         self, network: nn.Module, loss: nn.Module, optimizer: OptimizerCallable, schedule: Schedule, **options: Any

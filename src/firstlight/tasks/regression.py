@@ -7,7 +7,8 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
 
-from firstlight.errors import check_range
+from firstlight.errors import UsageError, check_range
+from firstlight.losses.expected_outputs import NUMBERS
 from firstlight.metrics.whole_split import R2, exact
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
@@ -37,8 +38,9 @@ class Regression(Task):
     targets of a split are equal, `r2` is undefined: NaN.
 
     Args:
-        network: Maps inputs to standardised targets.
-        loss: For example `torch.nn.MSELoss` or `torch.nn.HuberLoss`, of standardised numbers.
+        network: Maps inputs to standardised targets, or to what the loss expects.
+        loss: For example `torch.nn.MSELoss` or `torch.nn.HuberLoss`, of standardised numbers. `torch.nn.PoissonNLLLoss`
+            takes counts and the logarithms of their rates, and predictions are rates. See `docs/losses.md`.
         optimizer: See `Task`.
         schedule: See `Task`.
         outputs: Targets per sample, at least 1.
@@ -47,6 +49,8 @@ class Regression(Task):
     Raises:
         UsageError: When the training data set cannot be read twice.
     """
+
+    losses = NUMBERS
 
     # R2 compares with the mean of the targets, so it needs two samples.
     eval_only_metrics = frozenset({"r2"})
@@ -74,7 +78,9 @@ class Regression(Task):
         self.register_buffer("target_std", torch.ones(outputs, dtype=torch.float64))
 
     def fit_targets(self) -> None:
-        """Compute mean and standard deviation of the training targets."""
+        """Compute mean and standard deviation of the training targets, unless the loss takes raw targets."""
+        if self.outputs_are != "standardised":
+            return
         targets = training_targets(self.trainer, f"{type(self).__name__} standardises targets: it").double()
         constant = targets.amax(dim=0) == targets.amin(dim=0)
         self.target_mean.copy_(targets.mean(dim=0))
@@ -84,6 +90,8 @@ class Regression(Task):
         """Return the loss against standardised targets, which must have exactly the outputs' shape."""
         check_same_shape(type(self).__name__, outputs, targets)
         outputs = at_least_float32(outputs)
+        if self.outputs_are != "standardised":
+            return self.loss(outputs, targets.to(outputs.dtype))  # type: ignore[no-any-return]
         standardised = (targets - self.target_mean) / self.target_std
         return self.loss(outputs, standardised.to(outputs.dtype))  # type: ignore[no-any-return]
 
@@ -93,6 +101,8 @@ class Regression(Task):
 
     def in_units(self, outputs: Tensor) -> Tensor:
         """Return the predictions in the user's units, float64, for outputs `(B, outputs)`."""
+        if self.outputs_are == "log_rates":
+            return exact(outputs).exp()
         return torch.addcmul(self.target_mean, exact(outputs), self.target_std)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -104,6 +114,10 @@ class Regression(Task):
     def check_targets(self, targets: Tensor) -> None:
         """Refuse targets that are not float64 or float32 `(N, outputs)`."""
         check_elementwise_targets(type(self).__name__, targets, self.outputs, (torch.float64, torch.float32))
+        if self.outputs_are in ("rates", "log_rates") and targets.numel() and targets.min() < 0:
+            raise UsageError(
+                f"{type(self.loss).__name__} expects counts, but a target is {targets.min():g}: use torch.nn.MSELoss"
+            )
 
     def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse outputs that are not one for each target."""
