@@ -35,7 +35,7 @@ class Unused(Linear):
 
 class Leaking(Linear):
     def forward(self, inputs):
-        return super().forward(inputs).softmax(0)
+        return 2 * super().forward(inputs).softmax(0)
 
 
 class Noisy(Linear):

@@ -15,7 +15,7 @@ from firstlight.data import Tensors
 from firstlight.losses import SupervisedContrastiveLoss
 from firstlight.schedules import Constant
 from firstlight.tasks import Classification, LanguageModel, Task
-from tests.helpers import ROOT, Ranks, called, newest
+from tests.helpers import CONFIG, ROOT, Ranks, called, newest
 from tests.tasks.helpers import loader, parts, trainer
 
 WEIGHTS = torch.tensor([1.0, 20.0, 0.0])
@@ -224,3 +224,41 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path):
         for other in two:
             for mine, theirs in zip(weights, other[name], strict=True):
                 torch.testing.assert_close(torch.tensor(theirs), torch.tensor(mine), rtol=1e-5, atol=1e-6)
+
+
+def test_a_window_longer_than_an_epoch_is_told_before_the_run(tmp_path):
+    options = ["--config", CONFIG, "--trainer.max_epochs=1", "--trainer.accumulate_grad_batches=64"]
+    message = "accumulate_grad_batches is 64, but an epoch has 40 batches: an epoch makes one step, of 40 batches"
+    assert message in called("check", *options, cwd=tmp_path).stdout
+    printed = called("fit", *options, cwd=tmp_path).stdout
+    assert printed.index(message) < printed.index("fit    1 epoch")
+
+
+def collectives(ranks):
+    """Count what processes ask each other in backward, for equal batches and for class weights."""
+    counts = {}
+    for name, loss in {"plain": nn.CrossEntropyLoss(), "weights": nn.CrossEntropyLoss(torch.arange(3.0))}.items():
+        asked = []
+
+        class Counting(Classification):
+            def backward(self, loss, *args, asked=asked, **kwargs):
+                strategy = self.trainer.strategy
+                reduce = strategy.reduce
+                strategy.reduce = lambda *args, **kwargs: asked.append(1) or reduce(*args, **kwargs)
+                super().backward(loss, *args, **kwargs)
+                strategy.reduce = reduce
+
+        task = Counting(**parts(nn.Linear(4, 3), loss), classes=3)
+        run = trainer(".", max_epochs=1, devices=ranks, strategy="ddp", limit_val_batches=0)
+        split = ["train"] * 22 + ["val"] * 22 + ["test"] * 22
+        data = Tensors(
+            INPUTS[:22].repeat(3, 1), LABELS[:22].repeat(3), split=split, batch_size=4, batch_size_is="global"
+        )
+        run.fit(task, datamodule=data)
+        counts[name] = len(asked)
+    Path(f"{run.global_rank}").write_text(json.dumps(counts))
+
+
+def test_processes_ask_each_other_only_where_weights_may_differ(tmp_path):
+    Ranks(collectives, 2, cwd=tmp_path, ranks=2).succeed()
+    assert json.loads((tmp_path / "0").read_text()) == {"plain": 1, "weights": 6}

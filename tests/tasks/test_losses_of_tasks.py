@@ -14,6 +14,7 @@ from firstlight.errors import UsageError
 from firstlight.losses import ContrastiveLoss, SupervisedContrastiveLoss
 from firstlight.preflight.probe import probe
 from firstlight.tasks import BinaryClassification, Classification, LanguageModel, Regression
+from tests.helpers import ROOT
 from tests.tasks.helpers import loader, parts, predicted, trainer
 
 INPUTS = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
@@ -199,3 +200,11 @@ def test_a_task_with_its_own_compute_loss_takes_any_loss():
 @pytest.mark.parametrize("kind", [BinaryClassification, Classification, LanguageModel, Regression])
 def test_the_first_loss_of_each_task_is_the_one_that_it_recommends(kind):
     assert next(iter(kind.losses)) in (nn.BCEWithLogitsLoss, nn.CrossEntropyLoss, nn.MSELoss)
+
+
+def test_the_table_of_pairs_names_each_accepted_loss():
+    rows = [line.split("|")[1:3] for line in (ROOT / "docs" / "losses.md").read_text().splitlines() if "| `" in line]
+    for name in TASKS:
+        losses = " ".join(loss for task, loss in rows if f"`{name}`" in task)
+        for kind in getattr(firstlight.tasks, name).losses:
+            assert kind.__name__ in losses, f"docs/losses.md has no row for {name} and {kind.__name__}"

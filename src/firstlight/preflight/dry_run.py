@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from firstlight.errors import UsageError
-from firstlight.preflight.rules import refuse_no_validation, refuse_unknown_monitors
+from firstlight.preflight.rules import long_window, refuse_no_validation, refuse_unknown_monitors
 from firstlight.tasks import Task
 
 
@@ -99,7 +99,9 @@ class DryRun(Callback):
         def batches() -> str:
             refuse_no_validation(trainer, self.callbacks)
             val = sum(trainer.num_val_batches) if trainer.enable_validation else 0
-            return f"{trainer.num_training_batches:,} training, {val:,} validation an epoch"
+            found = f"{trainer.num_training_batches:,} training, {val:,} validation an epoch"
+            window = long_window(trainer)
+            return f"{found}; {window}" if window else found
 
         self.record("batches", batches)
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []

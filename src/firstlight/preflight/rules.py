@@ -75,6 +75,17 @@ def refuse_no_validation(trainer: Trainer, callbacks: Sequence[Callback]) -> Non
     raise UsageError(f"the run never validates ({why}), and {names} need validation: use --disable early_stopping,best")
 
 
+def long_window(trainer: Trainer) -> str:
+    """Return that a window of accumulated batches is longer than an epoch, or `""`. Call it when training starts."""
+    window, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
+    if window <= batches:
+        return ""
+    return (
+        f"accumulate_grad_batches is {window:,}, but an epoch has {batches:,} batches: an epoch makes one step, of "
+        f"{batches:,} batches"
+    )
+
+
 def refuse_no_batches(trainer: Trainer) -> None:
     """Refuse a fit whose training data has no batch. Call it after a fit that trained nothing."""
     if trainer.num_training_batches == 0:

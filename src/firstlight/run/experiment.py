@@ -208,6 +208,8 @@ class Experiment:
         total = self.task.total_steps
         trainable = sum(parameter.numel() for parameter in self.task.parameters() if parameter.requires_grad)
         print(console.plan(trainable, total, self.task.warmup_steps), flush=True)
+        if window := rules.long_window(trainer):
+            print(f"window {window}", flush=True)
         log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
         if trainer.loggers and not 0 < log_every <= total:
             option = f"--trainer.log_every_n_steps is {log_every:,}"
