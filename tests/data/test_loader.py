@@ -40,6 +40,17 @@ def test_some_processes_have_no_batch_with_fewer_samples_than_processes():
     assert [sum(map(len, own)) for own in batches_of_each_process(2, 8, 3, shuffle=False)] == [1, 1, 0]
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("samples", range(40, 60))
+def test_no_process_gets_a_single_sample_if_two_are_needed(samples, processes):
+    samplers = [
+        ResumableDistributedSampler(samples, 4, True, 0, rank, processes, fewest=2) for rank in range(processes)
+    ]
+    found = [[batch.tolist() for batch in sampler] for sampler in samplers]
+    assert sorted(index for own in found for batch in own for index in batch) == list(range(samples))
+    assert min(len(batch) for own in found for batch in own) == samplers[0].smallest >= 2
+
+
 def test_order_depends_on_seed_and_epoch_and_repeats_with_both():
     def first(seed, epoch):
         sampler = ResumableDistributedSampler(100, 100, True, seed, 0, 1)

@@ -9,21 +9,26 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from firstlight import callbacks
 from firstlight.data import Tensors
 from firstlight.errors import UsageError
+from firstlight.networks import MLP
 from firstlight.preflight.rules import (
     checkpoint_bytes,
     refuse_collisions,
     refuse_no_room,
     refuse_options,
+    refuse_single_samples,
     refuse_sizes,
 )
-from tests.helpers import CONFIG
+from firstlight.schedules import Constant
+from firstlight.tasks import Classification
+from tests.helpers import CONFIG, DDP, ROOT, called, firstlight
 
 OPTIONS = {
     "max_epochs": 3,
@@ -163,3 +168,48 @@ def test_read_only_folder_is_refused(tmp_path):
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr == "firstlight: cannot create the folder closed/digits_mlp: Permission denied\n"
+
+
+BATCHNORM = str(ROOT / "configs" / "digits_mlp_batchnorm.yaml")
+SHORT = ["--trainer.max_epochs=1", "--data.batch_size=8"]  # 1,257 = 8 * 157 + 1.
+
+
+def test_last_batch_of_one_sample_is_merged_for_batch_normalisation(tmp_path):
+    checked = called("check", "--config", BATCHNORM, *SHORT, cwd=tmp_path)
+    assert "157 training" in checked.stdout
+    called("fit", "--config", BATCHNORM, *SHORT, cwd=tmp_path)
+
+
+def test_last_batch_of_one_sample_for_each_process_is_merged(tmp_path):
+    data = ["--data.batch_size=628", "--trainer.max_epochs=1"]  # 1,257 = 2 * 628 + 1; with 2 * 627, 3 are left.
+    for size in (628, 627):
+        firstlight("fit", "--config", BATCHNORM, "--config", DDP, *data, f"--data.batch_size={size}", cwd=tmp_path)
+
+
+def test_batches_of_one_sample_are_refused_before_the_run(tmp_path):
+    for verb in ("check", "fit"):
+        found = called(verb, "--config", BATCHNORM, "--data.batch_size=1", cwd=tmp_path, code=2)
+        assert "a training batch has one sample, and MLP cannot train on it" in found.stdout + found.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("options", "is_refused"), [({}, True), ({"drop_last": True}, False), ({"rest": 2}, False)])
+def test_last_batch_of_one_sample_of_any_loader_is_refused(options, is_refused, tmp_path):
+    rest, inputs = options.pop("rest", 1), torch.randn(26, 4)
+    rows = TensorDataset(inputs[: 24 + rest], torch.arange(24 + rest) % 2)
+    task = Classification(
+        MLP(4, [5], 2, norm="batch"), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.1), Constant(), classes=2
+    )
+    refuse = LambdaCallback(on_train_start=lambda trainer, _: refuse_single_samples(trainer))
+    run = Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, callbacks=[refuse], enable_checkpointing=False,
+        enable_progress_bar=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    batches = DataLoader(rows, batch_size=8, **options)
+    before = [buffer.clone() for buffer in task.buffers()]
+    if not is_refused:
+        run.fit(task, batches, batches)
+        return
+    with pytest.raises(UsageError, match="a training batch has one sample, and MLP cannot train on it"):
+        run.fit(task, batches, batches)
+    assert all(map(torch.equal, before, task.buffers()))

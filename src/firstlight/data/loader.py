@@ -10,7 +10,8 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, DistributedSampler
 
 from firstlight.data.samples import Batch, TensorBatches
@@ -29,6 +30,7 @@ class ResumableDistributedSampler(DistributedSampler[Tensor]):
     Over all processes each sample is taken exactly once per epoch, and all processes take the same number of batches.
     A global batch is cut from the order and dealt out to the processes. If the last one has fewer samples than
     processes, it is joined with the one before. (torch's `DistributedSampler` takes some samples twice instead.)
+    `fewest` is the smallest number of samples that a process may get: batch normalisation cannot train on one.
 
     It is a subclass of `DistributedSampler` so that Lightning does not replace it and sets its epoch. `batch_size`
     counts per process. With `shuffle`, each epoch has a new order, which depends on `seed` and the epoch.
@@ -43,6 +45,7 @@ class ResumableDistributedSampler(DistributedSampler[Tensor]):
         rank: int,
         world_size: int,
         device: torch.device | None = None,
+        fewest: int = 1,
     ) -> None:
         self.samples = samples
         self.batch_size = batch_size
@@ -51,6 +54,7 @@ class ResumableDistributedSampler(DistributedSampler[Tensor]):
         self.rank = rank
         self.num_replicas = world_size
         self.device = device
+        self.fewest = fewest
         self.epoch = 0
         self.start_batch = 0
         self.start_epoch: int | None = None
@@ -76,11 +80,16 @@ class ResumableDistributedSampler(DistributedSampler[Tensor]):
         sizes = [len(range(low + self.rank, high, self.num_replicas)) for low, high in self._bounds()]
         yield from torch.split(order[self.rank :: self.num_replicas], sizes)[start:]
 
+    @property
+    def smallest(self) -> int:
+        """Samples in the smallest batch of any process."""
+        return min((high - low) // self.num_replicas for low, high in self._bounds())
+
     def _bounds(self) -> list[tuple[int, int]]:
         """Return the start and end of each global batch, as positions in the order of the epoch."""
         global_batch_size = self.batch_size * self.num_replicas
         starts = list(range(0, self.samples, global_batch_size))
-        if len(starts) > 1 and self.samples - starts[-1] < self.num_replicas:
+        if len(starts) > 1 and self.samples - starts[-1] < self.fewest * self.num_replicas:
             starts.pop()
         bounds = list(zip(starts, [*starts[1:], self.samples], strict=True))
         # With fewer samples than processes, some processes have no batch.
@@ -178,8 +187,15 @@ def make_loader(
     seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed() % 2**31))
     if trainer is not None and keep_on_device(dataset, trainer.strategy.root_device, num_workers, on_device):
         dataset = dataset.to(trainer.strategy.root_device)
-    sampler = ResumableDistributedSampler(len(dataset), batch_size, shuffle, seed, rank, processes, dataset.device)
+    fewest = 2 if shuffle and trainer is not None and _normalises_batches(trainer.lightning_module) else 1
+    sampler = ResumableDistributedSampler(
+        len(dataset), batch_size, shuffle, seed, rank, processes, dataset.device, min(fewest, batch_size)
+    )
     return Loader(dataset, sampler, num_workers)
+
+
+def _normalises_batches(module: nn.Module | None) -> bool:
+    return module is not None and any(isinstance(part, _BatchNorm) for part in module.modules())
 
 
 def keep_on_device(dataset: TensorBatches, device: torch.device, num_workers: int, on_device: bool | None) -> bool:

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from firstlight.errors import UsageError
-from firstlight.preflight.rules import long_window, refuse_no_validation, refuse_unknown_monitors
+from firstlight.preflight.rules import (
+    long_window,
+    refuse_no_validation,
+    refuse_single_samples,
+    refuse_unknown_monitors,
+)
 from firstlight.tasks import Task
 
 
@@ -95,6 +100,7 @@ class DryRun(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check batches, gradients, leaks between samples and overfitting, then stop the fit."""
         assert isinstance(pl_module, Task)
+        refuse_single_samples(trainer)  # The other checks train on such a batch.
 
         def batches() -> str:
             refuse_no_validation(trainer, self.callbacks)

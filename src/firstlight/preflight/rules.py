@@ -3,7 +3,8 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Sized
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, IterableDataset
 
 from firstlight.callbacks.defaults import DEFAULTS
 from firstlight.data import DataModule
-from firstlight.data.loader import per_process
+from firstlight.data.loader import ResumableDistributedSampler, per_process
 from firstlight.errors import UsageError, check_range, did_you_mean
 from firstlight.tasks import Task
 
@@ -105,6 +109,42 @@ def refuse_sizes(datamodule: LightningDataModule, trainer: Trainer) -> None:
         for split, rows in datamodule.indices.items():
             if len(rows) < processes:
                 raise UsageError(f"the {split} split has {len(rows)} samples, too few for {processes} processes")
+
+
+def refuse_single_samples(trainer: Trainer) -> None:
+    """Refuse a training batch of one sample if the network cannot train on one, as batch normalisation cannot.
+
+    Call it when training starts. It tries a copy of the network. Only batches of a DataLoader are known.
+    """
+    network, loader = getattr(trainer.lightning_module, "network", None), trainer.train_dataloader
+    if not isinstance(network, nn.Module) or not any(isinstance(part, _BatchNorm) for part in network.modules()):
+        return
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or _smallest(loader) > 1:
+        return
+    with isolate_rng(), torch.no_grad():
+        data: Any = loader.dataset
+        one = data.__getitems__([0]) if hasattr(data, "__getitems__") else [data[0]]
+        batch = trainer.precision_plugin.convert_input(loader.collate_fn(one))
+        inputs, _ = trainer.strategy.batch_to_device(batch)
+        try:
+            deepcopy(network).train()(inputs)
+        except ValueError as error:
+            raise UsageError(
+                f"a training batch has one sample, and {type(network).__name__} cannot train on it ({error}): use "
+                "another batch_size, or drop_last=True in a DataLoader"
+            ) from error
+
+
+def _smallest(loader: DataLoader[Any]) -> int:
+    """Return the size of the smallest batch of a loader; 2 if it is unknown."""
+    sampler = loader.sampler
+    if isinstance(sampler, ResumableDistributedSampler):
+        return sampler.smallest
+    size, drop = getattr(loader.batch_sampler, "batch_size", None), getattr(loader.batch_sampler, "drop_last", True)
+    if not isinstance(size, int) or not isinstance(sampler, Sized):
+        return 2
+    rest = len(sampler) % size
+    return rest if rest and not drop else size
 
 
 def refuse_unknown_monitors(trainer: Trainer, callbacks: Sequence[Callback]) -> None:

@@ -196,6 +196,7 @@ class Experiment:
     def _start(self, trainer: Trainer, every: Sequence[Callback], folder: Path, slow: str | None) -> None:
         """Before the first step, write `config.yaml`, and print the data, the plan and why the fast loop is off."""
         rules.refuse_no_validation(trainer, every)
+        rules.refuse_single_samples(trainer)
         if trainer.should_stop:
             return  # The resumed run had stopped early.
         self._trained = True
