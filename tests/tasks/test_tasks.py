@@ -4,13 +4,14 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import nn
+from torchmetrics import Metric
 
 from firstlight.data import Digits
 from firstlight.errors import UsageError
 from firstlight.networks import MLP
 from firstlight.schedules import Constant, Cosine
-from firstlight.tasks import Classification
-from tests.tasks.helpers import trainer
+from firstlight.tasks import Classification, Task
+from tests.tasks.helpers import parts, trainer
 
 PARTS = {
     "network": lambda: MLP(64, [8], 10),
@@ -102,6 +103,35 @@ def test_a_resumed_optimiser_keeps_its_state_when_weight_decay_is_turned_on_or_o
     assert all(torch.equal(value, restored[name]) for name, value in saved.items())
     decays = {id(p): group["weight_decay"] for group in resumed.optimizers[0].param_groups for p in group["params"]}
     assert all(decays[id(p)] == now * (p.ndim == 2) for p in task.parameters())
+
+
+class Undirected(Metric):
+    """Does not say whether higher is better."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0))
+
+    def update(self, preds, target):
+        self.total += len(target)
+
+    def compute(self):
+        return self.total
+
+
+def test_mode_is_an_option_of_a_monitor_without_a_direction():
+    options = {"metrics": {"share": Undirected()}, "monitor": "val/share"}
+    built = partial(Task, **parts(nn.Linear(4, 1), nn.MSELoss()), **options)
+    with pytest.raises(UsageError, match=r"its metric does not say .* give mode=min or mode=max"):
+        built()
+    assert [built(mode=mode).mode for mode in ("min", "max")] == ["min", "max"]
+
+
+@pytest.mark.parametrize(("monitor", "mode", "right"), [("val/accuracy", "min", "max"), ("val/loss", "max", "min")])
+def test_mode_that_would_keep_the_worst_is_refused(monitor, mode, right):
+    with pytest.raises(UsageError, match=f"mode={mode}, which would keep the worst {monitor}: .* mode={right}"):
+        make(monitor=monitor, mode=mode)
+    assert make(monitor=monitor, mode=right).mode == right
 
 
 @pytest.mark.parametrize(("monitor", "mode"), [("val/loss", "min"), ("val/accuracy", "max")])

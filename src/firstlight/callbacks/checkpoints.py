@@ -77,6 +77,10 @@ class BestCheckpoint(FiniteCheckpoint):
     ) -> None:
         """Do nothing: the file is written after validations only."""
 
+    def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
+        """Return whether the metric is better than before. NaN never is; Lightning 2.6.6 would keep the first one."""
+        return (current is None or not current.isnan()) and super().check_monitor_top_k(trainer, current)
+
     def _trim(self, checkpoint: dict[str, Any]) -> None:
         """Remove `train_log`, outputs and targets of training samples: people share this file."""
         checkpoint.pop("train_log", None)

@@ -31,8 +31,14 @@ class EarlyStopping(callbacks.EarlyStopping):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide, unless the run ends before its first validation, where Lightning 2.6.6 raises."""
         validated = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.completed > 0
-        if validated or self.monitor in trainer.callback_metrics:
+        is_defined = self.monitor not in getattr(pl_module, "undefined", ())
+        if is_defined and (validated or self.monitor in trainer.callback_metrics):
             super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decide, unless the module says that the monitored metric is undefined for this validation."""
+        if self.monitor not in getattr(pl_module, "undefined", ()):
+            super().on_validation_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score and the number of validations since, and keep the present `patience`."""

@@ -90,6 +90,12 @@ class SplitMetrics:
         self.reset()
         return values
 
+    def undefined(self, targets: Tensor) -> dict[str, str]:
+        """Return by name why a metric of a split with these targets `(N, ...)` is undefined."""
+        metrics = self._metrics.items(keep_base=False, copy_state=False)
+        reasons = {name: each.undefined(targets) for name, each in metrics if isinstance(each, WholeSplitMetric)}
+        return {name: reason for name, reason in reasons.items() if reason}
+
     def reset(self) -> None:
         """Forget all batches."""
         self._batches.clear()

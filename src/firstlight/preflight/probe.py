@@ -37,6 +37,19 @@ def probe_splits(task: Task, datamodule: LightningDataModule) -> None:
                 samples = samples.with_targets(torch.float32)
             few = samples[range(min(3, len(samples)))]
             probe(task, datamodule.on_after_batch_transfer(few, 0), samples.targets)
+            _probe_metrics(task, split, samples.targets)
+
+
+def _probe_metrics(task: Task, split: str, targets: Tensor) -> None:
+    """Refuse a monitor that is undefined for its split, and warn about other metrics that are."""
+    metrics = {"val": task.val_metrics, "test": task.test_metrics}
+    reasons = metrics[split].undefined(targets) if split in metrics else {}
+    if task.monitor in reasons:
+        raise UsageError(
+            f"monitor={task.monitor} is undefined for the {len(targets)} samples of the {split} split, because "
+            f"{reasons[task.monitor]}: monitor another metric, or use another split"
+        )
+    task.tell_undefined(reasons)
 
 
 def probe(task: Task, batch: tuple[Any, Tensor], targets: Tensor) -> None:

@@ -4,6 +4,7 @@ Shapes: `B` batch; `N` samples of a split; `...` the shape of one sample, output
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -12,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -32,6 +34,8 @@ from firstlight.tasks.optimization import Optimization
 from firstlight.tasks.train_log import TrainLog
 
 __all__ = ["Task"]
+
+_log = logging.getLogger(__name__)
 
 
 class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading names the rarer options only
@@ -54,6 +58,8 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
             the loss. Losses are better when lower; a metric tells whether it is better when lower or higher.
         l1: While training, `l1` times the sum of the absolute `weights` is added to the loss; at least 0. `train/loss`
             is logged without it, so that it compares with `val/loss`.
+        mode: Whether the lowest (`min`) or the highest (`max`) `monitor` is best. None: as the metric says, `min` for
+            losses. Needed for a metric that does not say it.
 
     Raises:
         UsageError: When a part is missing or cannot be called, when `monitor` or `l1` is wrong, or when a checkpoint is
@@ -81,6 +87,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         metrics: Mapping[str, Metric] | None = None,
         monitor: str = "val/loss",
         l1: float = 0.0,
+        mode: Literal["min", "max"] | None = None,
     ) -> None:
         super().__init__()
         silence_known_warnings()
@@ -110,8 +117,10 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         self.val_metrics = SplitMetrics("val", metrics, counted)
         self.test_metrics = SplitMetrics("test", metrics, counted)
         self.train_log = TrainLog(self.train_metrics)
+        self.undefined: Mapping[str, str] = {}  # By name, why metrics of the last validation or test are NaN.
+        self._told: set[str] = set()
         self.monitor = monitor
-        self.mode = self._mode(metrics)
+        self.mode = self._mode(metrics, mode)
 
     # What a step computes
 
@@ -222,10 +231,9 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         return self
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimiser, with its schedule; a new fit first calls `fit_targets`."""
+        """Return the optimiser, with its schedule, and call `fit_targets`."""
         optimizers = self.optimization.configure(self.trainer, parameter_groups(self))
-        if not self.trainer.ckpt_path:
-            self.fit_targets()
+        self.fit_targets()
         return optimizers
 
     def fit_targets(self) -> None:
@@ -262,11 +270,24 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/*`."""
-        self.log_dict(self.val_metrics.compute(), sync_dist=True)
+        self._log_split(self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
         """Log `test/*`."""
-        self.log_dict(self.test_metrics.compute(), sync_dist=True)
+        self._log_split(self.test_metrics)
+
+    def _log_split(self, metrics: SplitMetrics) -> None:
+        self.log_dict(metrics.compute(), sync_dist=True)
+        self.undefined = metrics.missing_reasons
+        if not self.trainer.sanity_checking:  # It sees two batches only.
+            self.tell_undefined(self.undefined)
+
+    def tell_undefined(self, reasons: Mapping[str, str]) -> None:
+        """Warn once for each metric that is undefined; `reasons` by name."""
+        for name, reason in reasons.items():
+            if name not in self._told and not rank_zero_only.rank:  # type: ignore[attr-defined]
+                _log.warning(f"{name} is undefined (nan), because {reason}; nothing is chosen by it")
+            self._told.add(name)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the plan of the optimiser, the newest validation metrics, and the batches that are not logged yet."""
@@ -348,7 +369,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
                     f"argument of its __init__ as {name}: {annotation}"
                 )
 
-    def _mode(self, metrics: Mapping[str, Metric]) -> Literal["min", "max"]:
+    def _mode(self, metrics: Mapping[str, Metric], mode: Literal["min", "max"] | None = None) -> Literal["min", "max"]:
         is_better_higher: dict[str, bool | None] = {"val/loss": False}
         is_better_higher |= {f"val/{name}": metric.higher_is_better for name, metric in metrics.items()}
         if self.monitor not in is_better_higher:
@@ -356,13 +377,20 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
             is_own = self.is_overridden("compute_loss") or self.is_overridden("validation_step")
             if _is_library(type(self.loss)) and not is_own:
                 self.check_monitor(is_better_higher)
-            return "min"
-        if is_better_higher[self.monitor] is None:
+            return mode or "min"
+        is_higher = is_better_higher[self.monitor]
+        if is_higher is None and mode is None:
             raise UsageError(
                 f"monitor={self.monitor} cannot decide what is best: its metric does not say whether higher or lower "
-                "is better"
+                "is better; give mode=min or mode=max"
             )
-        return "max" if is_better_higher[self.monitor] else "min"
+        known: Literal["min", "max"] = "max" if is_higher else "min"
+        if None not in (is_higher, mode) and mode != known:
+            raise UsageError(
+                f"{type(self).__name__} was given mode={mode}, which would keep the worst {self.monitor}: "
+                f"leave it out, or use mode={known}"
+            )
+        return mode or known
 
 
 def _convert_inputs(convert: Callable[[Any], Any], batch: Any) -> Any:

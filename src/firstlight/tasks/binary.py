@@ -1,6 +1,6 @@
 """Binary and multi-label classification: each label of a sample is 0 or 1."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -17,6 +17,13 @@ from firstlight.tasks.checks import (
     check_elementwise_outputs,
     check_elementwise_targets,
     check_same_shape,
+)
+from firstlight.tasks.training_targets import (
+    Weights,
+    class_names,
+    reserve_weights,
+    training_targets,
+    weights_by_name,
 )
 
 __all__ = ["BinaryClassification", "MultilabelClassification"]
@@ -54,6 +61,22 @@ class _ZeroOne(Task):
     eval_only_metrics = frozenset({"auroc"})
 
     width: int
+    pos_weight: Weights | None
+
+    def fit_targets(self) -> None:
+        """Give the loss its weights of positive targets."""
+        weights, names = self.pos_weight, class_names(self.trainer)
+        if weights == "balanced":
+            targets = training_targets(self.trainer, "pos_weight=balanced").double()
+            positives = targets.sum(0)
+            for index in (positives == 0).nonzero().flatten().tolist()[:1]:
+                name = names[index] if self.width > 1 and names else "1"
+                raise UsageError(f"pos_weight=balanced needs a training sample with label {name}, but there is none")
+            weights = ((len(targets) - positives) / positives).tolist()
+        if isinstance(weights, dict):
+            weights = weights_by_name("pos_weight", weights, names)
+        if weights is not None:
+            self.loss.pos_weight.copy_(torch.tensor(weights, dtype=torch.float64))
 
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the loss of the outputs; targets must have exactly their shape."""
@@ -110,12 +133,23 @@ class BinaryClassification(_ZeroOne):
             that ends in a sigmoid. See `docs/losses.md`.
         optimizer: See `Task`.
         schedule: See `Task`.
+        pos_weight: Weight of samples of class 1 in the loss, `torch.nn.BCEWithLogitsLoss`, where the others count 1: a
+            number, or `"balanced"`, the number of training samples of class 0 divided by that of class 1.
         **options: See `Task`; `monitor` is `val/loss`, `val/accuracy`, `val/auroc` or `val/f1`.
     """
 
     def __init__(
-        self, network: nn.Module, loss: nn.Module, optimizer: OptimizerCallable, schedule: Schedule, **options: Any
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        optimizer: OptimizerCallable,
+        schedule: Schedule,
+        pos_weight: float | Literal["balanced"] | None = None,
+        **options: Any,
     ) -> None:
+        weights: Weights | None = [pos_weight] if isinstance(pos_weight, int | float) else pos_weight
+        if weights is not None:
+            reserve_weights(type(self).__name__, "pos_weight", weights, loss, "pos_weight", 1)
         metrics = {
             "accuracy": _BinaryAccuracy(validate_args=False),
             "auroc": AUROC(),
@@ -123,6 +157,7 @@ class BinaryClassification(_ZeroOne):
         }
         super().__init__(network, optimizer, schedule, loss, metrics, **options)
         self.width = 1
+        self.pos_weight = weights
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return `prediction` `(B,)`, `probabilities` `(B, 2)`, `score` `(B,)` (see `scores`) and `target` `(B,)`."""
@@ -148,6 +183,9 @@ class MultilabelClassification(_ZeroOne):
         optimizer: See `Task`.
         schedule: See `Task`.
         labels: Number of labels, at least 2; for one label there is `BinaryClassification`.
+        pos_weight: Weight of a positive label in the loss, `torch.nn.BCEWithLogitsLoss`, where a negative one counts 1:
+            a list in the order of the labels, a mapping by label name, or `"balanced"`, the number of training samples
+            without the label divided by the number with it.
         **options: See `Task`; `monitor` is `val/loss`, `val/accuracy`, `val/auroc` or `val/f1`.
     """
 
@@ -158,6 +196,7 @@ class MultilabelClassification(_ZeroOne):
         optimizer: OptimizerCallable,
         schedule: Schedule,
         labels: int,
+        pos_weight: Weights | None = None,
         **options: Any,
     ) -> None:
         if labels < 2:
@@ -165,6 +204,8 @@ class MultilabelClassification(_ZeroOne):
                 f"{type(self).__name__} was given labels={labels}: it must be at least 2; for one label there is "
                 "BinaryClassification"
             )
+        if pos_weight is not None:
+            reserve_weights(type(self).__name__, "pos_weight", pos_weight, loss, "pos_weight", labels)
         metrics = {
             "accuracy": _MultilabelAccuracy(labels, average="micro", validate_args=False),
             "auroc": AUROC(),
@@ -172,3 +213,4 @@ class MultilabelClassification(_ZeroOne):
         }
         super().__init__(network, optimizer, schedule, loss, metrics, **options)
         self.width = labels
+        self.pos_weight = pos_weight

@@ -15,6 +15,14 @@ from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
 from firstlight.tasks.checks import check_labels
 from firstlight.tasks.gradient_weights import may_hold
+from firstlight.tasks.training_targets import (
+    Weights,
+    balanced_weights,
+    class_names,
+    reserve_weights,
+    training_targets,
+    weights_by_name,
+)
 
 __all__ = ["Classification"]
 
@@ -30,6 +38,8 @@ class Classification(Task):
         optimizer: See `Task`.
         schedule: See `Task`.
         classes: Number of classes, at least 2.
+        class_weights: Weights of the classes in the loss, which then has none of its own: a list in the order of the
+            class names, a mapping by class name, or `"balanced"`, inverse to the number of training samples.
         **options: See `Task`; `monitor` is `val/loss` or `val/accuracy`.
     """
 
@@ -42,13 +52,17 @@ class Classification(Task):
         optimizer: OptimizerCallable,
         schedule: Schedule,
         classes: int,
+        class_weights: Weights | None = None,
         **options: Any,
     ) -> None:
         check_range(type(self).__name__, "[2, inf)", classes=classes)
+        if class_weights is not None:
+            reserve_weights(type(self).__name__, "class_weights", class_weights, loss, "weight", classes)
         ignored = ignore_index(loss)
         accuracy = MulticlassAccuracy(classes, average="micro", ignore_index=ignored, validate_args=False)
         super().__init__(network, optimizer, schedule, loss, {"accuracy": accuracy}, **options)
         self.classes = classes
+        self.class_weights = class_weights
 
     def counted_ignore_index(self) -> int | None:
         """Return the label that the loss leaves out, unless it has class weights or a subclass weighs batches."""
@@ -62,6 +76,18 @@ class Classification(Task):
             may_ignore = may_hold(self.trainer.train_dataloader, ignored)
             self.averages_over = "targets" if may_ignore else "samples"
         super().on_train_start()
+
+    def fit_targets(self) -> None:
+        """Give the loss its class weights."""
+        weights, names = self.class_weights, class_names(self.trainer)
+        if weights == "balanced":
+            labels = training_targets(self.trainer, "class_weights=balanced")
+            counts = labels[labels >= 0].bincount(minlength=self.classes)
+            weights = balanced_weights(counts, names, ignore_index(self.loss)).tolist()
+        if isinstance(weights, dict):
+            weights = weights_by_name("class_weights", weights, names)
+        if weights is not None:
+            self.loss.weight.copy_(torch.tensor(weights, dtype=torch.float64))
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return `prediction` `(B,)`, `target` `(B,)` and `probabilities` `(B, classes)`; a loss of scores has none."""

@@ -78,8 +78,11 @@ class Regression(Task):
         self.register_buffer("target_std", torch.ones(outputs, dtype=torch.float64))
 
     def fit_targets(self) -> None:
-        """Compute mean and standard deviation of the training targets, unless the loss takes raw targets."""
-        if self.outputs_are != "standardised":
+        """Compute mean and standard deviation of the training targets.
+
+        A resumed run restores them, and a loss of raw targets needs none.
+        """
+        if self.outputs_are != "standardised" or self.trainer.ckpt_path:
             return
         targets = training_targets(self.trainer, f"{type(self).__name__} standardises targets: it").double()
         constant = targets.amax(dim=0) == targets.amin(dim=0)
