@@ -1,3 +1,6 @@
+import csv
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from firstlight.errors import UsageError
 from firstlight.networks import MLP
 from firstlight.preflight.probe import probe
 from firstlight.tasks import Regression
+from tests.helpers import ROOT, called, newest
 from tests.tasks.helpers import loader, parts, predicted, trainer
 
 INPUTS = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
@@ -217,3 +221,23 @@ def test_predictions_have_the_shape_and_unit_of_the_targets(targets, shape, tmp_
     assert found["prediction"].shape == found["target"].shape == shape
     assert torch.equal(found["target"].reshape(targets.shape), targets)
     assert (found["prediction"].reshape(targets.shape)[:, 0] - targets[:, 0]).abs().mean() < 4
+
+
+def test_scores_of_the_command_line_equal_scikit_learn_on_the_file_and_the_predictions(tmp_path):
+    folder, table = ROOT / "configs", tmp_path / "times.csv"
+    times = [1_700_000_000 + second for second in range(61)]
+    table.write_text("second,time\n" + "".join(f"{second},{time}\n" for second, time in enumerate(times)))
+    data = ["--data=Table", f"--data.path={table}", "--data.target=time", "--data.kind=regression"]
+    model = ["--model.network.in_features=1", "--trainer.max_epochs=5"]
+    called("run", "--config", str(folder / "diabetes_linear.yaml"), *data, *model, cwd=tmp_path)
+    run = newest(tmp_path, "diabetes_linear")
+    called("test", "--run", str(run), cwd=tmp_path)
+    called("predict", "--run", str(run), cwd=tmp_path)
+    (results,) = run.glob("evaluations/test-*/results.json")
+    found = json.loads(results.read_text())["metrics"]
+    (file,) = run.glob("evaluations/predict-*/predictions.csv")
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    predictions, targets = [float(row["prediction"]) for row in rows], [times[int(row["index"])] for row in rows]
+    assert found["test/r2"] == pytest.approx(r2_score(targets, predictions), rel=1e-6)
+    assert found["test/rmse"] == pytest.approx(root_mean_squared_error(targets, predictions), rel=1e-6)
+    assert len(set(predictions)) == len(rows)

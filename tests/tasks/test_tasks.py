@@ -3,6 +3,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Callback
+from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 from torchmetrics import Metric
 
@@ -11,7 +12,7 @@ from firstlight.errors import UsageError
 from firstlight.networks import MLP
 from firstlight.schedules import Constant, Cosine
 from firstlight.tasks import Classification, Task
-from tests.tasks.helpers import parts, trainer
+from tests.tasks.helpers import loader, parts, trainer
 
 PARTS = {
     "network": lambda: MLP(64, [8], 10),
@@ -153,3 +154,26 @@ def test_validation_metrics_are_means_over_all_samples(tmp_path):
     expected = nn.functional.cross_entropy(logits.double(), targets).item()
     assert found["val/loss"] == pytest.approx(expected, rel=1e-5)
     assert found["val/accuracy"] == pytest.approx((logits.argmax(1) == targets).double().mean().item())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "16-true", "bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize(("offset", "scale"), [(0, 1), (0, 1e-3), (60, 1e-5), (1e4, 1)])
+def test_accuracy_equals_scikit_learn_on_the_predictions(offset, scale, precision, tmp_path):
+    class Given(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, inputs):
+            return inputs * self.weight
+
+    logits = offset + scale * torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    labels = logits.argmax(1).where(torch.arange(50) % 4 > 0, 1)
+    task, run = make(network=Given(), classes=3), trainer(tmp_path, precision=precision)
+    (found,) = run.test(task, loader(logits, labels), verbose=False)
+    batches = run.predict(task, loader(logits, labels))
+    written = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    assert found["test/accuracy"] == pytest.approx(accuracy_score(written["target"], written["prediction"]), rel=1e-6)
+    assert found["test/loss"] == pytest.approx(log_loss(written["target"], written["probabilities"]), rel=1e-4)
+    if "16" not in precision:
+        assert torch.equal(written["prediction"], logits.argmax(1))
