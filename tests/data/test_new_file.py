@@ -64,6 +64,33 @@ def test_test_on_a_new_file_uses_all_rows(run, new):
     assert results["metrics"]["test/accuracy"] == 0.75
 
 
+def test_run_fills_inputs_drops_rows_without_a_target_and_knows_each_spelling(tmp_path, capsys):
+    lines = [
+        f"{age},{'Oslo' if age % 3 else 'Rome '},{' old' if age > 40 else 'young'}" for age in [*range(20, 60)] * 3
+    ]
+    lines[4], lines[7], lines[9], lines[50] = "N/A,Oslo,young", "27,?,young", "29,Oslo,NA", "31,Rome,  "
+    (tmp_path / "data.csv").write_text("\n".join(["age,city,age group", *lines]))
+    (tmp_path / "table.yaml").write_text(CONFIG.replace("PATH", str(tmp_path / "data.csv")))
+    options = ["--config", str(tmp_path / "table.yaml"), "--runs", str(tmp_path / "runs"), "--trainer.max_epochs=1"]
+    assert main(["run", *options, "--data.missing=mean"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        "2 rows with missing or invalid values: line 11 column age group (NA), line 52 column age group (empty);"
+        in line
+    )
+    assert line.endswith("; missing_targets=drop drops rows without a valid target")
+    assert main(["run", *options, "--data.missing=mean", "--data.missing_targets=drop"]) == 0
+    assert "samples, 2 dropped" in capsys.readouterr().out
+    run = tmp_path / "runs" / "table" / (tmp_path / "runs" / "table" / "latest").read_text().strip()
+    everything = "\n".join(["age,city,age group", *(line.rsplit(",", 1)[0] + "," for line in lines)])
+    (tmp_path / "new.csv").write_text(everything)
+    assert main(["predict", "--run", str(run), "--data.path", str(tmp_path / "new.csv")]) == 0
+    written = max(run.glob("evaluations/predict-*")) / "predictions.csv"
+    rows = list(csv.DictReader(written.read_text().splitlines()))
+    assert [row["index"] for row in rows] == [str(index) for index in range(120)]
+    assert rows[0].keys() == {"index", "prediction", "probabilities/old", "probabilities/young"}
+
+
 @pytest.mark.parametrize(
     ("verb", "text", "message"),
     [
