@@ -72,3 +72,13 @@ def test_targets_that_would_change_on_the_way_are_refused(targets, message):
 def test_bfloat16_is_read_as_it_is():
     values = torch.arange(120.0).reshape(40, 3).bfloat16()
     assert Tensors(values, values).load().inputs.tolist() == values.tolist()
+
+
+def test_booleans_are_two_classes_and_stratified():
+    labels = np.arange(40) % 10 == 0
+    data = ready(Tensors(NUMBERS, labels, test_fraction=0.25, val_fraction=0.25))
+    assert data.class_names == ["False", "True"]
+    assert [data.dataset(split).targets.sum().item() for split in ("train", "val", "test")] == [2, 1, 1]
+    again = Tensors(NUMBERS[:7], labels[:7])
+    again.load_state_dict(data.state_dict())
+    assert again.dataset("test").targets.tolist() == [[1.0], *[[0.0]] * 6]

@@ -24,7 +24,7 @@ class Tensors(DataModule):
     Args:
         inputs: `(N, ...)`: floats for numbers, uint8 for pixels, int8 to int64 for tokens.
         targets: `(N,)` classes or `(N, K)`; None to predict with a checkpoint. Integers `(N,)` without `class_names`
-            are classes named 0, 1, and so on.
+            are classes named 0, 1, and so on; booleans `(N,)` are the classes False and True, `(B, 1)` in a batch.
         class_names: Name of each class.
         split: `"train"`, `"val"` or `"test"` for each sample.
         **options: Arguments of `DataModule`.
@@ -50,6 +50,8 @@ class Tensors(DataModule):
     def load(self) -> Samples:
         """Return the arrays as samples."""
         targets, names = self._targets, self._class_names or self.class_names
+        if targets is not None and not self._class_names and targets.ndim == 1 and targets.dtype.kind == "b":
+            targets, names = targets[:, None], ["False", "True"]
         if targets is not None and not names and targets.ndim == 1 and targets.dtype.kind in "iu" and len(targets):
             highest = int(targets.max())
             if highest >= len(targets):
