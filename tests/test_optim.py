@@ -1,8 +1,12 @@
+from copy import deepcopy
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from firstlight.optim import parameter_groups
+from firstlight.errors import UsageError
+from firstlight.optim import MuonAdamW, build, parameter_groups
 
 
 class Everything(nn.Module):
@@ -78,3 +82,66 @@ def test_shared_parameters_are_listed_once():
 )
 def test_a_group_without_parameters_is_left_out(module, expected):
     assert [set(group) for group in parameter_groups(module)] == expected
+
+
+def stepped(optimizer, module, steps=3):
+    torch.manual_seed(1)
+    inputs = torch.randn(8, 4)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module(inputs).square().mean().backward()
+        optimizer.step()
+
+
+def two_layers():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3))
+
+
+def test_matrices_step_as_with_muon_and_the_others_as_with_adamw():
+    module, expected = two_layers(), two_layers()
+    matrices = [parameter for parameter in expected.parameters() if parameter.ndim == 2]
+    others = [parameter for parameter in expected.parameters() if parameter.ndim != 2]
+    muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(others, lr=0.02, weight_decay=0.0)
+    optimizer = build(partial(MuonAdamW, lr=0.02, weight_decay=0.3), module)
+    stepped(optimizer, module)
+    torch.manual_seed(1)
+    inputs = torch.randn(8, 4)
+    for _ in range(3):
+        muon.zero_grad()
+        adamw.zero_grad()
+        expected(inputs).square().mean().backward()
+        muon.step()
+        adamw.step()
+    for ours, theirs in zip(module.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_restored_state_continues_with_the_same_bits():
+    module, other = two_layers(), two_layers()
+    optimizer = build(MuonAdamW, module)
+    stepped(optimizer, module)
+    other.load_state_dict(module.state_dict())
+    restored = build(partial(MuonAdamW, lr=1.0), other)
+    restored.load_state_dict(deepcopy(optimizer.state_dict()))  # torch does not copy tensors.
+    stepped(optimizer, module)
+    stepped(restored, other)
+    for ours, theirs in zip(module.parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", [name for name in torch.optim.__all__ if name not in ("Optimizer", "lr_scheduler")])
+def test_every_optimizer_of_torch_gets_groups_only_for_weight_decay(name):
+    kind = getattr(torch.optim, name, None)
+    if not isinstance(kind, type):
+        pytest.skip(f"torch.optim.{name} is no class")
+    if name == "Muon":
+        with pytest.raises(UsageError, match=r"firstlight\.optim\.MuonAdamW gives the others to AdamW"):
+            build(kind, two_layers())
+        return
+    optimizer = build(kind, two_layers())
+    decays = any(group.get("weight_decay") for group in optimizer.param_groups)
+    assert len(optimizer.param_groups) == (2 if decays else 1)
+    if decays:
+        assert optimizer.param_groups[1]["weight_decay"] == 0

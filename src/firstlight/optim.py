@@ -1,10 +1,15 @@
-"""Parameter groups for `torch.optim`."""
+"""Parameter groups for `torch.optim`, and an optimiser that needs them."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
 
-__all__ = ["parameter_groups", "weights"]
+from firstlight.errors import UsageError
+
+__all__ = ["MuonAdamW", "build", "parameter_groups", "weights"]
 
 
 def weights(module: nn.Module) -> list[nn.Parameter]:
@@ -30,3 +35,82 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     others = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter.ndim < 2]
     groups: list[dict[str, Any]] = [{"params": weights(module)}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def build(make: Callable[[Any], Optimizer], module: nn.Module) -> Optimizer:
+    """Return an optimiser of the trainable parameters; with weight decay, it has the `parameter_groups`.
+
+    Without weight decay it has one group, which is faster, and which every optimiser takes.
+
+    Args:
+        make: Builds an optimiser from a list of parameters or of parameter groups.
+        module: Its parameters.
+
+    Raises:
+        UsageError: When the optimiser refuses an option or a parameter.
+    """
+    groups = parameter_groups(module)
+    try:
+        optimizer = make([parameter for group in groups for parameter in group["params"]])
+        if len(groups) > 1 and any(group.get("weight_decay") for group in optimizer.param_groups):
+            optimizer = make(groups)
+    except ValueError as error:  # torch raises it for a value outside its range.
+        way_out = "; firstlight.optim.MuonAdamW gives the others to AdamW" if str(error).startswith("Muon only") else ""
+        raise UsageError(f"optimizer: {error}{way_out}") from error
+    return optimizer
+
+
+class MuonAdamW(Optimizer):
+    """`torch.optim.Muon` for parameters with two axes, and `torch.optim.AdamW` for all others.
+
+    Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024) takes matrices only. Its
+    update is scaled to the size of AdamW's (Liu et al., "Muon is Scalable for LLM Training", 2025), so that one
+    learning rate and one weight decay serve both.
+
+    Args:
+        params: Parameters or parameter groups.
+        lr: Learning rate.
+        weight_decay: Weight decay.
+        momentum: Momentum of Muon.
+        betas: Decay rates of AdamW's means of the gradient and its square.
+
+    >>> layer = nn.Linear(4, 3)
+    >>> [group["optimizer"] for group in MuonAdamW(layer.parameters()).param_groups]
+    ['Muon', 'AdamW']
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        place = [nn.Parameter(torch.empty(1, 1))]  # `step` gives the parts their groups.
+        self._parts = {
+            "Muon": Muon(place, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw"),
+            "AdamW": AdamW(place, lr, betas, weight_decay=weight_decay),
+        }
+        super().__init__(params, {})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add the matrices of a group as a group of Muon, and its other parameters as a group of AdamW."""
+        params = param_group["params"]
+        every = [params] if isinstance(params, torch.Tensor) else list(params)
+        for name, part in self._parts.items():
+            if chosen := [parameter for parameter in every if (parameter.ndim == 2) is (name == "Muon")]:
+                super().add_param_group({**part.defaults, **param_group, "params": chosen, "optimizer": name})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one step; return the loss of the closure, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for name, part in self._parts.items():
+            # A checkpoint that was loaded has replaced them.
+            part.state, part.param_groups = self.state, [g for g in self.param_groups if g["optimizer"] == name]
+            part.step()
+        return loss

@@ -17,7 +17,7 @@ from firstlight.errors import UsageError, closest
 _SEARCH_PATHS = {
     "network": ("firstlight.networks",),
     "loss": ("firstlight.losses", "torch.nn"),
-    "optimizer": ("torch.optim",),
+    "optimizer": ("torch.optim", "firstlight.optim"),
     "schedule": ("firstlight.schedules",),
     "data": ("firstlight.data",),
     "model": ("firstlight.tasks",),

@@ -26,7 +26,7 @@ from firstlight.errors import UsageError, check_range, did_you_mean
 from firstlight.losses import weights as loss_weights
 from firstlight.losses.expected_outputs import Outputs, Pairs, expected_outputs
 from firstlight.metrics.split_metrics import SplitMetrics
-from firstlight.optim import parameter_groups, weights
+from firstlight.optim import weights
 from firstlight.schedules import Schedule
 from firstlight.tasks.checks import at_least_float32, describe
 from firstlight.tasks.gradient_weights import GradientWeights, holds_even_batches
@@ -49,7 +49,8 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
 
     Args:
         network: Maps inputs to outputs.
-        optimizer: Builds an optimiser of parameter groups, for example `functools.partial(torch.optim.AdamW, lr=1e-3)`.
+        optimizer: Builds an optimiser of parameters or parameter groups, for example
+            `functools.partial(torch.optim.AdamW, lr=1e-3)`.
         schedule: Factor of the learning rate at each optimiser step.
         loss: Maps outputs and targets to the mean loss `()` of the batch, or to a dict of such terms, whose sum is
             minimised. `None` if `compute_loss` is overridden and does not use it.
@@ -232,7 +233,9 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser, with its schedule, and call `fit_targets`."""
-        optimizers = self.optimization.configure(self.trainer, parameter_groups(self))
+        optimizers = self.optimization.configure(self.trainer, self)
+        if not hasattr(self, "lr"):
+            self.lr = self.optimization.peak  # Lightning's LearningRateFinder asks for it.
         self.fit_targets()
         return optimizers
 
@@ -245,6 +248,10 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         self.gradient_weights.is_even = holds_even_batches(self.trainer.train_dataloader)
         self.optimization.start(self.trainer)
         self.train_log.start(self.trainer, self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """Plan again if the length of an epoch has changed."""
+        self.optimization.start_epoch(self.trainer)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Back-propagate. The gradient of a step is that of the mean over all batches of its window and processes."""
@@ -291,7 +298,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the plan of the optimiser, the newest validation metrics, and the batches that are not logged yet."""
-        checkpoint["optimization"] = self.optimization.state_dict(self.trainer)
+        checkpoint["optimization"] = self.optimization.state_dict(self.trainer, self)
         if "optimizer_states" in checkpoint:  # A fit can be resumed from it.
             checkpoint["train_log"] = self.train_log.state_dict(self.trainer)
         metrics = self.trainer.callback_metrics

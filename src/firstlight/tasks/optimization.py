@@ -2,32 +2,72 @@
 
 import logging
 import math
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from firstlight.errors import UsageError
+from firstlight.optim import build
 from firstlight.schedules import Schedule
 
-__all__ = ["Optimization"]
+__all__ = ["Optimization", "planned_steps"]
 
 _log = logging.getLogger(__name__)
+
+
+def planned_steps(
+    steps: int,
+    epochs: int,
+    batch: int,
+    batches: float,
+    max_epochs: int,
+    max_steps: int,
+    windows: Sequence[Sequence[int]],
+) -> float:
+    """Return the optimiser steps of a whole run, infinite if nothing ends it.
+
+    Args:
+        steps: Optimiser steps done.
+        epochs: Epochs done.
+        batch: Batches done in the epoch after these.
+        batches: Batches of an epoch; infinite if unknown.
+        max_epochs: Epochs of the run, -1 for no limit.
+        max_steps: Optimiser steps of the run, -1 for no limit.
+        windows: Pairs of an epoch and the batches that are accumulated for one step from that epoch on, sorted.
+
+    >>> planned_steps(0, 0, 0, batches=40, max_epochs=4, max_steps=-1, windows=[(0, 1), (2, 4)])
+    100
+    """
+    total: float = steps
+    if max_epochs < 0 or math.isinf(batches):
+        total = math.inf
+    ends = [*(start for start, _ in windows[1:]), max_epochs]
+    for (start, window), end in zip(windows, ends, strict=True):
+        per_epoch = math.ceil(batches / window) if math.isfinite(total) else 0
+        total += max(min(end, max_epochs) - max(start, epochs), 0) * per_epoch
+        if start <= epochs < end:
+            total -= batch // window if batch < batches else per_epoch
+    return total if max_steps < 0 else min(total, max_steps)
 
 
 class Optimization:
     """Builds the optimiser and its scheduler, and plans the optimiser steps of a run.
 
-    A resumed run may plan more or fewer steps than before. Its learning rate then moves once to the new plan, which is
-    logged. The warm-up keeps the length that it had in the first plan.
+    The plan is made again when training starts and at each epoch, because callbacks may change what it depends on. If
+    the plan changes, also when a run is resumed, the learning rate moves once to the new plan, which is logged. The
+    warm-up keeps the length that it had in the first plan.
 
     Args:
-        build_optimizer: Builds an optimiser from parameter groups.
+        build_optimizer: Builds an optimiser from parameters or parameter groups.
         schedule: Factor of the learning rate at each optimiser step.
     """
 
@@ -36,115 +76,215 @@ class Optimization:
         self.schedule = schedule
         self._first_total: float = 0
         self._total: float = 0
+        self._configured: list[Any] = []
+        self._limits: list[Any] = []
+        self._origin = (0, 0, 0)
         self._saved: dict[str, Any] = {}
         self._groups: list[dict[str, Any]] = []
+        self._found: dict[str, list[float]] = {}
 
     def total_steps(self, trainer: Trainer) -> float:
-        """Return the optimiser steps of the whole run, infinite if unknown."""
-        planned = trainer.estimated_stepping_batches
-        if planned < 0:
-            return math.inf  # Lightning 2.6.6 returns -1 for an iterable without a length.
-        epochs = trainer.max_epochs or -1
-        if not trainer.ckpt_path or not self._saved or epochs < 0 or planned == trainer.max_steps:
-            return planned
-        saved = self._saved
-        if planned / epochs == saved["steps_per_epoch"]:
-            return planned
-        # The length of an epoch has changed: epochs that are done keep their steps.
-        return int(saved["steps"] + (epochs - saved["epochs"]) * planned / epochs)
+        """Return the optimiser steps of the whole run, infinite if unknown; at most these if something stops it."""
+        origin, limits, saved = self._origin, _limits(trainer), self._resumed(trainer)
+        if saved and origin == (0, 0, 0):
+            if limits == saved["configured"]:
+                return saved["total"]  # type: ignore[no-any-return]
+            origin = (saved["steps"], saved["epochs"], saved["batches"])  # What is done keeps its steps.
+        return planned_steps(*origin, *limits)
 
     def planned_schedule(self, trainer: Trainer) -> Schedule:
-        """Return the schedule of the run: a resumed run keeps its first warm-up."""
-        first, total = self._saved.get("first_total"), self.total_steps(trainer)
-        if not trainer.ckpt_path or first is None or first == total:
-            return self.schedule
-        return self.schedule.with_fixed_warmup(first)
+        """Return the schedule of the run: a plan that changes keeps its first warm-up."""
+        first, total = self._resumed(trainer).get("first_total", self._first_total), self.total_steps(trainer)
+        return self.schedule.with_fixed_warmup(first) if first and first != total else self.schedule
 
-    def configure(self, trainer: Trainer, groups: list[dict[str, Any]]) -> OptimizerLRScheduler:
-        """Return the optimiser of the parameter groups, and a scheduler that Lightning steps with it.
+    def configure(self, trainer: Trainer, module: nn.Module) -> OptimizerLRScheduler:
+        """Return the optimiser of the trainable parameters, and a scheduler that Lightning steps with it.
 
         Raises:
-            UsageError: When the optimiser refuses a value, when the schedule does not fit the run, or when a resumed
-                run has done more steps than are planned.
+            UsageError: When the optimiser refuses a value or the parameters, when the schedule does not fit the run, or
+                when a resumed run has done more steps than are planned.
         """
-        try:
-            optimizer = self.build_optimizer(groups)
-            if len(groups) > 1 and not any(group.get("weight_decay") for group in optimizer.param_groups):
-                # Nothing decays: with one group, a step of `tiny` takes 0.92 of the time.
-                optimizer = self.build_optimizer([{"params": [p for group in groups for p in group["params"]]}])
-            optimizer.register_load_state_dict_pre_hook(_fit_groups)
-        except ValueError as error:  # torch raises it for a value outside its range.
-            raise UsageError(f"optimizer: {error}") from error
-        total = self.total_steps(trainer)
-        if trainer.ckpt_path and self._saved and total < self._saved["steps"]:
+        self._origin, self._first_total, self._configured = (0, 0, 0), 0, []
+        optimizer = build(self.build_optimizer, module)
+        if isinstance(optimizer, LBFGS) and _windows(trainer) != [[0, 1]]:
+            # Lightning 2.6.6 computes only the last batch of the window again for each evaluation.
+            raise UsageError("LBFGS evaluates a batch several times and cannot accumulate: accumulate_grad_batches=1")
+        optimizer.register_load_state_dict_pre_hook(_fit_groups)
+        total, saved, limits = self.total_steps(trainer), self._resumed(trainer), _limits(trainer)
+        if saved and (total < saved["steps"] or 0 <= limits[1] < saved["epochs"]):
             raise UsageError(
-                f"the run has done {self._saved['steps']:,} optimiser steps, but only {total:,} are planned now: plan "
-                "more epochs or steps"
+                f"the run has done {saved['steps']:,} optimiser steps, but only {planned_steps(0, 0, 0, *limits):,} "
+                "are planned now: plan more epochs or steps"
             )
-        schedule = self.planned_schedule(trainer)
-        schedule(0, total)  # Raises now if the schedule does not fit the run.
-        scheduler = _OneFactorLR(optimizer, lambda step: schedule(step, total))
+        scheduler = _OneFactorLR(optimizer, self._factor(trainer, total))
         self._groups = [{**group, "params": None} for group in optimizer.param_groups]
+        parameters = dict(module.named_parameters())
+        for names in saved.get("added", []):  # By a callback, which may add them at a later epoch only.
+            added = [parameters[name].requires_grad_() for name in names]
+            optimizer.add_param_group({"params": added})
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def peak(self) -> float:
+        """The configured peak learning rate of the first parameter group."""
+        return float(self._groups[0]["initial_lr"])
 
     def start(self, trainer: Trainer) -> None:
         """Start training. In a resumed run, today's options replace those that the checkpoint restored."""
-        total = self.total_steps(trainer)
-        is_resumed = bool(trainer.ckpt_path and self._saved)
-        before = self._saved["total"] if is_resumed else total
-        self._first_total = self._saved["first_total"] if is_resumed else total
-        self._total = total
-        if is_resumed:
-            scheduler = trainer.lr_scheduler_configs[0].scheduler
-            assert isinstance(scheduler, LambdaLR)
-            old, new = self._restore_options(scheduler, before != total)
-            if trainer.is_global_zero and f"{old:.3g}" != f"{new:.3g}":
-                plan = f"the plan changes from {before:,} to {total:,} optimiser steps: " if before != total else ""
-                _log.warning(
-                    f"{plan}at step {scheduler.last_epoch:,} the learning rate moves from {old:.3g} to {new:.3g}"
-                )
+        total, saved, scheduler = self.total_steps(trainer), self._resumed(trainer), _scheduler(trainer)
+        before = saved.get("total", self._total if scheduler else total)
+        self._first_total, self._total, self._found = saved.get("first_total", total), total, saved.get("found", {})
+        self._configured = self._limits = _limits(trainer)
+        if saved and saved["configured"] == self._configured:
+            self._limits = saved["limits"]
+        if scheduler is None:
+            return  # The task or a callback has another optimiser or schedule.
+        groups = scheduler.optimizer.param_groups
+        rates: list[Any] = [group["initial_lr"] for group in self._groups]
+        if saved:
+            if len(groups) != len(rates) + len(saved["added"]):
+                raise UsageError("weight decay cannot be turned on or off: a callback has added parameter groups")
+            kept = ("params", "lr", "initial_lr")
+            for group, options in zip(groups, self._groups, strict=False):
+                group.update({name: value for name, value in options.items() if name not in kept})
+            if self._found.get("configured") == rates:
+                rates = self._found["rates"]
+        else:
+            now = [group["lr"] for group in groups[: len(rates)]]
+            if now != scheduler.get_last_lr()[: len(rates)]:  # A callback has set the peak, as LearningRateFinder does.
+                self._found = {"configured": rates, "rates": now}
+                rates = now
+        self._follow(trainer, scheduler, before, rates)
 
-    def state_dict(self, trainer: Trainer) -> dict[str, float]:
-        """Return the plan of the run, and the steps and epochs that are done."""
+    def start_epoch(self, trainer: Trainer) -> None:
+        """Plan again if a callback or a reloaded data loader has changed the number of steps of an epoch.
+
+        Raises:
+            UsageError: When a callback has added parameters whose gradients the processes would not share.
+        """
+        if trainer.fit_loop._skip_backward:
+            # Lightning 2.6.6 steps once with the last gradient, after StochasticWeightAveraging has set the average.
+            for parameter in trainer.lightning_module.parameters():
+                parameter.grad = None
+        scheduler, limits = _scheduler(trainer), _limits(trainer)
+        is_added = scheduler is not None and len(scheduler.optimizer.param_groups) > len(self._groups)
+        if is_added and isinstance(trainer.strategy.model, DistributedDataParallel):
+            raise UsageError(
+                "a callback added parameters to the optimiser, but DistributedDataParallel averages the gradients of "
+                "the parameters that were trainable at the start only: train on one process"
+            )
+        if scheduler is None or limits == self._limits:
+            return
+        before, self._limits = self._total, limits
+        self._origin = (trainer.global_step, trainer.current_epoch, 0)
+        self._total = self.total_steps(trainer)
+        self._follow(trainer, scheduler, before, scheduler.base_lrs)
+
+    def state_dict(self, trainer: Trainer, module: nn.Module) -> dict[str, Any]:
+        """Return the plan of the run, and the steps, epochs and batches that are done."""
+        loop: Any = trainer.fit_loop
+        epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
+        most = self._limits[1] if self._limits else -1
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        scheduler = _scheduler(trainer)
+        added = scheduler.optimizer.param_groups[len(self._groups) :] if scheduler else []
         return {
             "first_total": self._first_total,
             "total": self._total,
+            "configured": self._configured,
+            "limits": self._limits,
             "steps": trainer.global_step,
-            "epochs": trainer.fit_loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
-            "steps_per_epoch": trainer.estimated_stepping_batches / (trainer.max_epochs or math.inf),
+            "epochs": epochs.processed if most < 0 else min(epochs.processed, most),
+            "batches": batches.ready if epochs.ready > epochs.processed else 0,
+            "found": self._found,
+            "added": [[names[id(each)] for each in group["params"]] for group in added],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the plan of the run that is resumed."""
         self._saved = state
 
-    def _restore_options(self, scheduler: LambdaLR, is_replanned: bool) -> tuple[float, float]:
-        """Set the options that are configured now; return the learning rate before and after."""
-        groups = scheduler.optimizer.param_groups
+    def _resumed(self, trainer: Trainer) -> dict[str, Any]:
+        """Return the plan of the checkpoint, empty if the run does not resume a training that had started.
+
+        Lightning's LearningRateFinder saves and restores a checkpoint before training starts.
+        """
+        return self._saved if trainer.ckpt_path and self._saved.get("configured") else {}
+
+    def _factor(self, trainer: Trainer, total: float) -> Callable[[int], float]:
+        """Return the schedule of a plan as a plain function.
+
+        LambdaLR saves the attributes of callable objects: it would restore the old plan of a resumed run.
+        """
+        schedule = self.planned_schedule(trainer)
+        schedule(0, total)  # Raises now if the schedule does not fit the run.
+        self._total = total
+        return lambda step: schedule(step, total)
+
+    def _follow(self, trainer: Trainer, scheduler: "_OneFactorLR", before: float, rates: list[Any]) -> None:
+        """Let the scheduler follow the present plan and peak rates; log a change of the plan or the rate."""
+        groups, total, step = scheduler.optimizer.param_groups, self._total, scheduler.last_epoch
+        if before == total and rates == scheduler.base_lrs:
+            return
         old = float(groups[0]["lr"])
-        for group, now in zip(groups, self._groups, strict=True):
-            group.update({name: value for name, value in now.items() if name not in ("params", "lr", "initial_lr")})
-        rates = [group["initial_lr"] for group in self._groups]
-        if is_replanned or rates != scheduler.base_lrs:
-            # The scheduler would set the new learning rate from the next step on only.
-            scheduler.base_lrs = rates
-            factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
-            for group, rate in zip(groups, rates, strict=True):
-                group["initial_lr"], group["lr"] = rate, rate * factor
-        return old, float(groups[0]["lr"])
+        scheduler.lr_lambdas, scheduler.base_lrs = [self._factor(trainer, total)] * len(rates), rates
+        # The scheduler would set the new learning rate from the next step on only.
+        factor = scheduler.lr_lambdas[0](step)
+        for group, rate in zip(groups, rates, strict=False):
+            group["initial_lr"], group["lr"] = rate, rate * factor
+        new = float(groups[0]["lr"])
+        for group in groups[len(rates) :]:
+            group["lr"] = group["initial_lr"] * factor if "initial_lr" in group else group["lr"]
+        if trainer.is_global_zero and f"{old:.3g}" != f"{new:.3g}":
+            plan = f"the plan changes from {before:,} to {total:,} optimiser steps: " if before != total else ""
+            _log.warning(f"{plan}at step {step:,} the learning rate moves from {old:.3g} to {new:.3g}")
+
+
+def _limits(trainer: Trainer) -> list[Any]:
+    """Return what determines the steps of a run: batches of an epoch, epochs, steps, and windows of accumulation."""
+    trainer.estimated_stepping_batches  # noqa: B018  # Lightning loads the training data, if it must.
+    epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set outside the class
+        if isinstance(callback, StochasticWeightAveraging):
+            # Lightning 2.6.6 adds an epoch without a step, for the statistics of batch normalisation.
+            epochs = min(epochs, getattr(callback, "_max_epochs", epochs))
+    return [trainer.num_training_batches, epochs, trainer.max_steps, _windows(trainer)]
+
+
+def _windows(trainer: Trainer) -> list[list[int]]:
+    """Return pairs of an epoch and the batches that are accumulated for one step from that epoch on."""
+    for callback in reversed(trainer.callbacks):  # type: ignore[attr-defined]  # set outside the class
+        if isinstance(callback, GradientAccumulationScheduler):
+            return sorted(map(list, callback.scheduling.items()))
+    return [[0, trainer.accumulate_grad_batches]]
+
+
+def _scheduler(trainer: Trainer) -> "_OneFactorLR | None":
+    """Return the scheduler of the task, unless the task or a callback has replaced it."""
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    return next((each for each in schedulers if isinstance(each, _OneFactorLR)), None)
 
 
 def _fit_groups(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Return a saved state with the groups of `optimizer`: weight decay may have been turned on or off since.
 
     All groups list the parameters in one order, so a parameter keeps its index. `start` sets the options.
+
+    Raises:
+        UsageError: When the optimiser had another number of parameters.
     """
     sizes = [len(group["params"]) for group in optimizer.param_groups]
-    saved = state["param_groups"]
-    indices = iter([index for group in saved for index in group["params"]])
-    if len(saved) == len(sizes):
-        return state
-    groups = [{**saved[0], "params": list(islice(indices, size))} for size in sizes]
+    saved = [(index, group) for group in state["param_groups"] for index in group["params"]]
+    if len(saved) != sum(sizes):
+        raise UsageError(
+            f"cannot resume: the optimiser has {sum(sizes)} parameters, but the checkpoint has {len(saved)}: freeze "
+            "and add the same ones"
+        )
+    entries = iter(saved)
+    groups = []
+    for size in sizes:
+        indices, options = zip(*islice(entries, size), strict=True)
+        groups.append({**options[0], "params": list(indices)})
     return {**state, "param_groups": groups}
 
 
@@ -163,8 +303,22 @@ class _OneFactorLR(LambdaLR):
             return
         self._step_count += 1
         self.last_epoch += 1
-        factor = self.lr_lambdas[0](self.last_epoch)
-        self._last_lr: list[Any] = []
-        for group, rate in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = rate * factor
-            self._last_lr.append(group["lr"])
+        factor, groups = self.lr_lambdas[0](self.last_epoch), self.optimizer.param_groups
+        self._last_lr: list[Any] = [rate * factor for rate in self.base_lrs]
+        if len(groups) > len(self._last_lr):
+            self._last_lr += self._added_rates()
+        for group, rate in zip(groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+    def get_lr(self) -> list[Any]:
+        """Return the learning rates of all groups."""
+        return [*super().get_lr(), *self._added_rates()]
+
+    def _added_rates(self) -> list[Any]:
+        """Return the rates of the groups that a callback has added: they follow the schedule from the rate it set."""
+        before, now = (self.lr_lambdas[0](step) for step in (self.last_epoch - 1, self.last_epoch))
+        added = self.optimizer.param_groups[len(self.base_lrs) :]
+        for group in added:
+            if before and group["lr"] != group.get("initial_lr", math.nan) * before:  # It is new, or has changed.
+                group["initial_lr"] = group["lr"] / before
+        return [group["initial_lr"] * now if "initial_lr" in group else group["lr"] for group in added]
