@@ -1,6 +1,6 @@
 """Callbacks that work on any LightningModule, and `defaults`, the ones that every run has."""
 
-from firstlight.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from firstlight.callbacks.checkpoints import BestCheckpoint, FinalCheckpoint, LastCheckpoint
 from firstlight.callbacks.compile import Compile
 from firstlight.callbacks.defaults import defaults
 from firstlight.callbacks.early_stopping import EarlyStopping
@@ -16,6 +16,7 @@ __all__ = [
     "BestCheckpoint",
     "Compile",
     "EarlyStopping",
+    "FinalCheckpoint",
     "GracefulShutdown",
     "GradientNorm",
     "HParams",

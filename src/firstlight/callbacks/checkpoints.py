@@ -1,20 +1,22 @@
-"""The best checkpoint and the last one."""
+"""The best checkpoint, the last one, and the weights that callbacks leave at the end."""
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from firstlight.callbacks.finite import not_finite
 from firstlight.errors import UsageError, check_range
 from firstlight.loggers import LogCadence, current_step
 
-__all__ = ["BestCheckpoint", "LastCheckpoint", "validation_follows"]
+__all__ = ["BestCheckpoint", "FinalCheckpoint", "LastCheckpoint", "validation_follows"]
 
 
 class FiniteCheckpoint(ModelCheckpoint):
@@ -190,6 +192,64 @@ class LastCheckpoint(FiniteCheckpoint):
         """Return whether the last write is less than `min_seconds` ago, as the first process decides."""
         is_recent = self._written_step >= 0 and time.monotonic() - self._written_at < self.min_seconds
         return bool(self.min_seconds) and trainer.strategy.broadcast(is_recent)
+
+
+class FinalCheckpoint(Callback):
+    """Write `final.ckpt` if `on_train_end` of a callback or the module changes the weights, for example to an average.
+
+    No other checkpoint holds these weights. Add it before the callbacks that may change them.
+
+    Args:
+        dirpath: Folder of the file.
+        callbacks: The callbacks that may change the weights.
+    """
+
+    def __init__(self, dirpath: Path, callbacks: Sequence[Callback]) -> None:
+        self.path = dirpath / "final.ckpt"
+        self.callbacks = callbacks
+        self._before: dict[str, Any] | None = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the file of an earlier fit, which is resumed."""
+        if trainer.is_global_zero:
+            self.path.unlink(missing_ok=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the weights as they are now."""
+        callbacks = [each for each in self.callbacks if is_overridden("on_train_end", each, Callback)]
+        if (callbacks or is_overridden("on_train_end", pl_module)) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            weights = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)["state_dict"]
+            # This callback sets the average before its last epoch if it must compute running statistics.
+            averages = any(isinstance(each, StochasticWeightAveraging) and each.momenta for each in callbacks)
+            self._before = {} if averages else {name: _copied(value) for name, value in weights.items()}
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file if the weights have changed since.
+
+        Raises:
+            UsageError: When a weight is not finite, or when the file cannot be written.
+        """
+        if self._before is None:
+            return
+        before, self._before = self._before, None
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        now = checkpoint["state_dict"]
+        same = before.keys() == now.keys() and all(_equal(before[name], value) for name, value in now.items())
+        if trainer.strategy.reduce_boolean_decision(same):
+            return
+        if name := not_finite(pl_module):
+            raise UsageError(f"{self.path} is not written: {name} is not finite; other checkpoints are kept")
+        for name in ("optimizer_states", "lr_schedulers", "train_log", "metrics"):  # No fit resumes from it.
+            checkpoint.pop(name, None)
+        trainer.strategy.save_checkpoint(checkpoint, str(self.path))
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
 
 
 def validation_follows(trainer: Trainer, batch_idx: int) -> bool:

@@ -45,9 +45,11 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar, at the step from which a run resumes."""
-        micro_batches = trainer.accumulate_grad_batches
-        total = max(trainer.estimated_stepping_batches * micro_batches, 0)
-        self._open("fit", total, trainer.global_step * micro_batches)
+        epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+        total = trainer.num_training_batches * epochs if epochs > 0 else math.inf
+        if trainer.max_steps >= 0:
+            total = min(total, trainer.max_steps * trainer.accumulate_grad_batches)
+        self._open("fit", total, trainer.fit_loop.total_batch_idx + 1)
         self._next_line = time.monotonic() + self.line_every
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -62,7 +62,7 @@ class CLI(LightningCLI):
             if self.run_dir is not None:
                 configs.insert(0, self.run_dir / "config.yaml")
                 args = ["--config", str(configs[0]), *args]
-            is_configured = configs or early.model or early.data or early.ckpt in (None, "best", "last")
+            is_configured = configs or early.model or early.data or early.ckpt in (None, "best", "last", "final")
             if not is_configured and verb in ("validate", "test", "predict"):
                 self.stored = early.ckpt
                 args = ["--config", stored_config(self.stored), *args]
@@ -99,7 +99,11 @@ class CLI(LightningCLI):
         add("--run", type=str | None, help="Folder of a run to resume or evaluate; options override its configuration.")
         add("--resume", action="store_true", help="Resume the newest run of the experiment, if there is one.")
         add("--allow_inexact", action="store_true", help="Resume although a changed option breaks exact resume.")
-        add("--ckpt", type=str | None, help="Checkpoint that validate, test and predict use: best, last, or a path.")
+        add(
+            "--ckpt",
+            type=str | None,
+            help="Checkpoint that validate, test and predict use: best, last, final, a path.",
+        )
         add("--trust", type=str | None, help="Modules A,B whose classes a checkpoint may name; only with --ckpt PATH.")
         add(
             "--disable",

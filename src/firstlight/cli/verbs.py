@@ -3,7 +3,7 @@
 from firstlight.cli.parser import CLI
 from firstlight.errors import UsageError
 from firstlight.run import directory
-from firstlight.run.evaluate import evaluate, test_best
+from firstlight.run.evaluate import evaluate, test_trained
 from firstlight.run.experiment import is_first_process
 
 
@@ -20,7 +20,7 @@ def run(args: list[str]) -> None:
             return
     if results is not None:
         try:
-            results["metrics"] = test_best(experiment)
+            results["metrics"] = test_trained(experiment)
         finally:
             experiment.write_results(results)
 

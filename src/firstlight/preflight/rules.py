@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
@@ -21,6 +21,7 @@ from firstlight.callbacks.defaults import DEFAULTS
 from firstlight.data import DataModule
 from firstlight.data.loader import ResumableDistributedSampler, per_process
 from firstlight.errors import UsageError, check_range, did_you_mean
+from firstlight.loggers import as_list
 from firstlight.tasks import Task
 
 
@@ -29,6 +30,11 @@ def refuse_options(options: Mapping[str, Any]) -> None:
     for name in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"):
         if options[name] == 0:
             raise UsageError(f"trainer.{name}=0 trains nothing")
+    if any(isinstance(each, BatchSizeFinder) for each in as_list(options["callbacks"])):
+        raise UsageError(
+            "trainer.callbacks holds BatchSizeFinder, which would change the batch size after the run is planned and "
+            "its config written: find it with lightning.pytorch.tuner.Tuner, then give --data.batch_size"
+        )
     check_range("trainer", "[1, inf)", accumulate_grad_batches=options["accumulate_grad_batches"])
     check_range("trainer", "[0, inf)", log_every_n_steps=options["log_every_n_steps"] or 0)
     devices, processors = str(options["devices"]), max(os.cpu_count() or 1, 2)  # Two processes can always be tried.

@@ -24,36 +24,35 @@ def data(sizes: Mapping[str, int], dropped: int) -> str:
     return f"data   {text} samples" + (f", {dropped:,} dropped" if dropped else "")
 
 
-def plan(parameters: int, total_steps: float, warmup_steps: int) -> str:
-    """Return the number of trainable parameters and the length of the run.
+def plan(parameters: int, total_steps: float, warmup_steps: int, caveat: str = "") -> str:
+    """Return the number of trainable parameters, the length of the run, and what keeps the schedule from its end.
 
     >>> plan(50826, 2400, 120)
     'plan   50,826 parameters, 2,400 optimiser steps, 120 of them warm-up'
     """
     steps = f"{total_steps:,} optimiser step{'s' * (total_steps != 1)}"
-    return f"plan   {parameters:,} parameters, {steps}, {warmup_steps:,} of them warm-up"
+    return f"plan   {parameters:,} parameters, {steps}, {warmup_steps:,} of them warm-up{caveat}"
 
 
-def fitted(epochs: int, steps: int, planned: float, stopped: bool) -> str:
-    """Return the epochs and steps that a run has done; `stopped` is true when it was asked to stop early.
+def fitted(epochs: int, steps: int, planned: float, cause: str = "") -> str:
+    """Return the epochs and steps that a run has done, and the `cause` if something stopped it before its plan.
 
-    >>> fitted(28, 1120, 2400, stopped=True)
+    >>> fitted(28, 1120, 2400, "stopped early")
     'fit    28 epochs, stopped early, 1,120 of 2,400 steps'
     """
     done = f"{steps:,} step{'s' * (steps != 1)}"
-    how = f"stopped early, {steps:,} of {planned:,} steps" if stopped and steps < planned else done
+    how = f"{cause}, {steps:,} of {planned:,} steps" if cause and steps < planned else done
     return f"fit    {epochs} epoch{'s' * (epochs != 1)}, {how}"
 
 
-def nothing_to_do(steps: int, stopped: bool) -> str:
-    """Return that a resumed run was finished already; `stopped` is true when it had stopped early.
+def nothing_to_do(steps: int, cause: str, advice: str) -> str:
+    """Return that a resumed run was finished already, the `cause` if something stopped it, and how to train on.
 
-    >>> nothing_to_do(2400, stopped=False)
+    >>> nothing_to_do(2400, "", "increase --trainer.max_epochs")
     'fit    nothing to do: all 2,400 steps are done; increase --trainer.max_epochs to continue'
     """
-    done = f"stopped early after {steps:,} steps" if stopped else f"all {steps:,} steps are done"
-    option = "--early_stopping.patience" if stopped else "--trainer.max_epochs"
-    return f"fit    nothing to do: {done}; increase {option} to continue"
+    done = f"{cause} after {steps:,} steps" if cause else f"all {steps:,} steps are done"
+    return f"fit    nothing to do: {done}; {advice} to continue"
 
 
 def best(metrics: Mapping[str, float]) -> str:

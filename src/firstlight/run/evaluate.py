@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ProgressBar,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 
 from firstlight.callbacks import Progress
 from firstlight.callbacks.graceful_shutdown import interruptible
@@ -18,18 +25,24 @@ from firstlight.loggers import as_list
 from firstlight.run import console, directory
 from firstlight.run.experiment import Experiment
 
+_FIT_ONLY = (BatchSizeFinder, LearningRateFinder, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging)
+"""Callbacks that an evaluation leaves out: after a fit, WeightAveraging would load the weights before the average."""
+
 
 def choose_checkpoint(verb: str, run: Path | None, ckpt: str | None) -> Path:
-    """Return the checkpoint to evaluate; `ckpt` is `"best"`, `"last"`, a path, or `None` for the best of the run."""
+    """Return the checkpoint to evaluate; `ckpt` is `"best"`, `"last"`, `"final"` or a path.
+
+    `None` is the final checkpoint of the run, which holds weights that a callback set at the end, or else the best one.
+    """
     if ckpt is None and run is None:
         raise UsageError(f"{verb} needs a checkpoint: give --run DIR or --ckpt PATH; random weights are not evaluated")
-    name = ckpt or "best"
-    if name in ("best", "last"):
+    name = ckpt or ("final" if run and (run / "checkpoints" / "final.ckpt").is_file() else "best")
+    if name in ("best", "last", "final"):
         if run is None:
             raise UsageError(f"--ckpt {name} is a checkpoint of a run: add --run DIR")
         return directory.checkpoint(run, name)
     if not Path(name).is_file():
-        raise UsageError(f"there is no checkpoint {name}" + did_you_mean(name, ["best", "last"]))
+        raise UsageError(f"there is no checkpoint {name}" + did_you_mean(name, ["best", "last", "final"]))
     return Path(name)
 
 
@@ -55,20 +68,22 @@ def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"
     directory.write_results(folder, results)
 
 
-def test_best(experiment: Experiment) -> dict[str, float]:
-    """Return and print the test metrics of the best checkpoint of the run that was just trained."""
+def test_trained(experiment: Experiment) -> dict[str, float]:
+    """Return and print the test metrics of the best or final checkpoint of the run that was just trained."""
     assert experiment.run_dir is not None
     if torch.distributed.is_initialized():
         # The other processes have ended, and the metrics would wait for them.
         torch.distributed.destroy_process_group()
-    metrics: dict[str, float] = _outputs(experiment, "test", directory.checkpoint(experiment.run_dir, "best"))[0]
-    print(f"test   {console.listed(metrics)} (best checkpoint)")
+    path = choose_checkpoint("test", experiment.run_dir, None)
+    metrics: dict[str, float] = _outputs(experiment, "test", path)[0]
+    which = "best checkpoint" if path.stem == "best" else "final checkpoint: a callback changed the weights at the end"
+    print(f"test   {console.listed(metrics)} ({which})")
     return metrics
 
 
 def _outputs(experiment: Experiment, verb: str, path: Path) -> list[Any]:
     """Return what Lightning's `validate`, `test` or `predict` returns for a checkpoint."""
-    own = [each for each in as_list(experiment.options["callbacks"]) if not isinstance(each, ModelCheckpoint)]
+    own = [each for each in as_list(experiment.options["callbacks"]) if not isinstance(each, _FIT_ONLY)]
     progress = [] if "progress" in experiment.disable else [Progress(**experiment.groups["progress"])]
     trainer = experiment.trainer(
         # One process counts no sample twice.

@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, LearningRateFinder, ProgressBar
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from firstlight.callbacks import GracefulShutdown, defaults
+from firstlight.callbacks import FinalCheckpoint, GracefulShutdown, defaults
 from firstlight.callbacks.graceful_shutdown import interruptible
 from firstlight.checkpoints.io import (
     AtomicCheckpointIO,
@@ -33,6 +33,7 @@ from firstlight.loggers import all_loggers, as_list
 from firstlight.preflight import report, rules
 from firstlight.preflight.probe import probe_splits
 from firstlight.run import console, directory
+from firstlight.run.ending import caveat, find_ending, limit
 from firstlight.run.resume import config_diff, refuse_inexact
 from firstlight.tasks import Task
 
@@ -152,16 +153,20 @@ class Experiment:
 
     def _train(self, folder: Path, checkpoint: Path | None) -> dict[str, Any] | None:
         every = self.callbacks(folder)
+        if checkpoint is not None:  # It holds the rate that was found.
+            every = [each for each in every if not isinstance(each, LearningRateFinder)]
         step = None if checkpoint is None else first_index(checkpoint)
         shutdown = next((each for each in every if isinstance(each, GracefulShutdown)), None)
         start = LambdaCallback(
             on_sanity_check_end=lambda trainer, _: rules.refuse_unknown_monitors(trainer, every),
             on_train_start=lambda trainer, _: self._start(trainer, every, folder, loop.reason),
         )
+        own = as_list(self.options["callbacks"])
+        final = [] if {"best", "last"} <= self.disable else [FinalCheckpoint(folder / "checkpoints", own)]
         trainer = self.trainer(
             default_root_dir=folder,
             logger=all_loggers(folder, self.options["logger"], step),
-            callbacks=[*every, start],
+            callbacks=[*final, *every, start],
             # Otherwise Lightning adds its own in place of a default callback that is left out.
             enable_checkpointing=any(isinstance(each, Checkpoint) for each in every),
             enable_progress_bar=any(isinstance(each, ProgressBar) for each in every),
@@ -187,11 +192,13 @@ class Experiment:
             rules.refuse_no_batches(trainer)
         if not trainer.is_global_zero:
             return None
+        ending = find_ending(trainer, trainer.callbacks, as_list(self.options["callbacks"]))  # type: ignore[attr-defined]
         if not self._trained:
-            print(console.nothing_to_do(trainer.global_step, trainer.should_stop))
+            cause, advice = (ending.cause, ending.advice) if ending else ("", f"increase {limit(trainer)}")
+            print(console.nothing_to_do(trainer.global_step, cause, advice))
             if (folder / "results.json").is_file():
                 return None
-        return self._results(trainer, folder) | {"fast_loop": loop.reason or True}
+        return self._results(trainer, folder, ending.cause if ending else "") | {"fast_loop": loop.reason or True}
 
     def _start(self, trainer: Trainer, every: Sequence[Callback], folder: Path, slow: str | None) -> None:
         """Before the first step, write `config.yaml`, and print the data, the plan and why the fast loop is off."""
@@ -208,7 +215,8 @@ class Experiment:
             print(console.data(sizes, self.datamodule.dropped))
         total = self.task.total_steps
         trainable = sum(parameter.numel() for parameter in self.task.parameters() if parameter.requires_grad)
-        print(console.plan(trainable, total, self.task.warmup_steps), flush=True)
+        note = caveat(trainer.callbacks, as_list(self.options["callbacks"]))  # type: ignore[attr-defined]
+        print(console.plan(trainable, total, self.task.warmup_steps, note), flush=True)
         if window := rules.long_window(trainer):
             print(f"window {window}", flush=True)
         log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
@@ -224,13 +232,15 @@ class Experiment:
         resume = f"firstlight {self.verb} --run {folder}" if can_resume else None
         return console.interrupted(trainer.global_step, kept, resume)
 
-    def _results(self, trainer: Trainer, folder: Path) -> dict[str, Any]:
+    def _results(self, trainer: Trainer, folder: Path, cause: str) -> dict[str, Any]:
         """Return the content of `results.json`, and print it."""
         best = folder / "checkpoints" / "best.ckpt"
-        print(console.fitted(trainer.current_epoch, trainer.global_step, self.task.total_steps, trainer.should_stop))
+        print(console.fitted(trainer.current_epoch, trainer.global_step, self.task.total_steps, cause))
         results: dict[str, Any] = {"metrics": {}, "best": {}, "steps": trainer.global_step}
         if best.is_file():
             results |= {"best": read_checkpoint_metrics(best), "checkpoint": "checkpoints/best.ckpt"}
+        if (folder / "checkpoints" / "final.ckpt").is_file():
+            results |= {"checkpoint": "checkpoints/final.ckpt"}
         if best.is_file() or "best" not in self.disable:
             print(console.best(results["best"]))
         return results

@@ -153,6 +153,10 @@ class Optimization:
             now = [group["lr"] for group in groups[: len(rates)]]
             if now != scheduler.get_last_lr()[: len(rates)]:  # A callback has set the peak, as LearningRateFinder does.
                 self._found = {"configured": rates, "rates": now}
+                if trainer.is_global_zero:
+                    _log.warning(f"a callback has set the peak learning rate to {now[0]:.3g}; it was {rates[0]:.3g}")
+                for group, rate in zip(groups, now, strict=False):
+                    group["lr"] = rate * scheduler.lr_lambdas[0](scheduler.last_epoch)
                 rates = now
         self._follow(trainer, scheduler, before, rates)
 

@@ -1,0 +1,72 @@
+"""What may end a run before its plan, and what ended it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, Timer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+
+_REASONS = {
+    EarlyStoppingReason.STOPPING_THRESHOLD: "stopping_threshold",
+    EarlyStoppingReason.DIVERGENCE_THRESHOLD: "divergence_threshold",
+    EarlyStoppingReason.NON_FINITE_METRIC: "check_finite",
+}
+"""Options of EarlyStopping that stop a run for another reason than its patience."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why a run has ended, in a few words, and how to train on."""
+
+    cause: str
+    advice: str
+
+
+def caveat(callbacks: Sequence[Callback], own: Sequence[Callback]) -> str:
+    """Return what keeps the schedule from its end as a clause, or `""`.
+
+    >>> caveat([Timer("00:01:00:00")], own=[])
+    '; trainer.max_time may end the run before the schedule ends'
+    """
+    for each in callbacks:
+        if isinstance(each, Timer) and each.time_remaining() is not None:
+            return f"; {_timer(each, own)} may end the run before the schedule ends"
+        if isinstance(each, StochasticWeightAveraging):
+            return f"; {type(each).__name__} replaces the schedule in the epochs that it averages"
+    return ""
+
+
+def find_ending(trainer: Trainer, callbacks: Sequence[Callback], own: Sequence[Callback]) -> Ending | None:
+    """Return what stopped a run before its plan, or `None` if it reached its epochs or steps.
+
+    Args:
+        trainer: The trainer after the fit.
+        callbacks: Its callbacks.
+        own: Those among them that are no default ones.
+    """
+    if not trainer.should_stop:
+        return None
+    for each in callbacks:
+        if isinstance(each, Timer) and (left := each.time_remaining()) is not None and left <= 0:
+            option = _timer(each, own)
+            return Ending(f"stopped by {option}", f"increase {'--' * option.startswith('trainer')}{option}")
+    for each in callbacks:
+        if isinstance(each, EarlyStopping):
+            prefix = f"{type(each).__name__}." if each in own else "--early_stopping."
+            if each.wait_count >= each.patience:
+                return Ending("stopped early", f"increase {prefix}patience")
+            if option := _REASONS.get(each.stopping_reason, ""):
+                return Ending(f"stopped early by {option}", f"change {prefix}{option}")
+    return Ending("stopped by a callback or the module", "change it")
+
+
+def limit(trainer: Trainer) -> str:
+    """Return the option to increase for a run that has done all planned steps."""
+    is_by_steps = 0 <= trainer.max_steps <= trainer.global_step
+    return "--trainer.max_steps" if is_by_steps else "--trainer.max_epochs"
+
+
+def _timer(timer: Timer, own: Sequence[Callback]) -> str:
+    """Return the option or the class that sets the time: the trainer makes a Timer for `max_time`."""
+    return type(timer).__name__ if timer in own else "trainer.max_time"
