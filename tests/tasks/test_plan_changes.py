@@ -16,12 +16,14 @@ from lightning.pytorch.callbacks import (
 )
 from torch import nn
 
+from firstlight.__main__ import main
 from firstlight.errors import UsageError
 from firstlight.networks import MLP
 from firstlight.optim import MuonAdamW
 from firstlight.schedules import Cosine
 from firstlight.tasks import Classification
 from firstlight.tasks.optimization import planned_steps
+from tests.helpers import CONFIG, DDP, Ranks
 from tests.tasks.helpers import loader, trainer
 
 pytestmark = pytest.mark.filterwarnings(
@@ -166,6 +168,24 @@ def test_an_unfrozen_group_follows_the_schedule_and_resumes_with_the_same_bits(k
     more, _, done, _ = fit(tmp_path, kind(), model=task(optimizer), ckpt_path=tmp_path / "3.ckpt", max_epochs=6)
     assert done == 60
     assert all(rate[-1] == pytest.approx(rate[0] / 10) for rate in more)
+
+
+class AddBias(Callback):
+    """Adds a parameter that was frozen when training started."""
+
+    def setup(self, trainer, module, stage):
+        module.network.output.bias.requires_grad_(False)
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 1:
+            trainer.optimizers[0].add_param_group({"params": [module.network.output.bias.requires_grad_()]})
+
+
+def test_parameters_whose_gradients_processes_would_not_share_are_refused(tmp_path):
+    options = ["--trainer.max_epochs=2", "--trainer.limit_train_batches=2", f"--trainer.callbacks+={__name__}.AddBias"]
+    run = Ranks(main, ["fit", "--config", CONFIG, "--config", DDP, *options], cwd=tmp_path, ranks=2)
+    assert run.wait() == [2, 2]
+    assert "a callback added parameters to the optimiser" in run.printed.read_text()
 
 
 def test_backbone_finetuning_trains(tmp_path):
