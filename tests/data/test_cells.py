@@ -37,7 +37,7 @@ def test_other_texts_are_no_notation_of_a_number(text):
 
 @pytest.mark.parametrize("text", sorted(MISSING))
 def test_missing_value_is_one_notion_for_texts(text):
-    assert all(map(is_missing, (text, f" {text}\t", f"\u00a0{text}\ufeff")))
+    assert all(map(is_missing, (text, f" {text}\t", f"\u00a0{text}\ufeff", f' "{text}"')))
     assert distinct(np.array([text, "a"], object)) == ["a"]
 
 

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 MISSING = frozenset(
     ["", "?", "NA", "na", "N/A", "n/a", "NaN", "nan", "NAN", "-nan", "null", "NULL", "None", "<NA>", "#N/A", "#NA"]
 )
-"""Texts that mean a missing value, in numbers, categories and labels; spaces around them do not count."""
+"""Texts that mean a missing value, in numbers, categories and labels; spaces and quotes around them do not count."""
 
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff"))
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
@@ -48,7 +48,7 @@ _NOTATIONS = {
 def is_missing(value: Any) -> bool:
     """Return whether a value is None, NaN or one of the texts that mean a missing value."""
     if isinstance(value, str):
-        return value.translate(_INVISIBLE).strip() in MISSING
+        return value in MISSING or _tidy(value) in MISSING
     return value is None or (isinstance(value, float) and value != value)
 
 
@@ -112,7 +112,7 @@ def warn_doubtful(names: Sequence[str], where: str) -> None:
     """Warn about names that look like another one, or like a missing value."""
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(same(name).casefold().lstrip("0").strip("\"'"), name)
+        other = seen.setdefault(unicodedata.normalize("NFKC", same(name)).casefold().lstrip("0").strip("\"'"), name)
         if other != name:
             _log.warning(f"{where} has {other} and {name}, which count as different values")
         if name.casefold() in {"missing", *map(str.casefold, MISSING)}:
@@ -133,4 +133,6 @@ def notation(value: str) -> str:
 
 
 def _tidy(text: str) -> str:
-    return unicodedata.normalize("NFC", " ".join(text.translate(_INVISIBLE).split()))
+    """Return a text with single spaces, without the quotes that a reader keeps after a space, as in `1, "a"`."""
+    text = unicodedata.normalize("NFC", " ".join(text.translate(_INVISIBLE).split()))
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] == '"' else text

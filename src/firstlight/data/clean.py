@@ -23,6 +23,7 @@ Missing = Literal["refuse", "drop", "mean"]
 MissingTargets = Literal["refuse", "drop"]
 
 _MAX_LISTED = 3
+_MAX_SHOWN = 40
 
 
 def clean(
@@ -114,9 +115,8 @@ def _check_shapes(samples: Samples) -> None:
         raise UsageError(f"there are {len(inputs)} inputs, but {len(split)} entries of split")
     if split is not None and not np.isin(split, SPLITS).all():
         wrong = np.flatnonzero(~np.isin(split, SPLITS))
-        raise UsageError(
-            f"{samples.location(wrong[0])} has split={split[wrong[0]]!s}: it must be one of {', '.join(SPLITS)}"
-        )
+        found = f"{samples.location(wrong[0])} has split={split[wrong[0]] or 'empty'}"
+        raise UsageError(f"{found}: it must be one of {', '.join(SPLITS)}")
 
 
 def _check_integers(samples: Samples) -> None:
@@ -207,7 +207,7 @@ def _locations(
     for row, column in np.argwhere(bad)[: _MAX_LISTED + 1]:
         value = _flat(values)[row, column]
         where = f"column {names[column]}" if names else unnamed.format(column)
-        locations.append(
-            f"{samples.location(row)} {where} ({'empty' if value is None or not str(value).strip() else value})"
-        )
+        text = "" if value is None else str(value).strip()
+        text = f"{text[:_MAX_SHOWN]}..." if len(text) > _MAX_SHOWN else text or "empty"
+        locations.append(f"{samples.location(row)} {where} ({text})")
     return locations

@@ -83,6 +83,7 @@ def read_csv(path: str) -> Csv:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     found: list[tuple[int, list[str]]] = []
     begins = 1
+    limit = csv.field_size_limit(max(len(text), 1))  # Texts may be longer than its default, 131,072.
     try:
         for row in reader:
             if row:
@@ -90,6 +91,8 @@ def read_csv(path: str) -> Csv:
             begins = reader.line_num + 1
     except csv.Error as error:
         raise UsageError(f"{path} is not a CSV file: line {begins}: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
     if not found:
         raise UsageError(f"{path} is empty: its first line must name the columns")
     (_, header), *rows = found

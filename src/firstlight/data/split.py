@@ -75,6 +75,8 @@ def _refuse_absent_classes(parts: Mapping[Split, Indices], samples: Samples, fra
     assert targets is not None
     if not names:
         return
+    if len(names) == 1:
+        raise UsageError(f"all samples have the class {names[0]}: there must be at least two classes")
     single = targets.size == len(targets)
     # One column per class that says whether a sample belongs to it.
     labels = targets.reshape(-1, 1) == np.arange(len(names)) if single else targets > 0

@@ -1,3 +1,4 @@
+import csv
 import logging
 import unicodedata
 
@@ -149,3 +150,12 @@ def test_names_that_follow_from_the_code_point_are_left_out():
     names = {as_bytes(row[row != 0]).decode() for row in torch.from_numpy(UnicodeNames().load().inputs)}
     assert "LATIN SMALL LETTER A" in names
     assert not [name for name in names if name.startswith(("HANGUL SYLLABLE", "CJK UNIFIED IDEOGRAPH", "TANGUT IDEO"))]
+
+
+def test_text_may_be_longer_than_the_default_limit_of_the_csv_module(tmp_path):
+    limit = csv.field_size_limit()
+    rows = [("x" * 200_000 if row == 3 else "hi", "ab"[row % 2]) for row in range(60)]
+    data = LabelledText(table(tmp_path, rows), max_length=8)
+    data.setup()
+    assert data.load().inputs[3].tolist() == [ord("x") + 1] * 8
+    assert csv.field_size_limit() == limit

@@ -82,7 +82,7 @@ def test_targets_match_their_kind(target, kind, kept, names, path):
     data = ready(Table(path, target, kind, ["height"]))
     assert data.class_names == names
     targets = data.dataset("val").targets
-    assert targets.dtype == (torch.int64 if kind == "multiclass" else torch.float32)
+    assert targets.dtype == {"multiclass": torch.int64, "binary": torch.float32}.get(kind, torch.float64)
     np.testing.assert_allclose(targets, [kept(rows()[row]) for row in data.rows("val")], rtol=1e-6)
 
 
@@ -227,6 +227,28 @@ BAD = {
         {"missing_targets": "drop"},
         r"data\.csv has no target in any row",
     ),
+    "an empty column": (
+        [[*line[:2], "NA", *line[3:]] for line in rows()],
+        {"missing": "mean"},
+        r"data\.csv: column height has no value in the training split: leave it out of columns",
+    ),
+    "an empty category": (
+        [[line[0], "?", *line[2:]] for line in rows()],
+        {"missing": "mean"},
+        r"data\.csv: column city has no value in the training split: leave it out of columns",
+    ),
+    "words as target of a regression": (
+        rows(),
+        {"kind": "regression"},
+        r"no numbers in label \(b, \.\.\.\): kind=regression needs numbers, kind=multiclass takes classes$",
+    ),
+    "one class": ([[*line[:4], "a", *line[5:]] for line in rows()], {}, "all samples have the class a: there must be"),
+    "an empty split": (changed(5, "part", " "), {"split": "part"}, "line 7 has split=empty: it must be one"),
+    "a very long text": (
+        changed(5, "age", "1" * 5000),
+        {},
+        r"line 7 column age \(1{40}\.\.\.\); missing=drop drops such",
+    ),
     "too few values": ([*rows(), ["1"]], {}, r"data\.csv: line 62 has 1 value, but the header has 7 columns"),
     "no rows": ([], {}, r"data\.csv has no rows below its header"),
 }
@@ -283,7 +305,7 @@ def test_missing_value_is_missing_as_number_category_and_label(text, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [("a", " a"), ("a", "a "), ("0", "0.0"), ("New York", "New  York"), ("é", "é")]
+    ("first", "second"), [("a", " a"), ("a", "a "), ("0", "0.0"), ("New York", "New  York"), ("a", ' "a"'), ("é", "é")]
 )
 def test_spellings_of_a_label_or_category_are_one(first, second, tmp_path):
     spelt = [*[first, second] * 20, *["z"] * 20]
@@ -316,6 +338,7 @@ def test_new_file_may_spell_its_labels_and_categories_otherwise(tmp_path, caplog
     [
         (["yes", "Yes"], "column y has Yes and yes, which count as different values"),
         (["1", "01"], "column y has 01 and 1, which count as different values"),
+        (["a", "\uff41"], "column y has a and \uff41, which count as different values"),
         (["b", "'b'"], "column y has 'b' and b, which count as different values"),
         (["Null", "a"], "column y has the value Null: leave the cell empty if it means a missing value"),
     ],

@@ -61,7 +61,8 @@ def test_classes_up_to_the_end_of_a_type_are_named_and_stratified(kind):
         (np.arange(40) + 1_700_000_000, "40 integer targets up to 1700000039, .* a regression must be floats"),
         (np.full((40, 2), 2**64 - 1, np.uint64), "targets up to 18446744073709551615: integers must be below"),
         (np.ma.masked_less(np.arange(40.0), 3), "targets with masked values: they must be NaN"),
-        (torch.eye(40).to_sparse(), r"targets of layout torch\.sparse_coo: they must be dense"),
+        (torch.eye(40).to_sparse(), "targets that are sparse or nested: they must be a dense"),
+        (np.float64(3), "targets without an axis: the first axis must be the samples"),
     ],
 )
 def test_targets_that_would_change_on_the_way_are_refused(targets, message):
@@ -82,3 +83,16 @@ def test_booleans_are_two_classes_and_stratified():
     again = Tensors(NUMBERS[:7], labels[:7])
     again.load_state_dict(data.state_dict())
     assert again.dataset("test").targets.tolist() == [[1.0], *[[0.0]] * 6]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.arange(40) % 2 + 1, "class 0 has no sample in the train split, and 0 in all"),
+        (-np.ones(40, int), "row 0 has the label -1"),
+        (np.zeros(40, int), "all samples have the class 0: there must be at least two classes"),
+    ],
+)
+def test_labels_that_are_not_0_to_the_number_of_classes_are_refused(labels, message):
+    with pytest.raises(UsageError, match=f"^Tensors: {message}"):
+        Tensors(NUMBERS, labels).setup()

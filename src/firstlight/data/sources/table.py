@@ -131,10 +131,10 @@ class Table(DataModule):
         text = [name for name in first if first[name]]
         if text:
             examples = ", ".join(f"{name} ({first[name]}, ...)" for name in text)
-            raise UsageError(
-                f"{self.path}: no numbers in {examples}: columns of categories must be named in "
-                f"categorical=[{','.join(text)}]"
-            )
+            way_out = f"columns of categories must be named in categorical=[{','.join(text)}]"
+            if {*text} & {*self.targets}:
+                way_out = "kind=regression needs numbers, kind=multiclass takes classes"
+            raise UsageError(f"{self.path}: no numbers in {examples}: {way_out}")
 
     def _refuse_long_integers(self, table: dict[str, NDArray[Any]], lines: list[int]) -> None:
         """Refuse integers that float64 rounds to another one; they are identifiers."""
@@ -154,11 +154,15 @@ class Table(DataModule):
                 f"{self.path}: column {name} has categories that {reason}: {listed}; they are encoded as zeros"
             )
 
-    def _warn_useless(self, inputs: Tensor) -> None:
-        """Warn about columns that are constant in the training inputs `(N, C)`, or identify a row."""
+    def _check_columns(self, inputs: Tensor) -> None:
+        """Refuse empty columns of the training inputs `(N, C)`; warn if one is constant, a date or identifies a row."""
         rows = torch.from_numpy(self.rows("train"))
         for name, column in zip(self._columns, inputs.unbind(1), strict=True):
             values = column[~column.isnan()]
+            if not len(values):
+                raise UsageError(
+                    f"{self.path}: column {name} has no value in the training split: leave it out of columns"
+                )
             if len(values) > 1 and (values == values[0]).all():
                 _log.warning(
                     f"{self.path}: column {name} has one value in all training rows: {self._shown(name, values)}"
@@ -183,7 +187,7 @@ class Table(DataModule):
             column = inputs[:, self._columns.index(name)]
             categories[name] = [self._categories[name][int(code)] for code in np.unique(column[~column.isnan()])]
             self._warn_unknown(name, categories[name], "no training row has")
-        self._warn_useless(inputs)
+        self._check_columns(inputs)
         return {"categories": categories}
 
     def transform(self, inputs: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class Tensors(DataModule):
                 raise UsageError(
                     f"{found}, which are classes, each with samples: targets of a regression must be floats"
                 )
-            names = [str(label) for label in range(highest + 1)]
+            names = [str(label) for label in range(max(highest, 0) + 1)]
         contents = [np.ascontiguousarray(values).data for values in (self._inputs, targets) if values is not None]
         digest = digest_of(*contents)
         missing_reason = "Tensors was given no targets" if targets is None else ""
@@ -69,14 +69,16 @@ class Tensors(DataModule):
 def _array(values: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
-        if values.layout != torch.strided:
-            raise UsageError(f"Tensors was given {name} of layout {values.layout}: they must be dense, like to_dense()")
+        if values.is_nested or values.layout != torch.strided:
+            raise UsageError(f"Tensors was given {name} that are sparse or nested: they must be a dense tensor")
         # numpy has no bfloat16.
         array = (values.float() if values.dtype == torch.bfloat16 else values).resolve_conj().numpy()
     else:
         array = np.asarray(values)
         if np.ma.is_masked(values):
             raise UsageError(f"Tensors was given {name} with masked values: they must be NaN, like filled(nan)")
+    if not array.ndim:
+        raise UsageError(f"Tensors was given {name} without an axis: the first axis must be the samples")
     if array.dtype.kind not in "biuf":
         raise UsageError(f"Tensors was given {name} of type {array.dtype}: they must be numbers")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
