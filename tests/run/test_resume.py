@@ -3,9 +3,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from firstlight.run import directory
 from firstlight.schedules import WarmupCosine
@@ -243,3 +245,36 @@ def test_weight_decay_can_be_added_and_removed_in_a_resumed_run(tmp_path):
         assert len(schedule["base_lrs"]) == len(optimizer["param_groups"]) and found["global_step"] == 40 * epochs
         assert {float(each["step"]) for each in optimizer["state"].values()} == {40.0 * epochs}
     assert cut == [[(6, 0)], [(3, 0.1), (3, 0)], [(6, 0)]]  # Without decay, one group holds all.
+
+
+OPTIONS = {
+    "in a file": ({"experiment": "mine", "runs": "elsewhere"}, [], "elsewhere/mine"),
+    "on the command line": ({}, ["--experiment=mine", "--runs=elsewhere"], "elsewhere/mine"),
+    "in both": ({"experiment": "theirs"}, ["--experiment=mine"], "runs/mine"),
+    "in the home folder": ({"runs": "~/elsewhere"}, [], "home/elsewhere/options"),
+    "in the home folder, unexpanded by the shell": ({}, ["--runs=~/elsewhere"], "home/elsewhere/options"),
+}
+
+
+@pytest.mark.parametrize("where", OPTIONS)
+def test_experiment_and_runs_mean_the_same_folder_wherever_they_are_set(where, tmp_path, monkeypatch):
+    written, typed, folder = OPTIONS[where]
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "options.yaml").write_text(Path(CONFIG).read_text() + (yaml.safe_dump(written) if written else ""))
+    for epochs in (1, 2):
+        command = ["fit", "--config", "options.yaml", *typed, "--resume", f"--trainer.max_epochs={epochs}"]
+        called(*command, cwd=tmp_path)
+    (run,) = {path.parent for path in tmp_path.rglob("config.yaml")}
+    assert run.parent == tmp_path / folder
+    assert {path.parent for path in tmp_path.rglob("*.ckpt")} == {run / "checkpoints"}
+    assert results(run)["steps"] == 80
+    found = called("test", f"--run={run.parent}/latest", "--ckpt=last", cwd=tmp_path)
+    assert "val" not in found.stderr and {path for path in tmp_path.iterdir() if path.name == "~"} == set()
+
+
+def test_resume_in_a_file_resumes(tmp_path):
+    (tmp_path / "mine.yaml").write_text(Path(CONFIG).read_text() + "resume: true\n")
+    for epochs in (1, 2):
+        called("fit", "--config", "mine.yaml", f"--trainer.max_epochs={epochs}", cwd=tmp_path)
+    (run,) = tmp_path.glob("runs/mine/*/config.yaml")
+    assert results(run.parent)["steps"] == 80

@@ -8,10 +8,13 @@ import json
 import logging
 import sys
 import time
+import warnings
 from contextlib import AbstractContextManager, nullcontext
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -55,13 +58,17 @@ class CLI(LightningCLI):
             args = _merge_disable(args)
             early = _early_parser().parse_known_args(args)[0]
             configs = early.config
-            self.name = configs[0].stem if configs else "unnamed"
-            self.run_dir = None if early.run is None else directory.find(early.run)
+            name = configs[0].stem if configs else "unnamed"
+            self.name = early.experiment or name
+            self.run_dir = None if early.run is None else directory.find(_expand(early.run))
             if early.resume and self.run_dir is None:
-                self.run_dir = directory.find_resumable(Path(early.runs) / (early.experiment or self.name))
+                self.run_dir = directory.find_resumable(_expand(early.runs) / self.name)
             if self.run_dir is not None:
                 configs.insert(0, self.run_dir / "config.yaml")
                 args = ["--config", str(configs[0]), *args]
+                early = _early_parser().parse_known_args(args)[0]
+                self.name = early.experiment or name
+            self.home = _expand(early.runs) / self.name
             is_configured = configs or early.model or early.data or early.ckpt in (None, "best", "last", "final")
             if not is_configured and verb in ("validate", "test", "predict"):
                 self.stored = early.ckpt
@@ -117,7 +124,7 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments. Lightning's own method warns when a program passes them."""
         with self._only_trusted():
-            self.config = parser.parse_args(args)
+            self.config = _plain(parser.parse_args(args))
             _refuse_nulls(parser, self.config)
         if self.config.trust and self.stored is None:
             raise UsageError(
@@ -143,9 +150,8 @@ class CLI(LightningCLI):
             disable.add("progress")
         if options["enable_checkpointing"] is False:
             disable |= {"best", "last"}
-        name = self.config.experiment or self.name
         saved = self.config.clone()
-        for key, value in {**_PER_COMMAND, "experiment": name}.items():
+        for key, value in {**_PER_COMMAND, "experiment": self.name}.items():
             saved[key] = value
         self.experiment = Experiment(
             task=self.config_init["model"],
@@ -153,8 +159,8 @@ class CLI(LightningCLI):
             options=options,
             groups={name: {**self.config_init[name]} for name in DEFAULTS if name in self.config_init},
             disable=disable,
-            home=Path(self.config.runs) / name,
-            config=self.parser.dump(saved, skip_none=False),
+            home=self.home,
+            config=_dump(self.parser, saved),
             run_dir=self.run_dir,
             allow_inexact=self.config.allow_inexact,
             verb=self.verb,
@@ -169,15 +175,36 @@ class CLI(LightningCLI):
 
 
 def _early_parser() -> argparse.ArgumentParser:
-    """Return a parser of the options that decide which configuration files are read."""
+    """Return a parser of the options that decide which run is meant, also where a configuration file sets them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--run", type=Path, default=None)
+    parser.add_argument("--run")
     parser.add_argument("--runs", default="runs")
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--config", "-c", type=Path, action="append", default=[])
+    parser.add_argument("--config", "-c", action=_ReadConfig, default=[])
     for name in ("--experiment", "--ckpt", "--trust", "--model", "--data"):
         parser.add_argument(name)
     return parser
+
+
+class _ReadConfig(argparse.Action):
+    """Collect configuration files, and read the options of the early parser in them: what comes later overrides."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        path = Path(values).expanduser()
+        namespace.config = [*namespace.config, path]
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return  # The main parser reports it.
+        for name in ("run", "runs", "resume", "experiment", "ckpt", "trust"):
+            value = content.get(name) if isinstance(content, dict) else None
+            if isinstance(value, str | bool):
+                setattr(namespace, name, value)
+
+
+def _expand(path: str) -> Path:
+    """Return a path without `~`, which a shell does not expand in `--runs=~/x`."""
+    return Path(path).expanduser()
 
 
 def _merge_disable(args: list[str]) -> list[str]:
@@ -193,6 +220,37 @@ def _merge_disable(args: list[str]) -> list[str]:
         return args
     names = [name.strip(" []") for text in given.disable for name in text.split(",")]
     return [*rest, f"--disable={json.dumps([name for name in names if name])}"]
+
+
+def _plain(value: Any) -> Any:
+    """Return a configuration with plain text in place of devices, dtypes and enumerations, which YAML cannot hold.
+
+    They are defaults of arguments that also take text, for example `device` of StochasticWeightAveraging.
+    """
+    if isinstance(value, Namespace):
+        for key in vars(value):
+            vars(value)[key] = _plain(vars(value)[key])
+        return value
+    if type(value) in (list, tuple):
+        return type(value)(_plain(each) for each in value)
+    if type(value) is dict:
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, Enum) and isinstance(value, str):
+        return str(value.value)
+    return str(value) if type(value).__module__ == "torch" and type(value).__name__ in ("device", "dtype") else value
+
+
+def _dump(parser: LightningArgumentParser, config: Namespace) -> str:
+    """Return a configuration as YAML, or refuse a value that could not be read back."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", r"(?s).*Unable to serialize")
+        try:
+            return str(parser.dump(config, skip_none=False))
+        except (UserWarning, yaml.YAMLError, ValueError) as error:
+            reason = next((line.strip() for line in str(error).splitlines() if "erialize" in line), str(error))
+            raise UsageError(
+                f"config.yaml cannot hold a value of this configuration: {' '.join(reason.split())}"
+            ) from error
 
 
 def _refuse_nulls(parser: LightningArgumentParser, config: Namespace) -> None:

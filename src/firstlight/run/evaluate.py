@@ -41,9 +41,10 @@ def choose_checkpoint(verb: str, run: Path | None, ckpt: str | None) -> Path:
         if run is None:
             raise UsageError(f"--ckpt {name} is a checkpoint of a run: add --run DIR")
         return directory.checkpoint(run, name)
-    if not Path(name).is_file():
+    path = Path(name).expanduser()
+    if not path.is_file():
         raise UsageError(f"there is no checkpoint {name}" + did_you_mean(name, ["best", "last", "final"]))
-    return Path(name)
+    return path
 
 
 def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"], ckpt: str | None) -> None:
