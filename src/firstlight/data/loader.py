@@ -185,6 +185,8 @@ def make_loader(
         return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=_identity)
     rank, processes = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
     seed = int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed() % 2**31))
+    if trainer is not None and processes > 1:
+        seed = trainer.strategy.broadcast(seed)  # Without a common seed, each process would shuffle in its own order.
     if trainer is not None and keep_on_device(dataset, trainer.strategy.root_device, num_workers, on_device):
         dataset = dataset.to(trainer.strategy.root_device)
     fewest = 2 if shuffle and trainer is not None and _normalises_batches(trainer.lightning_module) else 1
