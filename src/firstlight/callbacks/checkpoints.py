@@ -74,6 +74,14 @@ class BestCheckpoint(FiniteCheckpoint):
         options: dict[str, Any] = {"save_weights_only": save_weights_only, "enable_version_counter": False}
         super().__init__(dirpath=dirpath, filename="best", monitor=monitor, mode=mode, **options)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the best of an earlier fit with this object; a checkpoint restores its own fit afterwards."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self.best_k_models, self.best_model_path, self.kth_best_model_path = {}, "", ""
+            self.best_model_score = self.current_score = None
+            self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

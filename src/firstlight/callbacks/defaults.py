@@ -33,8 +33,8 @@ DEFAULTS: dict[str, type[Callback]] = {
 }
 """Default callbacks in the order in which they are called, by name. The name is also their group of options."""
 
-LINKED = {"monitor", "mode", "dirpath", "best"}
-"""Arguments that follow from the task and the run, and are no options."""
+LINKED = {"monitor", "mode", "dirpath", "best", "allow_inexact"}
+"""Arguments that follow from the task, the run, or an option of the command, and are no options of a callback."""
 
 
 class Monitored(Protocol):

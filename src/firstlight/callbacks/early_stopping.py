@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
 __all__ = ["EarlyStopping"]
@@ -22,6 +23,13 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def __init__(self, monitor: str, patience: int = 10, **options: Any) -> None:
         super().__init__(monitor, patience=patience, **options)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget what an earlier fit of this object has seen; a checkpoint restores its own fit afterwards."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self.wait_count = self.stopped_epoch = 0
+            self.best_score = torch.tensor(torch.inf if self.monitor_op == torch.lt else -torch.inf)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop a resumed run at once if its patience was used up before, which Lightning 2.6.6 forgets."""

@@ -1,67 +1,246 @@
-"""Random states of all processes in each checkpoint, so that a resumed run draws the same numbers."""
+"""Random states and positions in loaders in each checkpoint, so that a resumed run has the same batches and bits."""
 
-import random
+from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from firstlight.callbacks.attributes import holders, plain_values, set_changed
+from firstlight.callbacks.resumable_loader import ResumableLoader
+from firstlight.callbacks.state import find_stateful, get_states, is_generator, restore, set_states, snapshot
+from firstlight.data.loader import Loader
 from firstlight.distributed import all_gather_objects
+from firstlight.errors import UsageError
 
-__all__ = ["RandomState", "restore", "snapshot"]
+__all__ = ["RandomState"]
 
 
 class RandomState(Callback):
-    """Save the states of Python's, NumPy's and torch's generators, devices included, and restore them on resume.
+    """Save what a checkpoint of Lightning leaves out, and restore it on resume, for any module and data.
 
-    A run that resumes with another number of processes draws other numbers.
+    Saved are the states of Python's, NumPy's and torch's generators, devices included, the position in each training
+    loader (see `ResumableLoader`), the generators of loaders, samplers and data sets, and which parameters are frozen.
+    Generators and plain values (numbers, texts, small tensors, and small containers of these) that are attributes of
+    the user's modules, data module and callbacks are restored too, unless these save their state themselves.
+    A run resumed within an epoch calls `on_train_epoch_start` again, which Lightning 2.6.6 skips.
+
+    Args:
+        allow_inexact: Resume although something cannot be restored.
+
+    Raises:
+        UsageError: When a run is resumed and something cannot be restored.
     """
 
-    def __init__(self) -> None:
-        self._loaded: list[dict[str, Any]] = []
+    def __init__(self, allow_inexact: bool = False) -> None:
+        self.allow_inexact = allow_inexact
+        self._loaders: list[ResumableLoader] = []
+        self._loaded: dict[str, Any] | None = None
+        self._initial: dict[str, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the training loaders resumable as Lightning gets them."""
+        self._loaders, self._loaded = [], None
+        self.teardown(trainer, pl_module, stage)  # A fit that raised has not called it.
+        if stage == "fit":
+            process = trainer.strategy.process_dataloader
+
+            def wrap(dataloader: object) -> object:
+                loader = process(dataloader)
+                return self._wrap(trainer, loader) if trainer.training else loader
+
+            trainer.strategy.process_dataloader = wrap  # type: ignore[method-assign]  # `teardown` removes it
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Restore the strategy."""
+        vars(trainer.strategy).pop("process_dataloader", None)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the attributes of a new fit."""
+        if self._loaded is None:
+            self._initial = plain_values(holders(trainer, pl_module))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the states of all processes; every process calls this at the same point."""
-        checkpoint["random_state"] = all_gather_objects(trainer, snapshot())
+        is_within_epoch = _is_within_epoch(checkpoint)
+        objects = holders(trainer, pl_module)
+        state = snapshot() | {
+            "attributes": {"initial": self._initial, "saved": plain_values(objects)},
+            "generators": get_states(_generators(objects)),
+            "loaders": [each.state_dict(is_within_epoch) for each in self._current(trainer)],
+            "evaluation": get_states(_evaluation_objects(trainer)),
+        }
+        checkpoint["random_state"] = all_gather_objects(trainer, state)
+        checkpoint["frozen"] = [name for name, each in pl_module.named_parameters() if not each.requires_grad]
+        if self._loaders:
+            checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the states of the checkpoint, if it has any, until training starts."""
-        self._loaded = checkpoint.get("random_state", [])
+        """Keep the states of the checkpoint until training starts."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"] if "loops" in checkpoint else {}
+        self._loaded = {
+            "states": checkpoint.get("random_state", []),
+            "frozen": checkpoint.get("frozen"),
+            "fresh": plain_values(holders(trainer, pl_module)),
+            "is_within_epoch": _is_within_epoch(checkpoint),
+            "epoch": max(progress.get("ready", 0) - 1, 0),
+        }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the states: until here, building and checking the model may have drawn numbers."""
-        if len(self._loaded) == trainer.world_size:
-            restore(self._loaded[trainer.global_rank])
-        self._loaded = []
+        """Refuse what cannot be restored, and restore the rest right before the first epoch."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is None or not trainer.ckpt_path:
+            return
+        states, loaders = loaded["states"], self._current(trainer)
+        lost = None
+        if not states:
+            lost = "the checkpoint has no random states: it was written without the callback RandomState"
+        elif len(states) != trainer.world_size:
+            lost = f"the number of processes was {len(states)} and is {trainer.world_size}"
+        else:
+            saved = states[trainer.global_rank].get("loaders", [])
+            if len(saved) != len(loaders):
+                lost = f"the number of training loaders was {len(saved)} and is {len(loaders)}"
+            else:
+                pairs = zip(loaders, saved, strict=True)
+                lost = next((found for each, state in pairs if (found := each.lost(state, loaded["epoch"]))), None)
+        # One process may lose what the others keep.
+        faults = [each for each in all_gather_objects(trainer, lost) if each]
+        if faults and not self.allow_inexact:
+            raise UsageError(
+                f"the run cannot resume exactly: {faults[0]}; --allow_inexact (in a program, "
+                "RandomState(allow_inexact=True)) resumes anyway"
+            )
+        _before_first_epoch(trainer, lambda start: self._resume(trainer, pl_module, loaded, start))
+
+    def _resume(self, trainer: Trainer, module: LightningModule, loaded: dict[str, Any], start: Any) -> None:
+        """Start the first epoch of a resumed run with the states of the checkpoint."""
+        states, loop = loaded["states"], trainer.fit_loop
+        state = states[trainer.global_rank] if len(states) == trainer.world_size else {}
+        objects, values = holders(trainer, module), state.get("attributes", {"initial": {}, "saved": {}})
+        self._initial = loaded["fresh"]
+        if state:
+            set_changed(objects, **values, fresh=loaded["fresh"])
+            set_states(_generators(objects), state["generators"])
+            set_states(_evaluation_objects(trainer), state["evaluation"])
+            restore(state)
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(name not in loaded["frozen"])
+        progress: Any = loop.epoch_progress.current
+        if progress.ready == progress.processed:
+            _end_last_epoch(trainer)
+        skips_hooks = loop.restarted_mid_epoch or loop.restarted_on_epoch_end
+        start()
+        if skips_hooks:
+            _repeat_epoch_start(trainer, module)
+            set_changed(objects, **values, fresh=loaded["fresh"])
+            set_states(_generators(objects), state.get("generators", {}))
+        loaders, saved = self._current(trainer), state.get("loaders", [])
+        for index, each in enumerate(loaders):
+            each.resume(saved[index] if len(saved) == len(loaders) else None, loaded["is_within_epoch"])
+        if loaders and loop._data_fetcher is not None:
+            iter(loop._data_fetcher)
+
+    def _wrap(self, trainer: Trainer, loader: Any) -> Any:
+        """Return a loader that can resume; firstlight's own one can already."""
+        if isinstance(loader, Loader):
+            return loader
+        wrapped = ResumableLoader(loader, trainer, waits=self._loaded is not None)
+        self._loaders.append(wrapped)
+        return wrapped
+
+    def _current(self, trainer: Trainer) -> list[ResumableLoader]:
+        """Return the loaders of this epoch; Lightning may have reloaded them."""
+        combined = trainer.fit_loop._combined_loader
+        return [] if combined is None else [each for each in combined.flattened if isinstance(each, ResumableLoader)]
 
 
-def snapshot() -> dict[str, Any]:
-    """Return the states of all generators of this process, as values that load with `weights_only=True`."""
-    version, words, *gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    return {
-        # Tensors, because pickling 2,500 numbers one by one takes most of the time of a small checkpoint.
-        "python": (version, torch.tensor(words), *gauss),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),  # type: ignore[union-attr]  # the legacy form
-        "torch": torch.get_rng_state(),
-        "devices": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+def _is_within_epoch(checkpoint: dict[str, Any]) -> bool:
+    """Return whether a checkpoint was written within an epoch, so that its next batch belongs to the same pass."""
+    if "loops" not in checkpoint:
+        return False
+    progress, epoch = (
+        checkpoint["loops"]["fit_loop"][name] for name in ("epoch_loop.batch_progress", "epoch_progress")
+    )
+    is_open = epoch["current"]["ready"] > epoch["current"]["processed"]
+    return is_open and progress["current"]["ready"] > 0 and not progress["is_last_batch"]
 
 
-def restore(states: dict[str, Any]) -> None:
-    """Set all generators of this process to what `snapshot` returned.
+def _evaluation_objects(trainer: Trainer) -> dict[str, Any]:
+    """Return the generators and stateful samplers of the validation loaders."""
+    combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
+    names = ("generator", "sampler", "batch_sampler", "dataset", "collate_fn")
+    loaders = [] if combined is None else [each for each in combined.flattened if not isinstance(each, Loader)]
+    return find_stateful(
+        {f"{index}.{name}": getattr(each, name, None) for index, each in enumerate(loaders) for name in names}
+    )
 
-    >>> states = snapshot()
-    >>> first = random.random(), np.random.rand(), torch.rand(1)
-    >>> restore(states)
-    >>> first == (random.random(), np.random.rand(), torch.rand(1))
-    True
+
+def _generators(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the random generators that are attributes of objects."""
+    values = {f"{key}.{name}": each for key, holder in objects.items() for name, each in vars(holder).items()}
+    return find_stateful({path: each for path, each in values.items() if is_generator(each)})
+
+
+def _before_first_epoch(trainer: Trainer, resume: Any) -> None:
+    """Call `resume` in place of the start of the first epoch. No hook is called at that point of a resumed run."""
+    loop = trainer.fit_loop
+
+    def start_once() -> None:
+        del loop.on_advance_start
+        resume(loop.on_advance_start)
+
+    loop.on_advance_start = start_once  # type: ignore[method-assign]
+
+
+def _end_last_epoch(trainer: Trainer) -> None:
+    """Let a run with `max_steps`, resumed at the end of an epoch, start the next one, as a run without it does.
+
+    Lightning 2.6.6 counts an epoch without batches first, so the run ends too early, or shuffles in another order.
     """
-    version, words, *gauss = states["python"]
-    random.setstate((version, tuple(torch.as_tensor(words).tolist()), *gauss))
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, np.asarray(keys).astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if states["devices"] and len(states["devices"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["devices"])
+    loop = trainer.fit_loop
+    progress: Any = loop.epoch_progress.current
+    if loop._iteration_based_training() and loop.restarting:
+        progress.completed = progress.processed
+        loop.reset_restart_stage()
+        loop._restarting = loop.epoch_loop.restarting = False
+
+
+def _repeat_epoch_start(trainer: Trainer, module: LightningModule) -> None:
+    """Call `on_train_epoch_start`, which Lightning 2.6.6 skips for an epoch that is resumed, and nothing else.
+
+    A hook may set what no checkpoint holds, for example `trainer.accumulate_grad_batches`. What the checkpoint holds
+    is as it was after the hook, so it is put back.
+    """
+    callbacks = [each for each in trainer.callbacks if is_overridden("on_train_epoch_start", each, Callback)]  # type: ignore[attr-defined]
+    if not callbacks and not is_overridden("on_train_epoch_start", module, LightningModule):
+        return
+    states = [(each, deepcopy(each.state_dict())) for each in callbacks]
+    weights = {
+        name: each.detach().clone()
+        for name, each in module.state_dict(keep_vars=True).items()
+        if isinstance(each, torch.Tensor)
+    }
+    groups = [[{**group, "params": None} for group in each.param_groups] for each in trainer.optimizers]
+    schedulers = [
+        (config.scheduler, deepcopy(config.scheduler.state_dict())) for config in trainer.lr_scheduler_configs
+    ]
+    random = snapshot()
+    call._call_callback_hooks(trainer, "on_train_epoch_start")
+    call._call_lightning_module_hook(trainer, "on_train_epoch_start")
+    restore(random)
+    for scheduler, state in schedulers:
+        scheduler.load_state_dict(state)
+    for optimizer, saved in zip(trainer.optimizers, groups, strict=True):
+        for group, options in zip(optimizer.param_groups, saved, strict=False):
+            group.update({name: value for name, value in options.items() if name != "params"})
+    with torch.no_grad():
+        for name, each in module.state_dict(keep_vars=True).items():
+            if name in weights:
+                each.copy_(weights[name])
+    for callback, before in states:
+        if before:
+            callback.load_state_dict(before)

@@ -78,7 +78,8 @@ class Experiment:
     def callbacks(self, folder: Path) -> list[Callback]:
         """Return the callbacks of a fit in the run directory `folder`: the user's and the default ones."""
         own = as_list(self.options["callbacks"])
-        default = defaults(self.task, folder / "checkpoints", self.disable, **self.groups)
+        groups = {**self.groups, "random_state": {"allow_inexact": self.allow_inexact}}
+        default = defaults(self.task, folder / "checkpoints", self.disable, **groups)
         rules.refuse_collisions(own, default)
         return [*own, *default]
 

@@ -1,0 +1,156 @@
+"""Make any training loader resume after the last batch that was used."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lightning.fabric.utilities.data import _set_sampler_epoch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+
+from firstlight.callbacks.state import describe, find_stateful, get_states, restore, set_states, snapshot
+
+__all__ = ["ResumableLoader"]
+
+
+class ResumableLoader:
+    """A training loader that can resume in the middle of a pass over it, after the last batch that was used.
+
+    Each pass starts by recording the random states. A resumed pass starts with the recorded ones, and takes the used
+    batches again without training on them. So samplers, datasets and worker processes draw what they drew before. A
+    loader with `state_dict` and `load_state_dict` restores itself instead.
+
+    All other attributes are those of the loader.
+
+    Args:
+        loader: A `DataLoader` or another iterable of batches.
+        trainer: The trainer of the fit.
+        waits: Whether the fit will call `resume`. Until then a pass has one empty batch, and takes none of the loader.
+    """
+
+    loader: Any
+    trainer: Trainer
+    waits: bool
+    restores_itself: bool
+    start: dict[str, Any]
+    used: int
+    ahead: dict[str, Any] | None
+    resumed: Mapping[str, Any] | None
+
+    def __init__(self, loader: Any, trainer: Trainer, waits: bool = False) -> None:
+        own = vars(self)  # `__setattr__` would set attributes of the loader.
+        own["loader"], own["trainer"], own["waits"] = loader, trainer, waits
+        own["restores_itself"] = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+        own["start"], own["used"], own["ahead"], own["resumed"] = {}, 0, None, None
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the loader."""
+        return getattr(vars(self)["loader"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute of the loader: Lightning sets `_iterator` and `worker_init_fn`."""
+        if name in vars(self):
+            vars(self)[name] = value
+        else:
+            setattr(self.loader, name, value)
+
+    def __len__(self) -> int:
+        """Return the number of batches, if the loader has a length."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches of a pass, or the remaining ones of the pass that is resumed.
+
+        The pass starts when the first batch is taken, because Lightning asks for an iterator before training starts.
+        """
+        if self.waits:
+            yield None
+            return
+        # Lightning fetches a batch ahead where only that tells which batch is the last.
+        fetches_ahead = getattr(self.trainer.fit_loop._data_fetcher, "length", None) is None
+        resumed, self.resumed, self.used, self.ahead = self.resumed, None, 0, None
+        if resumed:
+            now = snapshot()
+            if not self.restores_itself:
+                restore(resumed["start"]["random"])
+        self.start = self._state()
+        batches = iter(self.loader)
+        if resumed:
+            if not self.restores_itself:
+                for _ in range(resumed["used"]):
+                    next(batches, None)
+            self.used, self.ahead = resumed["used"], resumed["ahead"]
+            restore(self.ahead["random"] if self.ahead else now)
+        while True:
+            if fetches_ahead and not (resumed and self.ahead):
+                self.ahead = {
+                    "random": snapshot(),
+                    "loader": self.loader.state_dict() if self.restores_itself else None,
+                }
+            batch = next(batches, self)
+            if resumed and self.ahead:
+                restore(now)  # The batch was fetched before the checkpoint was written.
+            resumed = None
+            if batch is self:
+                return
+            self.used += 1
+            yield batch
+
+    def state_dict(self, is_within_pass: bool = True) -> dict[str, Any]:
+        """Return what `resume` needs, as plain values and tensors."""
+        batches_ahead = len(getattr(self.trainer.fit_loop._data_fetcher, "batches", ()))
+        ahead, loader = self.ahead if batches_ahead else None, None
+        if self.restores_itself:
+            loader = ahead["loader"] if ahead else self.loader.state_dict()
+        return {
+            "start": self.start if is_within_pass else self._state(),
+            "used": self.used - batches_ahead if is_within_pass else 0,
+            "ahead": ahead,
+            "loader": loader,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing: Lightning 2.6.6 restores a loader too late or too early. `resume` restores this one."""
+
+    def lost(self, state: Mapping[str, Any], epoch: int) -> str | None:
+        """Return what a resumed pass cannot restore, with its value then and now, or None."""
+        loader = self.loader
+        if self.restores_itself:
+            return None
+        if getattr(loader, "persistent_workers", False):
+            return "the loader has persistent_workers=True, whose processes keep their own random states"
+        _set_sampler_epoch(loader, epoch)
+        before, now = state["start"]["values"], self._state()["values"]
+        for path in dict.fromkeys([*before, *now]):
+            old, new = before.get(path, "not set"), now.get(path, "not set")
+            if old != new:
+                return f"{path} of the training loader was {old} and is {new}"
+        return None
+
+    def resume(self, state: Mapping[str, Any] | None, is_within_pass: bool) -> None:
+        """Let the next pass resume after the batches that were used, or start as the next one of the saved run."""
+        self.waits = False
+        if state is None:
+            return
+        if self.restores_itself:
+            self.loader.load_state_dict(state["loader"])
+        else:
+            set_states(self._objects(), state["start"]["objects"])
+        self.resumed = state if is_within_pass else None
+
+    def _state(self) -> dict[str, Any]:
+        if self.restores_itself:
+            return {}
+        return {
+            "random": snapshot(),
+            "objects": get_states(self._objects()),
+            "values": describe(self._roots()),
+        }
+
+    def _objects(self) -> dict[str, Any]:
+        return find_stateful(self._roots())
+
+    def _roots(self) -> dict[str, Any]:
+        if not isinstance(self.loader, DataLoader):
+            return {type(self.loader).__name__: self.loader}
+        names = ("generator", "sampler", "batch_sampler", "dataset", "collate_fn")
+        return {name: getattr(self.loader, name) for name in names}

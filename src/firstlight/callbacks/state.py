@@ -1,0 +1,178 @@
+"""Random states, and the state of objects that no checkpoint holds by itself."""
+
+import io
+import random
+import zlib
+from collections import deque
+from collections.abc import Iterator, Mapping
+from functools import partial
+from types import FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["describe", "find_stateful", "get_states", "is_generator", "restore", "set_states", "snapshot"]
+
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_GLOBAL = (random.random.__self__, np.random.mtrand._rand, torch.default_generator)  # type: ignore[attr-defined]
+"""The generators that `snapshot` holds."""
+
+_LARGE = 1000
+"""Containers and arrays with more entries count as data: only their size is compared."""
+
+
+def snapshot() -> dict[str, Any]:
+    """Return the states of all generators of this process, as values that load with `weights_only=True`."""
+    version, words, *gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        # Tensors, because pickling 2,500 numbers one by one takes most of the time of a small checkpoint.
+        "python": (version, torch.tensor(words), *gauss),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),  # type: ignore[union-attr]  # the legacy form
+        "torch": torch.get_rng_state(),
+        "devices": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore(states: Mapping[str, Any]) -> None:
+    """Set all generators of this process to what `snapshot` returned.
+
+    >>> states = snapshot()
+    >>> first = random.random(), np.random.rand(), torch.rand(1)
+    >>> restore(states)
+    >>> first == (random.random(), np.random.rand(), torch.rand(1))
+    True
+    """
+    version, words, *gauss = states["python"]
+    random.setstate((version, tuple(torch.as_tensor(words).tolist()), *gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.asarray(keys).astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["devices"] and len(states["devices"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["devices"])
+
+
+def is_generator(value: Any) -> bool:
+    """Return whether a value is a random generator of torch, NumPy or Python."""
+    return isinstance(value, _GENERATORS)
+
+
+def find_stateful(roots: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by path the random generators, and the objects with `state_dict`, that are reachable from `roots`."""
+    return {path: value for path, value in _walk(roots) if isinstance(value, _GENERATORS) or _has_state_dict(value)}
+
+
+def get_states(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the states of what `find_stateful` found, as plain values and tensors."""
+    return {path: _get(each) for path, each in objects.items()}
+
+
+def set_states(objects: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+    """Set the states that `get_states` returned; objects without a saved state keep theirs."""
+    for path, each in objects.items():
+        if path in states:
+            _set(each, states[path])
+
+
+def describe(roots: Mapping[str, Any]) -> dict[str, str]:
+    """Return by path a text for each plain value that is reachable from `roots` and that nothing else restores.
+
+    Two equal texts mean the same value. Long containers and large arrays are described by their size.
+    """
+    found = {}
+    for path, value in _walk(roots):
+        if isinstance(value, _GENERATORS) or _has_state_dict(value):
+            continue
+        if isinstance(value, torch.Tensor | np.ndarray):
+            array = value.detach().cpu() if isinstance(value, torch.Tensor) else value
+            content = zlib.crc32(np.asarray(array).tobytes()) if _is_small(array) else ""
+            found[path] = f"{type(value).__name__} {tuple(value.shape)} {content}".strip()
+        elif isinstance(value, list | tuple | dict | set | frozenset | deque):
+            found[path] = f"{type(value).__name__} of {len(value)}"
+        elif isinstance(value, int | float | complex | str | bytes | np.generic | None):
+            found[path] = repr(value)[:80]
+        elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
+            found[path] = f"an iterator at {id(value)}"  # No two processes agree on it: its position is unknown.
+    return found
+
+
+def _walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield path and value of everything that is reachable from `roots` through attributes and small containers."""
+    pending, seen = deque(roots.items()), dict[int, Any]()
+    while pending and len(seen) < 10_000:
+        path, value = pending.popleft()
+        if any(value is each for each in _GLOBAL):
+            continue
+        yield path, value
+        if id(value) in seen or isinstance(value, type | ModuleType | torch.Tensor | np.ndarray | nn.Module):
+            continue
+        seen[id(value)] = value  # Kept alive, so that no other object gets its `id`.
+        if isinstance(value, _GENERATORS) or _has_state_dict(value):
+            continue
+        inner: Any = ()
+        if isinstance(value, dict):
+            inner = value.items() if len(value) <= _LARGE else ()
+        elif isinstance(value, list | tuple | deque):
+            inner = enumerate(value) if len(value) <= _LARGE else ()
+        elif isinstance(value, partial):
+            inner = {"func": value.func, "args": value.args, **value.keywords}.items()
+        elif callable(value) and hasattr(value, "__self__"):
+            inner = {"self": value.__self__}.items()
+        elif isinstance(value, FunctionType):
+            inner = zip(
+                value.__code__.co_freevars, (cell.cell_contents for cell in value.__closure__ or ()), strict=True
+            )
+        else:
+            # Lightning keeps the arguments of loaders in attributes with this prefix.
+            inner = [item for item in getattr(value, "__dict__", {}).items() if not item[0].startswith("__pl")]
+        pending += [(f"{path}.{name}", each) for name, each in inner]
+
+
+def _is_small(array: Any) -> bool:
+    return int(np.prod(array.shape)) <= _LARGE
+
+
+def _has_state_dict(value: Any) -> bool:
+    return (
+        not isinstance(value, type)
+        and callable(getattr(value, "state_dict", None))
+        and hasattr(value, "load_state_dict")
+    )
+
+
+def _get(each: Any) -> Any:
+    if isinstance(each, torch.Generator):
+        return each.get_state()
+    if isinstance(each, np.random.Generator):
+        return _plain(each.bit_generator.state)
+    if isinstance(each, np.random.RandomState):
+        return _plain(each.get_state(legacy=False))
+    return each.getstate() if isinstance(each, random.Random) else each.state_dict()
+
+
+def _set(each: Any, state: Any) -> None:
+    if isinstance(each, torch.Generator):
+        each.set_state(state)
+    elif isinstance(each, np.random.Generator):
+        each.bit_generator.state = _arrays(state)
+    elif isinstance(each, np.random.RandomState):
+        each.set_state(_arrays(state))
+    elif isinstance(each, random.Random):
+        version, words, gauss = state
+        each.setstate((version, tuple(words), gauss))
+    else:
+        each.load_state_dict(state)
+
+
+def _plain(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {name: _plain(value) for name, value in state.items()}
+    return ["array", str(state.dtype), state.tolist()] if isinstance(state, np.ndarray) else state
+
+
+def _arrays(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {name: _arrays(value) for name, value in state.items()}
+    return np.array(state[2], state[1]) if isinstance(state, list) and state[:1] == ["array"] else state
