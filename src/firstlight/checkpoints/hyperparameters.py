@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
+from firstlight.checkpoints.allowed import without_locations
 from firstlight.errors import UsageError
 
 __all__ = ["keep_hyperparameters"]
@@ -17,8 +18,8 @@ def keep_hyperparameters(
 ) -> None:
     """Save the arguments of the calling constructor in `module.hparams`.
 
-    The command line saves the configuration of the module and of its parts. In a program, a part is an object: a
-    placeholder is saved, and loading the checkpoint without that part is refused.
+    The command line saves the configuration of the module and of its parts, without locations. In a program, a part is
+    an object: a placeholder is saved, and loading the checkpoint without that part is refused.
 
     Args:
         module: The module whose constructor calls this function.
@@ -30,6 +31,9 @@ def keep_hyperparameters(
     module.save_hyperparameters(ignore=[*parts, *leave_out], frame=here.f_back, logger=False)
     if "_instantiator" in module.hparams:  # The command line of Lightning sets it.
         module.save_hyperparameters(frame=here.f_back, logger=False)
+        kept = without_locations(dict(module.hparams))
+        module.hparams.clear()
+        module.hparams.update(kept)
         return
     given = {**module.hparams, **parts}
     missing = [name for name, value in given.items() if isinstance(value, str) and value.startswith(_PLACEHOLDER)]

@@ -5,6 +5,7 @@ import fcntl
 import os
 import re
 import shutil
+import traceback
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.serialization import config
 
-from firstlight.errors import UsageError
+from firstlight.errors import UsageError, root_cause
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -26,6 +27,10 @@ __all__ = [
     "read",
     "read_checkpoint_metrics",
 ]
+
+_RESTORING = ("pytorch/trainer/connectors/checkpoint_connector.py", "pytorch/core/saving.py")
+"""Where Lightning 2.6.6 restores a checkpoint."""
+_LIBRARIES = ("firstlight", "lightning", "torch", "torchmetrics", "jsonargparse")
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -162,11 +167,23 @@ def remove_leftovers(folder: Path) -> None:
                 file.unlink()
 
 
-def weights_fault(error: RuntimeError, ckpt: Path | None) -> Exception:
-    """Return a `UsageError` if the weights of a checkpoint do not fit the network, and any other error unchanged."""
-    if "loading state_dict" not in str(error):
-        return error
-    return UsageError(f"{ckpt} holds the weights of another network, not of the configured one")
+def checkpoint_fault(error: Exception, ckpt: str | Path | None) -> Exception:
+    """Return a `UsageError` if an error comes from the content of a checkpoint, otherwise the cause of the error.
+
+    The content is at fault if the error was raised while Lightning restored from it, unless the innermost function is
+    the user's own.
+    """
+    cause = root_cause(error)
+    if isinstance(cause, UsageError | OSError | MemoryError) or ckpt is None:
+        return cause  # type: ignore[return-value]
+    if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
+        return UsageError(f"{ckpt} holds the weights of another network, not of the configured one")
+    outer = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    inner = Path(traceback.extract_tb(cause.__traceback__)[-1].filename).as_posix()
+    restores = any(Path(name).match(file) for name in outer for file in _RESTORING)
+    if not restores or not any(f"/{package}/" in inner for package in _LIBRARIES):
+        return cause  # type: ignore[return-value]
+    return UsageError(f"{ckpt} cannot be restored: {type(cause).__name__}: {str(cause)[:200]}")
 
 
 def _write(checkpoint: dict[str, Any], beside: Path, path: Path) -> None:

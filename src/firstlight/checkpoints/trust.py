@@ -12,21 +12,17 @@ from threading import RLock
 from typing import Any, Self
 
 import yaml
-from jsonargparse import _typehints, _util
+from jsonargparse import _paths, _typehints, _util
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
-from torch import nn
-from torch.optim import Optimizer
 
-from firstlight.checkpoints.io import read, weights_fault
+from firstlight.checkpoints.allowed import allowed_classes, is_within, judge, refuse_class, shorten
+from firstlight.checkpoints.io import checkpoint_fault, read
 from firstlight.compat import innermost_statement
-from firstlight.errors import UsageError, root_cause
-from firstlight.schedules import Schedule
+from firstlight.errors import UsageError
 
 __all__ = ["SafeLoading", "only_trusted", "stored_config"]
 
-_TRUSTED_PACKAGES = ("firstlight", "torch", "torchmetrics")
-_PART_TYPES = (nn.Module, Optimizer, Schedule, LightningDataModule)  # Tasks and metrics are nn.Modules.
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 _STORED_UNDER = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
 _lock = RLock()
@@ -34,11 +30,11 @@ _lock = RLock()
 
 @contextmanager
 def only_trusted(source: str | Path, trust: str | Collection[str] = ()) -> Iterator[None]:
-    """In this context, jsonargparse imports and builds only what a checkpoint may name. It holds for all threads.
+    """In this context, jsonargparse imports and builds only what a checkpoint may name, and opens no file.
 
-    From firstlight, torch and torchmetrics, these are networks, losses, optimisers, schedules, metrics, tasks and data
-    modules. From the modules in `trust`, these are all classes and functions. The name of a module is checked before
-    it is imported; an object is checked by its own `__module__`.
+    These are the `allowed_classes`, and all classes and functions of the modules in `trust`. The name of a class is
+    judged before its module is imported; an object of a trusted module is judged by its own `__module__`. A text where
+    a class is expected is never opened as a file or an address. It holds for all threads.
 
     Args:
         source: The checkpoint, for messages.
@@ -47,39 +43,37 @@ def only_trusted(source: str | Path, trust: str | Collection[str] = ()) -> Itera
     Raises:
         UsageError: When anything else was named, even if another error occurred.
     """
-    trusted = (trust,) if isinstance(trust, str) else tuple(trust)
-    for name in trusted:
-        if not all(part.isidentifier() for part in name.split(".")):
-            raise UsageError(f"{name!r} is not a module name; trust takes names such as my_project")
+    trusted = trusted_modules(trust)
     asked, refused = "", []
 
     def refuse(why: str) -> None:
-        refused.append(f"{source} names {asked}, {why}")
-        raise ImportError(refused[-1])
+        refused.append(why)
+        raise ImportError(why)
 
     def before_import(path: str) -> None:
         nonlocal asked
         asked = path
-        if not _within(path, (*_TRUSTED_PACKAGES, *trusted)):
-            refuse(
-                f"but classes of a checkpoint must be in {', '.join(_TRUSTED_PACKAGES)}; if you trust "
-                f"{path.split('.')[0]}, use trust=[...] in a program or --trust on the command line"
-            )
+        try:
+            refuse_class(path, str(source), trusted)
+        except UsageError as error:
+            refuse(str(error))
 
     def after_import(found: object) -> set[str]:
         module = str(getattr(found, "__module__", None))
-        allowed = (*_TRUSTED_PACKAGES, *trusted)
-        if not (inspect.isclass(found) or inspect.isroutine(found)) or not _within(module, allowed):
-            refuse(f"which is not a class of {', '.join(allowed)} but a {type(found).__name__} of {module}")
-        if not _within(module, trusted) and not (inspect.isclass(found) and issubclass(found, _PART_TYPES)):
-            refuse("which is not a network, loss, optimiser, schedule, metric, task or data module")
+        is_trusted = (inspect.isclass(found) or inspect.isroutine(found)) and is_within(module, trusted)
+        if found is not allowed_classes().get(asked) and not is_trusted:
+            refuse(f"{source} names {asked}, which is not a class of {', '.join(trusted)} but of {module}")
         return set()
+
+    def no_file(*args: Any, **options: Any) -> None:
+        raise _paths.PathError("a checkpoint may name no file")
 
     # jsonargparse 4.53 can deny imports only for the whole process, and not by the imported object.
     hooks = {
         (_util, "check_import_path"): before_import,
         (_util, "canonical_import_paths"): after_import,
         (_typehints, "check_import_path"): before_import,
+        (_paths.Path, "__init__"): no_file,
     }
     with _lock:
         replaced = {place: getattr(*place) for place in hooks}
@@ -110,7 +104,8 @@ class SafeLoading:
         Args:
             checkpoint_path: A file on a local disk.
             map_location: Device of the tensors.
-            trust: Modules besides firstlight, torch and torchmetrics whose classes the checkpoint may name.
+            trust: Modules whose classes the checkpoint may name, besides the parts of firstlight, torch and
+                torchmetrics.
             **options: `strict`, and constructor arguments that replace those of the checkpoint.
 
         Raises:
@@ -122,7 +117,7 @@ class SafeLoading:
         if options.pop("weights_only", None) is False:
             raise UsageError(f"weights_only=False would run code in {checkpoint_path}: leave it out")
         key = _STORED_UNDER["data" if issubclass(cls, LightningDataModule) else "model"]
-        kept = _hyperparameters(read(checkpoint_path, mmap=True), checkpoint_path, key)
+        kept = _hyperparameters(read(checkpoint_path, mmap=True), checkpoint_path, key, trust)
         try:
             with only_trusted(checkpoint_path, trust):
                 built: Any = cls
@@ -135,19 +130,17 @@ class SafeLoading:
                 )
         except ArgumentError as error:
             raise UsageError(f"{checkpoint_path}: {innermost_statement(str(error))}") from error
-        except RuntimeError as error:
-            raise weights_fault(error, Path(checkpoint_path)) from error
-        except ValueError as error:
-            raise root_cause(error) from None
+        except Exception as error:
+            raise checkpoint_fault(error, checkpoint_path) from error
         return loaded
 
 
-def stored_config(path: str | Path) -> str:
-    """Return the configuration of task and data in a checkpoint as YAML. Its classes are not yet checked."""
+def stored_config(path: str | Path, trust: str | Collection[str] = ()) -> str:
+    """Return the configuration of task and data in a checkpoint as YAML, after judging every value."""
     checkpoint = read(path, mmap=True)
     config = {}
     for part, key in _STORED_UNDER.items():
-        kept = _hyperparameters(checkpoint, path, key)
+        kept = _hyperparameters(checkpoint, path, key, trust)
         if "_class_path" not in kept:
             raise UsageError(f"{path} was not written by the command line and does not say how to build its {part}")
         arguments = {name: value for name, value in kept.items() if not name.startswith("_")}
@@ -158,18 +151,30 @@ def stored_config(path: str | Path) -> str:
         raise UsageError(f"{path} holds hyper-parameters that are not plain values: {error}") from error
 
 
-def _hyperparameters(checkpoint: Mapping[str, Any], source: str | Path, key: str) -> dict[str, Any]:
-    """Return the hyper-parameters under a key, and under the keys of old versions that Lightning also reads."""
+def trusted_modules(trust: str | Collection[str]) -> tuple[str, ...]:
+    """Return the modules that the user trusts, or refuse what is not the name of a module."""
+    trusted = (trust,) if isinstance(trust, str) else tuple(trust)
+    for name in trusted:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise UsageError(f"{name!r} is not a module name; trust takes names such as my_project")
+    return trusted
+
+
+def _hyperparameters(
+    checkpoint: Mapping[str, Any], source: str | Path, key: str, trust: str | Collection[str]
+) -> dict[str, Any]:
+    """Return the hyper-parameters under a key, and under the keys of old versions that Lightning also reads.
+
+    Every value is judged.
+    """
     kept: dict[str, Any] = {}
     for each in ("hparams", "module_arguments", key):
         found = checkpoint.get(each) or {}
         if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
             raise UsageError(f"{source} holds {each} that is not a mapping of argument names to values")
         kept |= found
-    if kept.get("_instantiator", _INSTANTIATOR) != _INSTANTIATOR:
-        raise UsageError(f"{source} asks to be built by {kept['_instantiator']}, which is not {_INSTANTIATOR}")
+    instantiator = kept.get("_instantiator", _INSTANTIATOR)
+    if not isinstance(instantiator, str) or instantiator != _INSTANTIATOR:
+        raise UsageError(f"{source} asks to be built by {shorten(instantiator)}, which is not {_INSTANTIATOR}")
+    judge(kept, str(source), trusted_modules(trust))
     return kept
-
-
-def _within(path: str, modules: Collection[str]) -> bool:
-    return any(path == module or path.startswith(f"{module}.") for module in modules)

@@ -6,6 +6,7 @@ All verbs share one schema, so every verb reads a configuration that any of them
 import argparse
 import json
 import logging
+import re
 import sys
 import time
 import warnings
@@ -69,11 +70,11 @@ class CLI(LightningCLI):
                 early = _early_parser().parse_known_args(args)[0]
                 self.name = early.experiment or name
             self.home = _expand(early.runs) / self.name
+            self.trust = [] if early.trust is None else early.trust.split(",")
             is_configured = configs or early.model or early.data or early.ckpt in (None, "best", "last", "final")
             if not is_configured and verb in ("validate", "test", "predict"):
                 self.stored = early.ckpt
-                args = ["--config", stored_config(self.stored), *args]
-            self.trust = [] if early.trust is None else early.trust.split(",")
+                args = ["--config", stored_config(self.stored, self.trust), *args]
             super().__init__(
                 Task,
                 LightningDataModule,
@@ -96,7 +97,10 @@ class CLI(LightningCLI):
             )
         except argparse.ArgumentError as error:
             options = self.parser._option_string_actions if hasattr(self, "parser") else []
-            raise UsageError(explain(str(error), options, configs)) from error
+            message = explain(str(error), options, configs)
+            if self.stored and (missing := re.fullmatch(r"data: \S+ needs (\w+)", message)):
+                message += f": checkpoints hold no locations, so add --data.{missing[1]}"
+            raise UsageError(message) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of a run, and one group of options for each default callback."""

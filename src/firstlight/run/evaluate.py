@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import (
 
 from firstlight.callbacks import Progress
 from firstlight.callbacks.graceful_shutdown import interruptible
-from firstlight.checkpoints.io import weights_fault
+from firstlight.checkpoints.io import checkpoint_fault
 from firstlight.data import DataModule
 from firstlight.errors import UsageError, did_you_mean
 from firstlight.loggers import as_list
@@ -105,6 +105,9 @@ def _outputs(experiment: Experiment, verb: str, path: Path) -> list[Any]:
             outputs: list[Any] = getattr(trainer, verb)(
                 experiment.task, datamodule=experiment.datamodule, ckpt_path=str(path), weights_only=True, **quiet
             )
-    except RuntimeError as error:
-        raise weights_fault(error, path) from error
+    except Exception as error:
+        fault = checkpoint_fault(error, path)
+        if fault is error:
+            raise
+        raise fault from error
     return outputs

@@ -19,11 +19,11 @@ from firstlight.callbacks import FinalCheckpoint, GracefulShutdown, defaults
 from firstlight.callbacks.graceful_shutdown import interruptible
 from firstlight.checkpoints.io import (
     AtomicCheckpointIO,
+    checkpoint_fault,
     first_index,
     newest_resumable,
     read_checkpoint_metrics,
     remove_leftovers,
-    weights_fault,
 )
 from firstlight.compat import let_fused_optimisers_clip, skip_nvml_check
 from firstlight.data import DataModule
@@ -188,7 +188,12 @@ class Experiment:
         except RuntimeError as error:
             if shutdown and shutdown.failed_rank:
                 raise TrainingError(f"{shutdown.failed_rank}\n{self._interrupted(trainer, folder)}") from error
-            raise weights_fault(error, checkpoint) from error
+            raise checkpoint_fault(error, checkpoint) from error
+        except Exception as error:
+            fault = checkpoint_fault(error, checkpoint)
+            if fault is error:
+                raise
+            raise fault from error
         if not self._trained:
             rules.refuse_no_batches(trainer)
         if not trainer.is_global_zero:
