@@ -1,5 +1,6 @@
 """Write checkpoints atomically, and verify them before they are read."""
 
+import copy
 import errno
 import fcntl
 import os
@@ -9,7 +10,7 @@ import traceback
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from pickle import UnpicklingError
+from types import NoneType
 from typing import Any
 
 import torch
@@ -30,7 +31,24 @@ __all__ = [
 
 _RESTORING = ("pytorch/trainer/connectors/checkpoint_connector.py", "pytorch/core/saving.py")
 """Where Lightning 2.6.6 restores a checkpoint."""
-_LIBRARIES = ("firstlight", "lightning", "torch", "torchmetrics", "jsonargparse")
+_LIBRARIES = ("firstlight", "lightning", "torch", "torchmetrics", "jsonargparse", "packaging")
+
+_FIELDS = {
+    "state_dict": dict,
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+    "hparams_name": str,
+    "hparams_type": NoneType,  # Lightning would call it
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "metrics": dict,
+    "optimization": dict,
+    "train_log": dict,
+}
+"""Types of the fields that Lightning 2.6.6 and firstlight write."""
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -84,15 +102,7 @@ def read(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dic
         raise UsageError(f"there is no checkpoint {path}")
     if wrong := find_corruption(path):
         raise UsageError(f"{path} is damaged: {wrong}")
-    try:
-        found: dict[str, Any] = torch.load(path, map_location, weights_only=True, mmap=mmap)
-    except (RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
-        if refused := re.search(r"GLOBAL (\S+)", str(error)):
-            raise UsageError(f"{path} holds a {refused[1]}, which could run code: refused") from error
-        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} is not a checkpoint: it holds a {type(found).__name__}")
-    return found
+    return _load(path, map_location, mmap)
 
 
 def read_checkpoint_metrics(path: str | Path) -> dict[str, float]:
@@ -101,7 +111,9 @@ def read_checkpoint_metrics(path: str | Path) -> dict[str, float]:
     `epoch` counts from 1; `step` is the number of optimiser steps done.
     """
     # Mapped, so that the weights are not read.
-    checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    checkpoint = _load(Path(path), "cpu", mmap=True)
+    if missing := {"epoch", "global_step"} - checkpoint.keys():
+        raise UsageError(f"{path} is not a checkpoint of a run: it holds no {' and no '.join(sorted(missing))}")
     return {"epoch": checkpoint["epoch"] + 1, "step": checkpoint["global_step"], **checkpoint.get("metrics", {})}
 
 
@@ -110,12 +122,37 @@ def first_index(path: str | Path) -> int:
 
     It is the number of optimiser steps done, or of batches with manual optimisation, see `loggers.current_step`.
     """
-    checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    loops = checkpoint["loops"]["fit_loop"]
-    batches = loops["epoch_loop.batch_progress"]["current"]
-    # Lightning 2.6.6 counts a batch after `on_train_batch_end`, in which a checkpoint may be written.
-    is_within_batch = batches["completed"] < batches["processed"]
-    return int(loops["epoch_loop.state_dict"]["_batches_that_stepped"] + is_within_batch)
+    checkpoint = _load(Path(path), "cpu", mmap=True)
+    try:
+        loops = checkpoint["loops"]["fit_loop"]
+        batches = loops["epoch_loop.batch_progress"]["current"]
+        # Lightning 2.6.6 counts a batch after `on_train_batch_end`, in which a checkpoint may be written.
+        is_within_batch = batches["completed"] < batches["processed"]
+        return int(loops["epoch_loop.state_dict"]["_batches_that_stepped"] + is_within_batch)
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UsageError(f"{path} is damaged: its loops do not say where the run was ({error!r:.100})") from error
+
+
+def _load(path: Path, map_location: Any, mmap: bool) -> dict[str, Any]:
+    """Return the content of a checkpoint whose fields have the types that Lightning and firstlight give them."""
+    try:
+        found: dict[str, Any] = torch.load(path, map_location, weights_only=True, mmap=mmap)
+    except Exception as error:  # A crafted file can make torch raise nearly any type.
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            raise UsageError(f"{path} holds a {refused[1]}, which could run code: refused") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{path} cannot be read: {reason[:200]}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is not a checkpoint: it holds a {type(found).__name__}")
+    for name, kind in _FIELDS.items():
+        if name in found and (not isinstance(found[name], kind) or isinstance(found[name], bool)):
+            raise UsageError(f"{path} is damaged: {name} is a {type(found[name]).__name__}, not a {kind.__name__}")
+    if not all(isinstance(name, str) for name in found):
+        raise UsageError(f"{path} is damaged: the name of a field is no text")
+    for name, value in found.get("metrics", {}).items():
+        if not isinstance(name, str) or type(value) not in (int, float, NoneType):
+            raise UsageError(f"{path} is damaged: metrics holds what is not a number")
+    return found
 
 
 def newest_resumable(path: Path) -> Path:
@@ -147,7 +184,12 @@ def find_corruption(path: Path) -> str | None:
             records = archive.infolist()
             if not any(record.CRC for record in records):
                 return "it has no CRC-32s, which torch.serialization.set_crc32_options(True) writes"
+            # torch compresses nothing, and records that share bytes would take forever to check.
+            if sum(record.file_size for record in records) > path.stat().st_size:
+                return "its records are larger than the file"
             for record in records:
+                if record.compress_type != zipfile.ZIP_STORED:
+                    return f"{record.filename} is compressed"
                 # zipfile ignores this bit. torch treats such a record as a folder, reads nothing, and returns
                 # uninitialised memory.
                 if record.external_attr & 0x10:
@@ -181,7 +223,8 @@ def checkpoint_fault(error: Exception, ckpt: str | Path | None) -> Exception:
     outer = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     inner = Path(traceback.extract_tb(cause.__traceback__)[-1].filename).as_posix()
     restores = any(Path(name).match(file) for name in outer for file in _RESTORING)
-    if not restores or not any(f"/{package}/" in inner for package in _LIBRARIES):
+    is_library = any(f"/{package}/" in inner for package in _LIBRARIES) or inner == copy.__file__
+    if not restores or not is_library:
         return cause  # type: ignore[return-value]
     return UsageError(f"{ckpt} cannot be restored: {type(cause).__name__}: {str(cause)[:200]}")
 

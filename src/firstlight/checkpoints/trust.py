@@ -169,7 +169,9 @@ def _hyperparameters(
     """
     kept: dict[str, Any] = {}
     for each in ("hparams", "module_arguments", key):
-        found = checkpoint.get(each) or {}
+        found = checkpoint.get(each)
+        if found is None:
+            continue
         if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
             raise UsageError(f"{source} holds {each} that is not a mapping of argument names to values")
         kept |= found

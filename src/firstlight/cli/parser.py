@@ -24,7 +24,7 @@ from firstlight.callbacks.defaults import DEFAULTS, LINKED
 from firstlight.checkpoints.trust import only_trusted, stored_config
 from firstlight.cli import VERBS
 from firstlight.cli.class_help import ShortHelp, class_help, full_names
-from firstlight.cli.parser_errors import explain
+from firstlight.cli.parser_errors import explain, refuse_bomb
 from firstlight.errors import UsageError, root_cause
 from firstlight.run import directory
 from firstlight.run.experiment import Experiment
@@ -70,6 +70,8 @@ class CLI(LightningCLI):
                 early = _early_parser().parse_known_args(args)[0]
                 self.name = early.experiment or name
             self.home = _expand(early.runs) / self.name
+            for path in configs:
+                refuse_bomb(path)
             self.trust = [] if early.trust is None else early.trust.split(",")
             is_configured = configs or early.model or early.data or early.ckpt in (None, "best", "last", "final")
             if not is_configured and verb in ("validate", "test", "predict"):

@@ -12,7 +12,7 @@ import yaml
 
 from firstlight.cli.class_help import near_class
 from firstlight.compat import innermost_statement
-from firstlight.errors import closest, did_you_mean
+from firstlight.errors import UsageError, closest, did_you_mean
 
 WORDING = {
     "key": r'Parser key "([^"]+)"',
@@ -36,6 +36,9 @@ WORDING = {
     "typed null": r"NoneType'>\s+Given value type: <class 'str'>\s+Given value: None\s",
 }
 """What `explain` looks for in the errors of jsonargparse 4.53; `tests/cli/test_wording.py` uses real errors."""
+
+
+_MOST_CHARACTERS, _MOST_VALUES = 1_000_000, 100_000
 
 
 def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> str:
@@ -95,6 +98,36 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
     # jsonargparse 4.53 turns a null for an option of a part into text on the command line.
     hint = "; to set it to null, use a YAML file" if search("typed null") else ""
     return prefix + innermost_statement(message) + hint
+
+
+def refuse_bomb(path: Path) -> None:
+    """Refuse a configuration file that would take forever to parse: too long, too deep, or with aliases that expand.
+
+    Other faults of the file are left to the parser.
+    """
+    sizes: dict[int, float] = {}
+
+    def size(node: yaml.Node) -> float:
+        """Return how many values a node has after its aliases are expanded; infinite for a node within itself."""
+        if id(node) not in sizes:
+            sizes[id(node)] = float("inf")
+            inner = [each for pair in node.value for each in pair] if isinstance(node, yaml.MappingNode) else node.value
+            sizes[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(map(size, inner)))
+        return sizes[id(node)]
+
+    try:
+        text = path.expanduser().read_text(encoding="utf-8")
+        if len(text) > _MOST_CHARACTERS:
+            raise UsageError(f"{path} has {len(text):,} characters, more than a configuration may have")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None and size(node) > _MOST_VALUES:
+            raise UsageError(f"{path} holds YAML aliases that expand to more than {_MOST_VALUES:,} values")
+    except RecursionError as error:
+        raise UsageError(f"{path} is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a YAML file: {error}") from error
+    except (OSError, ValueError, yaml.YAMLError):
+        return
 
 
 def _module_hint(module: str) -> str:

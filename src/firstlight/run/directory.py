@@ -6,14 +6,15 @@ A run is in `ROOT/EXPERIMENT/TIME/`. `ROOT/EXPERIMENT/latest` is a text file wit
 import csv
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from typing import Any
+from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 
@@ -29,37 +30,40 @@ def create(root: Path, experiment: str) -> Path:
     if experiment in ("", "..") or experiment != Path(experiment).name:
         raise UsageError(f"experiment {experiment!r} is not a folder name")
     run = make_unique(root / experiment, timestamp())
-    latest = root / experiment / "latest"
     try:
-        _write_atomically(latest, run.name + "\n")
-    except OSError as error:
-        raise UsageError(f"cannot write {latest}: {error.strerror}") from error
+        _write_atomically(root / experiment / "latest", run.name + "\n")
+    except UsageError:
+        discard(run)
+        raise
     return run
 
 
 def discard(run: Path) -> None:
     """Remove a run that never started, and folders that become empty; let `latest` name the newest started run."""
-    shutil.rmtree(run)
-    started = _started_runs(run.parent)
-    if started:
-        _write_atomically(run.parent / "latest", started[-1].name + "\n")
-    else:
-        (run.parent / "latest").unlink()
-    for folder in (run.parent, run.parent.parent):
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    with suppress(OSError, UsageError):  # A disk that fails must not hide why the run is discarded.
+        shutil.rmtree(run)
+        started = _started_runs(run.parent)
+        if started:
+            _write_atomically(run.parent / "latest", started[-1].name + "\n")
+        else:
+            (run.parent / "latest").unlink(missing_ok=True)
+        for folder in (run.parent, run.parent.parent):
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def lock(run: Path) -> AbstractContextManager[object]:
     """Lock a run, so that no other process trains it until the returned context or this process ends.
 
     Raises:
-        UsageError: When another process is training the run.
+        UsageError: When another process is training the run, or its `.lock` cannot be written.
     """
     try:
         return FileLock(run / ".lock").acquire(timeout=0)
     except Timeout as error:
         raise UsageError(f"another process is training {run}") from error
+    except (OSError, NotImplementedError) as error:  # A file system may have no locks.
+        raise UsageError(f"cannot lock {run / '.lock'}: {_reason(error)}") from error
 
 
 def logged_steps(run: Path) -> int:
@@ -67,9 +71,12 @@ def logged_steps(run: Path) -> int:
     path = run / "metrics.csv"
     if not path.is_file():
         return 0
-    with path.open(newline="", encoding="utf-8") as file:
-        # The last line of a killed run may be incomplete.
-        return max((int(row["step"]) + 1 for row in csv.DictReader(file) if row["value"]), default=0)
+    # The last line of a killed run may be incomplete, and a damaged file must not prevent a resume.
+    with suppress(OSError, csv.Error), path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = csv.DictReader(line.replace("\0", "") for line in file)
+        steps = [row.get("step") or "" for row in rows if row.get("value")]
+        return max((int(step) + 1 for step in steps if re.fullmatch(r"[0-9]{1,18}", step)), default=0)
+    return 0
 
 
 def make_unique(parent: Path, name: str) -> Path:
@@ -102,7 +109,7 @@ def find(run: Path) -> Path:
     Raises:
         UsageError: When there is no such run, with a close name if there is one.
     """
-    found = run.parent / run.read_text().strip() if run.name == "latest" and run.is_file() else run
+    found = run.parent / _latest(run) if run.name == "latest" and run.is_file() else run
     if (found / "config.yaml").is_file():
         return found
     if found.is_dir():
@@ -116,6 +123,17 @@ def find(run: Path) -> Path:
     missing = near / found.relative_to(near).parts[0]
     known = [child.name for child in near.iterdir() if not child.name.startswith(".")]
     raise UsageError(f"there is no run {run}: {missing} does not exist{did_you_mean(missing.name, known)}")
+
+
+def _latest(path: Path) -> str:
+    """Return the name of the run that a file `latest` holds."""
+    try:
+        name = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {_reason(error)}; give the folder of the run") from error
+    if name in ("", "..") or name != Path(name).name or not name.isprintable() or len(name) > 200:
+        raise UsageError(f"{path} does not hold the name of a run; give the folder of the run")
+    return name
 
 
 def find_resumable(experiment: Path) -> Path | None:
@@ -149,8 +167,12 @@ def write_config(run: Path, text: str) -> None:
 
 
 def read_config(run: Path) -> str:
-    """Return `config.yaml` of a run."""
-    return (run / "config.yaml").read_text(encoding="utf-8")
+    """Return `config.yaml` of a run, or raise a `UsageError` if it cannot be read."""
+    path = run / "config.yaml"
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {_reason(error)}") from error
 
 
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
@@ -161,8 +183,14 @@ def write_results(folder: Path, results: Mapping[str, Any]) -> None:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Return the content of `results.json`."""
-    results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    """Return the content of `results.json`, or raise a `UsageError` if it is damaged."""
+    path = folder / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read: {_reason(error)}; remove it") from error
+    if not isinstance(results, dict) or not isinstance(results.get("metrics"), dict):
+        raise UsageError(f"{path} holds no results with metrics; remove it")
     return results
 
 
@@ -192,23 +220,49 @@ def write_predictions(
             header.append(name)
             series.append([named(value) for value in values])
     path = folder / "predictions.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with _atomic(path) as file:
         csv.writer(file).writerows([header, *zip(*series, strict=True)])
     return path
 
 
 def _write_and_keep(path: Path, text: str) -> None:
     """Write a file. A different earlier one, of a resumed run, is kept as `NAME-until-TIME`."""
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
-        kept = path.with_name(f"{path.stem}-until-{timestamp()}{path.suffix}")
-        while kept.exists():
-            kept = kept.with_stem(kept.stem + "+")
-        path.rename(kept)
+    try:
+        if path.is_file() and path.read_bytes() != text.encode():
+            kept = path.with_name(f"{path.stem}-until-{timestamp()}{path.suffix}")
+            while kept.exists():
+                kept = kept.with_stem(kept.stem + "+")
+            path.rename(kept)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {_reason(error)}") from error
     _write_atomically(path, text)
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    """Write a temporary file and move it into place, so that a reader never sees half a file."""
+    with _atomic(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[TextIO]:
+    """Yield a temporary file and move it into place, so that a reader never sees half a file.
+
+    Raises:
+        UsageError: When the disk is full or fails. No temporary file stays.
+    """
     beside = path.with_name(f".{path.name}-{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    try:
+        with beside.open("w", newline="", encoding="utf-8") as file:
+            yield file
+        beside.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UsageError(f"cannot write {path}: {_reason(error)}") from error
+        raise
+
+
+def _reason(error: Exception) -> str:
+    """Return in one line why a file cannot be read or written."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

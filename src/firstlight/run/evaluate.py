@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,9 +52,8 @@ def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"
     """Evaluate a checkpoint, print the result, and write it to a new folder in `evaluations/`."""
     path = choose_checkpoint(verb, experiment.run_dir, ckpt)
     outputs = _outputs(experiment, verb, path)
-    parent = (experiment.run_dir or experiment.home) / "evaluations"
-    folder = directory.make_unique(parent, f"{verb}-{directory.timestamp()}")
     results = {"checkpoint": str(path), "seconds": round(time.monotonic() - experiment.started, 1)}
+    # What was computed is printed first: the disk may be full.
     if verb == "predict":
         columns = {name: torch.cat([batch[name] for batch in outputs]).tolist() for name in outputs[0]}
         rows: Sequence[int] = range(len(next(iter(columns.values()))))
@@ -61,12 +61,21 @@ def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"
         if isinstance(experiment.datamodule, DataModule):
             rows = experiment.datamodule.rows("test")[: len(rows)].tolist()
             class_names = experiment.datamodule.class_names
-        file = directory.write_predictions(folder, columns, rows, class_names)
-        print(f"predict  {len(rows):,} samples ({path})\nwrote    {file}")
+        print(f"predict  {len(rows):,} samples ({path})")
     else:
         results["metrics"] = outputs[0]
-        print(f"{verb:<8} {console.listed(outputs[0])} ({path})\nwrote    {folder}")
-    directory.write_results(folder, results)
+        print(f"{verb:<8} {console.listed(outputs[0])} ({path})")
+    parent = (experiment.run_dir or experiment.home) / "evaluations"
+    wrote = folder = directory.make_unique(parent, f"{verb}-{directory.timestamp()}")
+    try:
+        if verb == "predict":
+            wrote = directory.write_predictions(folder, columns, rows, class_names)
+        directory.write_results(folder, results)
+    except UsageError:
+        with suppress(OSError):
+            folder.rmdir()  # It stays if it holds predictions.
+        raise
+    print(f"wrote    {wrote}")
 
 
 def test_trained(experiment: Experiment) -> dict[str, float]:

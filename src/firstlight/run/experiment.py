@@ -117,15 +117,15 @@ class Experiment:
         if self.run_dir is None:
             # Lightning gives the folder of the first process to the others.
             self.run_dir = directory.create(self.home.parent, self.home.name) if is_first else self.home
-        with directory.lock(self.run_dir) if is_first else nullcontext():
-            try:
+        try:
+            with directory.lock(self.run_dir) if is_first else nullcontext():
                 if is_first:
                     remove_leftovers(self.run_dir / "checkpoints")
                 return self._train(self.run_dir, checkpoint)
-            except UsageError:
-                if is_first and checkpoint is None and not self._trained:
-                    directory.discard(self.run_dir)
-                raise
+        except UsageError:
+            if is_first and checkpoint is None and not self._trained:
+                directory.discard(self.run_dir)
+            raise
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Write `results.json` of the run that was just trained, and print where the run is."""
@@ -212,10 +212,11 @@ class Experiment:
         rules.refuse_single_samples(trainer)
         if trainer.should_stop:
             return  # The resumed run had stopped early.
+        if trainer.is_global_zero:
+            directory.write_config(folder, self.config)
         self._trained = True
         if not trainer.is_global_zero:
             return
-        directory.write_config(folder, self.config)
         if isinstance(self.datamodule, DataModule):
             sizes = {str(split): len(rows) for split, rows in self.datamodule.indices.items()}
             print(console.data(sizes, self.datamodule.dropped))

@@ -1,0 +1,205 @@
+"""Damaged files of a run's folder: a verb works or ends with one line, without a traceback and without a hang."""
+
+import csv
+import random
+import shutil
+import zipfile
+
+import pytest
+import torch
+
+from firstlight.__main__ import main
+from firstlight.checkpoints.io import AtomicCheckpointIO, read, read_checkpoint_metrics
+from firstlight.data import Digits
+from firstlight.errors import UsageError
+from firstlight.run import directory
+from firstlight.tasks import Classification
+from tests.helpers import ROOT, newest
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    quick = ["--trainer.max_epochs=1", "--disable=progress", f"--runs={folder}/runs", "--model.network.hidden=[4]"]
+    assert main(["fit", "--config", str(ROOT / "configs/digits_mlp.yaml"), *quick]) == 0
+    return newest(folder)
+
+
+@pytest.fixture
+def run(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained.parent.parent, tmp_path / "runs")
+    return tmp_path / "runs" / trained.parent.name / trained.name
+
+
+def said(capsys, code, *args):
+    """Run a verb; return its one line on stderr for exit code 2, and what it printed otherwise."""
+    capsys.readouterr()
+    found = main([str(arg) for arg in args])
+    out, err = capsys.readouterr()
+    assert found in code, out + err
+    if found:
+        (line,) = err.splitlines()
+        assert line.startswith("firstlight: ") and len(line) < 1000
+        return line
+    return out
+
+
+BOMB = "a: &a [1, 1]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghijklmnopqrst", "bcdefghijklmnopqrstu", strict=True)
+)
+CONFIGS = {
+    "a bomb": BOMB,
+    "a node within itself": "a: &a [*a]\n",
+    "deep nesting": "a: " + "[" * 5000 + "]" * 5000,
+    "a very long file": "a: [" + "1," * 600_000 + "]",
+    "no YAML": "a: [",
+    "no mapping": "- 1",
+    "nothing": "",
+    "bytes": b"\xff\xfe\x00",
+    "control characters": "a: \x01",
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_damaged_config_of_a_run_is_refused_in_one_line(kind, run, capsys):
+    text = CONFIGS[kind]
+    (run / "config.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    line = said(capsys, {2}, "test", "--run", run)
+    assert kind == "nothing" or "config.yaml" in line
+    assert {"a bomb": "expand", "a node within itself": "expand", "deep nesting": "deeply"}.get(kind, "") in line
+
+
+LATEST = [b"\xff\xfe", b"", b"../../x", b"/etc", b"a\0b", b"x" * 5000, b"two\nlines", b".."]
+
+
+@pytest.mark.parametrize("content", LATEST, ids=lambda content: repr(content[:8]))
+def test_damaged_latest_is_refused_in_one_line(content, run):
+    latest = run.parent / "latest"
+    latest.write_bytes(content)
+    with pytest.raises(UsageError, match=r"latest.*give the folder of the run$") as refused:
+        directory.find(latest)
+    assert "\n" not in str(refused.value)
+
+
+METRICS = [
+    b"\xff\xfe\x00", b"", b"step,name\n", b"step,name,value\nx,lr,1\n", b"step,name,value\n" + b"9" * 400 + b",lr,1\n",
+    b"a,b\n1,2\n", b'step,name,value\n"1,lr,1\n', b"step,name,value\n" + b"1" * 200_000 + b",lr,1\n", b"\0" * 100,
+    b"step,name,value\n-5,lr,1\n1.5,lr,2\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", METRICS, ids=lambda content: repr(content[:20]))
+def test_damaged_metrics_have_the_steps_of_their_readable_lines(content, tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    assert directory.logged_steps(tmp_path) == 0
+    good = b"" if content.startswith(b"step,name,value\n") else b"step,name,value\n"
+    (tmp_path / "metrics.csv").write_bytes(good + b"7,lr,0.5\n" if good else content + b"7,lr,0.5\n")
+    assert directory.logged_steps(tmp_path) in (0, 8)  # An open quote takes the rest of the file.
+
+
+def test_run_with_damaged_metrics_and_a_folder_as_lock(run, capsys):
+    (run / "metrics.csv").write_bytes(b"\xff\xfe\0,\n")
+    said(capsys, {0}, "fit", "--run", run, "--trainer.max_epochs=2", "--disable=progress")
+    (run / ".lock").unlink(missing_ok=True)
+    (run / ".lock").mkdir()
+    line = said(capsys, {2}, "fit", "--run", run, "--trainer.max_epochs=3")
+    assert f"cannot lock {run / '.lock'}: " in line
+    said(capsys, {0}, "test", "--run", run, "--disable=progress")
+
+
+RESULTS = [b"", b"{", b"[]", b"\xff", b'{"metrics": 3}', b"[" * 100_000, b'{"a": NaN}', b'"x"']
+
+
+@pytest.mark.parametrize("content", RESULTS, ids=lambda content: repr(content[:12]))
+def test_damaged_results_are_refused_in_one_line(content, tmp_path):
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(UsageError, match=r"results\.json .*; remove it$") as refused:
+        directory.read_results(tmp_path)
+    assert "\n" not in str(refused.value)
+    directory.write_results(tmp_path, {"metrics": {}})
+    assert directory.read_results(tmp_path)["metrics"] == {}
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+WRONG = {
+    "a text": "x", "a number": 3, "nothing": None, "a list": [1], "an empty mapping": {}, "a tensor": torch.zeros(2),
+    "numbers as names": {1: 2}, "deep nesting": nested(100), "a wrong entry": {"x": "y"}, "entries": [{"x": "y"}],
+}  # fmt: skip
+FIELDS = [
+    "state_dict", "epoch", "global_step", "pytorch-lightning_version", "loops", "callbacks", "optimizer_states",
+    "lr_schedulers", "metrics", "optimization", "train_log", "Digits", "hyper_parameters",
+    "datamodule_hyper_parameters",    "hparams_name", "hparams_type",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_checkpoint_with_a_field_of_another_type_is_refused_in_one_line_or_works(field, run, capsys):
+    path = run / "checkpoints" / "last.ckpt"
+    whole = torch.load(path, weights_only=True)
+    rng = random.Random(field)
+    for kind in ["missing", *WRONG]:
+        checkpoint = {name: value for name, value in whole.items() if name != field}
+        if kind != "missing":
+            checkpoint[field] = WRONG[kind]
+        torch.save(checkpoint, path)
+        for load in (Classification.load_from_checkpoint, Digits.load_from_checkpoint, read_checkpoint_metrics):
+            try:
+                load(path)
+            except UsageError as error:
+                assert "\n" not in str(error) and str(error).isprintable(), (kind, str(error))
+        if rng.random() < 0.15:  # The command line is slower.
+            said(capsys, {0, 2}, "test", "--run", run, "--ckpt", "last", "--disable=progress")
+    said(capsys, {0, 2}, "fit", "--run", run, "--trainer.max_epochs=2", "--disable=progress")
+
+
+def test_records_that_are_compressed_or_share_bytes_are_not_read(run):
+    path = run / "checkpoints" / "last.ckpt"
+    with zipfile.ZipFile("bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(50_000_000))
+    with pytest.raises(UsageError, match=r"its records are larger than the file"):
+        read("bomb.ckpt")
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile("packed.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in source.namelist():
+            archive.writestr(name, source.read(name) + random.Random(0).randbytes(100_000))
+        archive.writestr("more", random.Random(1).randbytes(1_000_000), zipfile.ZIP_STORED)
+    with pytest.raises(UsageError, match=r"is compressed|larger than the file"):
+        read("packed.ckpt")
+
+
+@pytest.mark.parametrize("flips", [40, pytest.param(400, marks=pytest.mark.slow)])
+def test_changed_bytes_of_the_pickle_with_right_checksums_are_refused_or_load(flips, run):
+    path, rng = run / "checkpoints" / "last.ckpt", random.Random(2)
+    with zipfile.ZipFile(path) as archive:
+        records = {record.filename: archive.read(record) for record in archive.infolist()}
+    name = next(name for name in records if name.endswith("data.pkl"))
+    for _ in range(flips):
+        data = bytearray(records[name])
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        with zipfile.ZipFile("changed.ckpt", "w") as archive:
+            for each, content in records.items():
+                archive.writestr(each, bytes(data) if each == name else content)
+        for load in (
+            AtomicCheckpointIO().load_checkpoint,
+            read_checkpoint_metrics,
+            Classification.load_from_checkpoint,
+        ):
+            try:
+                load("changed.ckpt")
+            except UsageError as error:
+                assert "\n" not in str(error)
+
+
+def test_reader_of_metrics_ignores_no_complete_line(tmp_path):
+    with (tmp_path / "metrics.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["step", "name", "value"], [3, "a,b", 1.0], [12, 'say "x"', 2.0]])
+    assert directory.logged_steps(tmp_path) == 13
