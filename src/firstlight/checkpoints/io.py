@@ -263,6 +263,8 @@ def _reason(error: OSError, checkpoint: dict[str, Any], folder: Path) -> str:
         return str(error.strerror)
     counter = _Counter()
     torch.save(checkpoint, counter)  # type: ignore[arg-type]  # it only needs `write`
+    while not folder.is_dir():  # It may be the folder that cannot be made.
+        folder = folder.parent
     free = shutil.disk_usage(folder).free
     return f"{error.strerror} (it needs {counter.bytes:,} bytes, {free:,} are free); earlier checkpoints are intact"
 
