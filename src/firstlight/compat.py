@@ -3,12 +3,21 @@
 import os
 import re
 import warnings
+from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
-__all__ = ["innermost_statement", "let_fused_optimisers_clip", "silence_known_warnings", "skip_nvml_check"]
+__all__ = [
+    "innermost_statement",
+    "let_fused_optimisers_clip",
+    "let_loaders_predict",
+    "silence_known_warnings",
+    "skip_nvml_check",
+]
 
 _KNOWN = (
     # Lightning 2.6.6 counts the batches of an epoch; here, logging counts the steps of the whole run.
@@ -62,6 +71,24 @@ def skip_nvml_check() -> None:
     """
     if not torch.cuda.is_available():
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+
+
+def let_loaders_predict(datamodule: LightningDataModule) -> None:
+    """Let Lightning 2.6.6 predict from loaders whose batch size has no keyword, for example `DataLoader(samples, 8)`.
+
+    It builds each loader again from the arguments that it recorded, and passes the batch size twice. Without that
+    record it reads the arguments from the loader. Remove this when Lightning passes them once.
+    """
+    own = datamodule.predict_dataloader
+
+    def predict_dataloader() -> Any:
+        found = own()
+        for loader in tree_leaves(found):
+            if type(loader) is DataLoader:
+                vars(loader).pop("__pl_saved_args", None)
+        return found
+
+    datamodule.predict_dataloader = predict_dataloader  # type: ignore[method-assign]
 
 
 def innermost_statement(message: str) -> str:

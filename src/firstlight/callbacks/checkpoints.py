@@ -92,8 +92,13 @@ class BestCheckpoint(FiniteCheckpoint):
         return (current is None or not current.isnan()) and super().check_monitor_top_k(trainer, current)
 
     def _trim(self, checkpoint: dict[str, Any]) -> None:
-        """Remove `train_log`, outputs and targets of training samples: people share this file."""
+        """Remove `train_log`, outputs and targets of training samples: people share this file.
+
+        A module that is no task stores no metrics, so the monitored one is added.
+        """
         checkpoint.pop("train_log", None)
+        if self.current_score is not None:
+            checkpoint.setdefault("metrics", {str(self.monitor): float(self.current_score)})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score, or that of `best.ckpt` if it is better: the file may be newer than the checkpoint.

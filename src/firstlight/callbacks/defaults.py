@@ -17,7 +17,7 @@ from firstlight.callbacks.progress import Progress
 from firstlight.callbacks.random_state import RandomState
 from firstlight.errors import UsageError, did_you_mean
 
-__all__ = ["DEFAULTS", "LINKED", "defaults"]
+__all__ = ["DEFAULTS", "LINKED", "MONITORING", "Monitored", "defaults"]
 
 DEFAULTS: dict[str, type[Callback]] = {
     "early_stopping": EarlyStopping,
@@ -37,6 +37,10 @@ LINKED = {"monitor", "mode", "dirpath", "best", "allow_inexact"}
 """Arguments that follow from the task, the run, or an option of the command, and are no options of a callback."""
 
 
+MONITORING = ("early_stopping", "best", "hparams")
+"""Default callbacks that need a monitored metric."""
+
+
 class Monitored(Protocol):
     """An object that names the metric which decides what is best, for example a task."""
 
@@ -45,12 +49,12 @@ class Monitored(Protocol):
 
 
 def defaults(
-    task: Monitored, dirpath: Path | None = None, disable: Collection[str] = (), **options: Mapping[str, Any]
+    task: Monitored | None, dirpath: Path | None = None, disable: Collection[str] = (), **options: Mapping[str, Any]
 ) -> list[Callback]:
     """Return the default callbacks for a task.
 
     Args:
-        task: Its `monitor` and `mode` decide what is best.
+        task: Its `monitor` and `mode` decide what is best. `None` leaves out the callbacks in `MONITORING`.
         dirpath: Folder of the checkpoints; `None` leaves it to the logger.
         disable: Names in `DEFAULTS` to leave out. Without `best` there is no `hparams` either.
         **options: Arguments of a callback, by name: `early_stopping={"patience": 3}`.
@@ -63,7 +67,7 @@ def defaults(
             raise UsageError(
                 f"unknown default callback {name}; available: {', '.join(DEFAULTS)}" + did_you_mean(name, DEFAULTS)
             )
-    monitored = {"monitor": task.monitor, "mode": task.mode}
+    monitored = {} if task is None else {"monitor": task.monitor, "mode": task.mode}
     linked: dict[str, dict[str, Any]] = {
         "early_stopping": monitored,
         "best": {**monitored, "dirpath": dirpath},
@@ -71,7 +75,7 @@ def defaults(
     }
     built: dict[str, Callback] = {}
     for name, kind in DEFAULTS.items():
-        if name in disable or (name == "hparams" and "best" not in built):
+        if name in disable or (name == "hparams" and "best" not in built) or (task is None and name in MONITORING):
             continue
         if name == "hparams":
             linked[name] = {"best": built["best"]}

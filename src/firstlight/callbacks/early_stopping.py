@@ -4,6 +4,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
+from torch import Tensor
+
+from firstlight.errors import UsageError, did_you_mean
 
 __all__ = ["EarlyStopping"]
 
@@ -40,13 +43,22 @@ class EarlyStopping(callbacks.EarlyStopping):
         """Decide, unless the run ends before its first validation, where Lightning 2.6.6 raises."""
         validated = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.completed > 0
         is_defined = self.monitor not in getattr(pl_module, "undefined", ())
-        if is_defined and (validated or self.monitor in trainer.callback_metrics):
+        if is_defined and (validated or self.monitor in trainer.callback_metrics or self._check_on_train_epoch_end):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide, unless the module says that the monitored metric is undefined for this validation."""
         if self.monitor not in getattr(pl_module, "undefined", ()):
             super().on_validation_end(trainer, pl_module)
+
+    def _validate_condition_metric(self, logs: dict[str, Tensor]) -> bool:
+        """Refuse a monitor that was not logged. Lightning 2.6.6 raises a RuntimeError."""
+        if self.strict and self.monitor not in logs:
+            raise UsageError(
+                f"{type(self).__name__} monitors {self.monitor}, but the run logs {', '.join(logs) or 'nothing'}"
+                + did_you_mean(self.monitor, logs)
+            )
+        return super()._validate_condition_metric(logs)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score and the number of validations since, and keep the present `patience`."""

@@ -13,11 +13,11 @@ import warnings
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from firstlight.callbacks.defaults import DEFAULTS, LINKED
@@ -26,9 +26,9 @@ from firstlight.cli import VERBS
 from firstlight.cli.class_help import ShortHelp, class_help, full_names
 from firstlight.cli.parser_errors import explain, refuse_bomb
 from firstlight.errors import UsageError, root_cause
+from firstlight.preflight.rules import monitored
 from firstlight.run import directory
 from firstlight.run.experiment import Experiment
-from firstlight.tasks import Task
 
 _USAGE = """firstlight {verb} --config FILE [--config OVERLAY] [options]    later files and options override
        firstlight {verb} --run DIR [options]                           start from the configuration of a run
@@ -78,7 +78,7 @@ class CLI(LightningCLI):
                 self.stored = early.ckpt
                 args = ["--config", stored_config(self.stored, self.trust), *args]
             super().__init__(
-                Task,
+                LightningModule,
                 LightningDataModule,
                 run=False,
                 args=args,
@@ -111,6 +111,8 @@ class CLI(LightningCLI):
         add("--experiment", type=str | None, help="Name of the experiment's folder; default: name of the first config.")
         add("--run", type=str | None, help="Folder of a run to resume or evaluate; options override its configuration.")
         add("--resume", action="store_true", help="Resume the newest run of the experiment, if there is one.")
+        add("--monitor", type=str | None, help="Metric that decides what is best, if the module declares none.")
+        add("--mode", type=Literal["min", "max"] | None, help="Whether lower or higher values of --monitor are better.")
         add("--allow_inexact", action="store_true", help="Resume although a changed option breaks exact resume.")
         add(
             "--ckpt",
@@ -169,6 +171,7 @@ class CLI(LightningCLI):
             config=_dump(self.parser, saved),
             run_dir=self.run_dir,
             allow_inexact=self.config.allow_inexact,
+            monitored=monitored(self.config_init["model"], self.config.monitor, self.config.mode),
             verb=self.verb,
             started=self.started,
         )

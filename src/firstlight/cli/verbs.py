@@ -2,6 +2,7 @@
 
 from firstlight.cli.parser import CLI
 from firstlight.errors import UsageError
+from firstlight.preflight.rules import refuse_no_step
 from firstlight.run import directory
 from firstlight.run.evaluate import evaluate, test_trained
 from firstlight.run.experiment import is_first_process
@@ -10,6 +11,13 @@ from firstlight.run.experiment import is_first_process
 def run(args: list[str]) -> None:
     """Fit, then test the best checkpoint."""
     experiment = CLI("run", args).training()
+    if experiment.monitored is None:
+        module = type(experiment.task).__name__
+        raise UsageError(
+            f"run tests the best checkpoint, but {module} declares no monitor: give --monitor NAME and --mode, or use "
+            "fit"
+        )
+    refuse_no_step(experiment.task, experiment.datamodule, "run")
     if "best" in experiment.disable or experiment.options["fast_dev_run"]:
         raise UsageError("run tests the best checkpoint, but none will be written: use fit, or enable best")
     results = experiment.fit()

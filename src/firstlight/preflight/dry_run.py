@@ -98,9 +98,12 @@ class DryRun(Callback):
         self.record("monitors", monitors)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check batches, gradients, leaks between samples and overfitting, then stop the fit."""
-        assert isinstance(pl_module, Task)
-        refuse_single_samples(trainer)  # The other checks train on such a batch.
+        """Check batches and, if the module is a task, gradients, leaks between samples and overfitting.
+
+        Then stop the fit.
+        """
+        if isinstance(pl_module, Task):
+            refuse_single_samples(trainer)  # The other checks train on such a batch.
 
         def batches() -> str:
             refuse_no_validation(trainer, self.callbacks)
@@ -110,6 +113,10 @@ class DryRun(Callback):
             return f"{found}; {window}" if window else found
 
         self.record("batches", batches)
+        trainer.should_stop = True
+        if not isinstance(pl_module, Task):
+            self.record("gradients", lambda: _skip(f"{type(pl_module).__name__} is not a firstlight task"))
+            return
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             assert trainer.train_dataloader is not None
@@ -117,7 +124,10 @@ class DryRun(Callback):
             self.record("gradients", lambda: _gradients(trainer, pl_module, batch))
             self.record("leak", lambda: _leak(trainer, pl_module, batch))
             self.record("overfit", lambda: _overfit(trainer, pl_module, batch))
-        trainer.should_stop = True
+
+
+def _skip(reason: str) -> str:
+    raise Skipped(reason)
 
 
 def _overfit(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
@@ -27,15 +27,16 @@ _PRODUCT = r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+
 T = TypeVar("T")
 
 
-def probe_splits(task: Task, datamodule: LightningDataModule) -> None:
-    """Probe a task with three samples of each split; a DataModule that is not firstlight's is not inspected."""
+def probe_splits(task: LightningModule, datamodule: LightningDataModule) -> None:
+    """Probe a task with three samples of each split; modules that are not firstlight's are not inspected."""
     if isinstance(datamodule, DataModule):
         datamodule.setup()
-        for split in datamodule.indices:
+        for split in datamodule.indices if isinstance(task, Task) else ():
             samples = datamodule.dataset(split)
             if samples.targets.is_floating_point() and not task.exact_targets:
                 samples = samples.with_targets(torch.float32)
             few = samples[range(min(3, len(samples)))]
+            assert isinstance(task, Task)
             probe(task, datamodule.on_after_batch_transfer(few, 0), samples.targets)
             _probe_metrics(task, split, samples.targets)
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from firstlight.data import DataModule
 from firstlight.errors import UsageError
 from firstlight.preflight import rules
 from firstlight.preflight.dry_run import DryRun, Skipped
 from firstlight.preflight.probe import probe_splits
-from firstlight.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Finding:
 
 
 def check(
-    task: Task,
+    task: LightningModule,
     datamodule: LightningDataModule,
     options: Mapping[str, Any],
     disable: Collection[str],
@@ -50,7 +49,7 @@ def check(
     The dry run uses a copy of the task and one process, whatever the number of processes of the fit.
 
     Args:
-        task: The task to train.
+        task: The module to train.
         datamodule: Its data.
         options: Arguments of `Trainer`.
         disable: Names of default callbacks that are left out.
@@ -97,7 +96,9 @@ def _finding(name: str, call: Callable[[], str]) -> Finding:
         return Finding(name, "FAIL", str(error))
 
 
-def _run(dry_run: DryRun, task: Task, datamodule: LightningDataModule, make_trainer: Callable[..., Trainer]) -> None:
+def _run(
+    dry_run: DryRun, task: LightningModule, datamodule: LightningDataModule, make_trainer: Callable[..., Trainer]
+) -> None:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     rules.refuse_sizes(datamodule, make_trainer(callbacks=[], **quiet))
     one_process = {"devices": 1, "num_nodes": 1, "strategy": "auto"}

@@ -6,18 +6,20 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence, Sized
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, IterableDataset
 
-from firstlight.callbacks.defaults import DEFAULTS
+from firstlight.callbacks.defaults import DEFAULTS, Monitored
 from firstlight.data import DataModule
 from firstlight.data.loader import ResumableDistributedSampler, per_process
 from firstlight.errors import UsageError, check_range, did_you_mean
@@ -47,6 +49,44 @@ def refuse_options(options: Mapping[str, Any]) -> None:
         )
 
 
+def monitored(module: LightningModule, monitor: str | None, mode: Literal["min", "max"] | None) -> Monitored | None:
+    """Return which metric decides what is best, or `None` if nothing says so.
+
+    Args:
+        module: A task declares `monitor` and `mode`. Another module may have attributes of these names.
+        monitor: The option `--monitor`.
+        mode: The option `--mode`.
+
+    Raises:
+        UsageError: When a task is given the options, or when the mode is unknown.
+    """
+    name = type(module).__name__
+    if isinstance(module, Task):
+        if monitor or mode:
+            raise UsageError(f"--monitor and --mode are for modules that declare none: {name} takes --model.monitor")
+        return module
+    own, own_mode = getattr(module, "monitor", None), getattr(module, "mode", None)
+    monitor = monitor or (own if isinstance(own, str) else None)
+    if monitor is None:
+        if mode:
+            raise UsageError(f"--mode {mode} needs --monitor NAME, the metric that decides what is best")
+        return None
+    mode = mode or (own_mode if own_mode in ("min", "max") else None)
+    if mode is None:
+        raise UsageError(f"monitor {monitor} of {name} needs --mode min or max: whether lower or higher is better")
+    return SimpleNamespace(monitor=monitor, mode=mode)
+
+
+def refuse_no_step(module: LightningModule, datamodule: LightningDataModule, verb: str) -> None:
+    """Refuse to test, validate or predict with a module or data that lack the method for it."""
+    stage = {"validate": "val", "run": "test"}.get(verb, verb)
+    step = {"val": "validation_step"}.get(stage, f"{stage}_step")
+    hint = ": use fit" if verb == "run" else ""
+    for part, method in ((module, step), (datamodule, f"{stage}_dataloader")):
+        if not is_overridden(method, part):
+            raise UsageError(f"{verb} needs {method}, which {type(part).__name__} does not have{hint}")
+
+
 def refuse_collisions(own: Sequence[Callback], default: Sequence[Callback]) -> None:
     """Refuse a callback that duplicates a default one.
 
@@ -70,7 +110,7 @@ def refuse_collisions(own: Sequence[Callback], default: Sequence[Callback]) -> N
 def refuse_no_validation(trainer: Trainer, callbacks: Sequence[Callback]) -> None:
     """Refuse a fit that never validates although a callback monitors `val/...`. Call it when training starts."""
     waiting = [each for each in callbacks if isinstance(each, EarlyStopping | ModelCheckpoint) and each.monitor]
-    if not any(str(each.monitor).startswith("val/") for each in waiting):
+    if not any(str(each.monitor).startswith("val") for each in waiting):
         return
     every, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs or -1
     if not trainer.enable_validation:
@@ -170,13 +210,17 @@ def refuse_unknown_monitors(trainer: Trainer, callbacks: Sequence[Callback]) -> 
             )
 
 
-def checkpoint_bytes(module: nn.Module, optimizer: OptimizerCallable) -> int:
+def checkpoint_bytes(module: nn.Module, optimizer: OptimizerCallable | None) -> int:
     """Return the approximate size of a checkpoint in bytes: parameters, buffers and optimiser state.
 
-    An optimiser that cannot step on tensors without storage counts as one with two values per trainable parameter.
+    An optimiser that is `None`, or that cannot step on tensors without storage, counts as one with two values per
+    trainable parameter.
     """
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     size = sum(tensor.nbytes for tensor in module.state_dict().values() if isinstance(tensor, torch.Tensor))
+    estimate = size + 2 * sum(parameter.nbytes for parameter in trainable)
+    if optimizer is None:
+        return estimate
     try:
         # Tensors on the meta device take no memory, and the module keeps its weights.
         shapes = [nn.Parameter(torch.empty_like(parameter, device="meta")) for parameter in trainable]
@@ -187,10 +231,10 @@ def checkpoint_bytes(module: nn.Module, optimizer: OptimizerCallable) -> int:
         states = [value for state in tried.state.values() for value in state.values()]
         return size + sum(value.nbytes for value in states if isinstance(value, torch.Tensor))
     except Exception:  # An optimiser may raise anything here: it may need a closure, or a value of a tensor.
-        return size + 2 * sum(parameter.nbytes for parameter in trainable)
+        return estimate
 
 
-def refuse_no_room(task: Task, disable: Collection[str], folder: Path) -> tuple[int, int]:
+def refuse_no_room(task: LightningModule, disable: Collection[str], folder: Path) -> tuple[int, int]:
     """Refuse a run directory that cannot be created or written, or whose disk has no room for the checkpoints.
 
     Returns:
@@ -200,7 +244,7 @@ def refuse_no_room(task: Task, disable: Collection[str], folder: Path) -> tuple[
     kept = [name for name in ("best", "last") if name not in disable]
     new = [name for name in kept if not (folder / "checkpoints" / f"{name}.ckpt").is_file()]
     files = len(new) + 1 if kept else 0
-    needed = files * checkpoint_bytes(task, task.optimization.build_optimizer)
+    needed = files * checkpoint_bytes(task, task.optimization.build_optimizer if isinstance(task, Task) else None)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         # Permissions do not decide it: root has all of them, and a file system may be read-only.

@@ -1,5 +1,6 @@
 """The longer lines that a run prints. Each function returns its text."""
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -24,14 +25,18 @@ def data(sizes: Mapping[str, int], dropped: int) -> str:
     return f"data   {text} samples" + (f", {dropped:,} dropped" if dropped else "")
 
 
-def plan(parameters: int, total_steps: float, warmup_steps: int, caveat: str = "") -> str:
+def plan(parameters: int, total_steps: float, warmup_steps: int | None, caveat: str = "") -> str:
     """Return the number of trainable parameters, the length of the run, and what keeps the schedule from its end.
+
+    `None` warm-up steps: the module is no task, and its steps are those of its own loop.
 
     >>> plan(50826, 2400, 120)
     'plan   50,826 parameters, 2,400 optimiser steps, 120 of them warm-up'
+    >>> plan(50826, 2400, None)
+    'plan   50,826 parameters, 2,400 steps'
     """
-    steps = f"{total_steps:,} optimiser step{'s' * (total_steps != 1)}"
-    return f"plan   {parameters:,} parameters, {steps}, {warmup_steps:,} of them warm-up{caveat}"
+    unit, warmup = ("step", "") if warmup_steps is None else ("optimiser step", f", {warmup_steps:,} of them warm-up")
+    return f"plan   {parameters:,} parameters, {total_steps:,} {unit}{'s' * (total_steps != 1)}{warmup}{caveat}"
 
 
 def fitted(epochs: int, steps: int, planned: float, cause: str = "") -> str:
@@ -39,9 +44,12 @@ def fitted(epochs: int, steps: int, planned: float, cause: str = "") -> str:
 
     >>> fitted(28, 1120, 2400, "stopped early")
     'fit    28 epochs, stopped early, 1,120 of 2,400 steps'
+    >>> fitted(28, 1120, float("inf"), "stopped early")
+    'fit    28 epochs, stopped early, 1,120 steps'
     """
     done = f"{steps:,} step{'s' * (steps != 1)}"
-    how = f"{cause}, {steps:,} of {planned:,} steps" if cause and steps < planned else done
+    known = done if planned == math.inf else f"{steps:,} of {planned:,} steps"
+    how = f"{cause}, {known}" if cause and steps < planned else done
     return f"fit    {epochs} epoch{'s' * (epochs != 1)}, {how}"
 
 

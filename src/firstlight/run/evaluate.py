@@ -2,12 +2,14 @@
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     LearningRateFinder,
@@ -16,28 +18,32 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from torch import Tensor
 
 from firstlight.callbacks import Progress
 from firstlight.callbacks.graceful_shutdown import interruptible
 from firstlight.checkpoints.io import checkpoint_fault
+from firstlight.compat import let_loaders_predict
 from firstlight.data import DataModule
 from firstlight.errors import UsageError, did_you_mean
 from firstlight.loggers import as_list
+from firstlight.preflight.rules import refuse_no_step
 from firstlight.run import console, directory
 from firstlight.run.experiment import Experiment
+from firstlight.tasks.checks import describe
 
 _FIT_ONLY = (BatchSizeFinder, LearningRateFinder, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging)
 """Callbacks that an evaluation leaves out: after a fit, WeightAveraging would load the weights before the average."""
 
 
-def choose_checkpoint(verb: str, run: Path | None, ckpt: str | None) -> Path:
+def choose_checkpoint(verb: str, run: Path | None, ckpt: str | None, default: str = "best") -> Path:
     """Return the checkpoint to evaluate; `ckpt` is `"best"`, `"last"`, `"final"` or a path.
 
-    `None` is the final checkpoint of the run, which holds weights that a callback set at the end, or else the best one.
+    `None` is the final checkpoint of the run, which holds weights that a callback set at the end, or else `default`.
     """
     if ckpt is None and run is None:
         raise UsageError(f"{verb} needs a checkpoint: give --run DIR or --ckpt PATH; random weights are not evaluated")
-    name = ckpt or ("final" if run and (run / "checkpoints" / "final.ckpt").is_file() else "best")
+    name = ckpt or ("final" if run and (run / "checkpoints" / "final.ckpt").is_file() else default)
     if name in ("best", "last", "final"):
         if run is None:
             raise UsageError(f"--ckpt {name} is a checkpoint of a run: add --run DIR")
@@ -50,12 +56,14 @@ def choose_checkpoint(verb: str, run: Path | None, ckpt: str | None) -> Path:
 
 def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"], ckpt: str | None) -> None:
     """Evaluate a checkpoint, print the result, and write it to a new folder in `evaluations/`."""
-    path = choose_checkpoint(verb, experiment.run_dir, ckpt)
+    default = "last" if experiment.monitored is None else "best"
+    path = choose_checkpoint(verb, experiment.run_dir, ckpt, default)
+    refuse_no_step(experiment.task, experiment.datamodule, verb)
     outputs = _outputs(experiment, verb, path)
     results = {"checkpoint": str(path), "seconds": round(time.monotonic() - experiment.started, 1)}
     # What was computed is printed first: the disk may be full.
     if verb == "predict":
-        columns = {name: torch.cat([batch[name] for batch in outputs]).tolist() for name in outputs[0]}
+        columns = _columns(experiment.task, outputs)
         rows: Sequence[int] = range(len(next(iter(columns.values()))))
         class_names: list[str] = []
         if isinstance(experiment.datamodule, DataModule):
@@ -63,8 +71,8 @@ def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"
             class_names = experiment.datamodule.class_names
         print(f"predict  {len(rows):,} samples ({path})")
     else:
-        results["metrics"] = outputs[0]
-        print(f"{verb:<8} {console.listed(outputs[0])} ({path})")
+        results["metrics"] = metrics = _metrics(outputs)
+        print(f"{verb:<8} {console.listed(metrics) or 'no metric was logged'} ({path})")
     parent = (experiment.run_dir or experiment.home) / "evaluations"
     wrote = folder = directory.make_unique(parent, f"{verb}-{directory.timestamp()}")
     try:
@@ -85,10 +93,40 @@ def test_trained(experiment: Experiment) -> dict[str, float]:
         # The other processes have ended, and the metrics would wait for them.
         torch.distributed.destroy_process_group()
     path = choose_checkpoint("test", experiment.run_dir, None)
-    metrics: dict[str, float] = _outputs(experiment, "test", path)[0]
+    metrics = _metrics(_outputs(experiment, "test", path))
     which = "best checkpoint" if path.stem == "best" else "final checkpoint: a callback changed the weights at the end"
     print(f"test   {console.listed(metrics)} ({which})")
     return metrics
+
+
+def _metrics(outputs: list[dict[str, float]]) -> dict[str, float]:
+    """Return the metrics of all data loaders; with several, Lightning puts the index into each name."""
+    return {name: value for each in outputs for name, value in each.items()}
+
+
+def _columns(module: LightningModule, outputs: list[Any]) -> dict[str, list[Any]]:
+    """Return the predictions of all batches by column; tensors without a name are the column `prediction`.
+
+    Raises:
+        UsageError: When `predict_step` returns something else than tensors `(B, ...)` or a dict of them.
+    """
+    batches = [{"prediction": each} if isinstance(each, Tensor) else each for each in outputs]
+    names = list(batches[0]) if batches and isinstance(batches[0], Mapping) else []
+    for batch in batches:
+        is_named = isinstance(batch, Mapping) and list(batch) == names
+        if not names or not is_named or not all(isinstance(each, Tensor) and each.ndim for each in batch.values()):
+            raise UsageError(
+                f"{type(module).__name__}.predict_step returns {describe(batch)}: predict writes tensors whose first "
+                "axis is the batch, one or a dict of them with the same names in each batch"
+            )
+        if len({len(each) for each in batch.values()}) > 1:
+            raise UsageError(
+                f"{type(module).__name__}.predict_step returns {describe(batch)}: all tensors must have the same "
+                "number of samples"
+            )
+    if not batches:
+        raise UsageError("the data to predict has no batch")
+    return {name: torch.cat([batch[name] for batch in batches]).tolist() for name in names}
 
 
 def _outputs(experiment: Experiment, verb: str, path: Path) -> list[Any]:
@@ -105,6 +143,8 @@ def _outputs(experiment: Experiment, verb: str, path: Path) -> list[Any]:
         enable_progress_bar=any(isinstance(each, ProgressBar) for each in [*own, *progress]),
         callbacks=[*own, *progress],
     )
+    if verb == "predict":
+        let_loaders_predict(experiment.datamodule)
     quiet = {} if verb == "predict" else {"verbose": False}
     again = f"; run again with: firstlight {verb} --run {experiment.run_dir}" if experiment.run_dir else ""
     try:
@@ -114,6 +154,8 @@ def _outputs(experiment: Experiment, verb: str, path: Path) -> list[Any]:
             outputs: list[Any] = getattr(trainer, verb)(
                 experiment.task, datamodule=experiment.datamodule, ckpt_path=str(path), weights_only=True, **quiet
             )
+    except MisconfigurationException as error:
+        raise UsageError(f"{verb}: {error}") from error
     except Exception as error:
         fault = checkpoint_fault(error, path)
         if fault is error:

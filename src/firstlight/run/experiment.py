@@ -1,5 +1,6 @@
 """One experiment: a task, its data and the options of its trainer. `fit` trains it in a run directory."""
 
+import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,12 +11,13 @@ from typing import Any
 
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, LearningRateFinder, ProgressBar
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from firstlight.callbacks import FinalCheckpoint, GracefulShutdown, defaults
+from firstlight.callbacks.defaults import MONITORING, Monitored
 from firstlight.callbacks.graceful_shutdown import interruptible
 from firstlight.checkpoints.io import (
     AtomicCheckpointIO,
@@ -43,6 +45,8 @@ class Experiment:
     """A task, its data, and the options that trainers and callbacks are made from.
 
     Args:
+        task: A task, or any other LightningModule.
+        datamodule: Its data.
         options: Arguments of `Trainer`.
         groups: Arguments of the default callbacks, by name of the callback.
         disable: Names of default callbacks that are left out.
@@ -50,11 +54,12 @@ class Experiment:
         config: Text of `config.yaml`.
         run_dir: The run to resume or to evaluate; `None` for a new one.
         allow_inexact: Resume a run even if it will not end with the bits of an uninterrupted one.
+        monitored: The metric that decides what is best; `None` if it is unknown.
         verb: The command that resumes the run, for messages.
         started: Time at which the command started, from `time.monotonic`.
     """
 
-    task: Task
+    task: LightningModule
     datamodule: LightningDataModule
     options: Mapping[str, Any]
     groups: Mapping[str, Mapping[str, Any]]
@@ -63,6 +68,7 @@ class Experiment:
     config: str
     run_dir: Path | None = None
     allow_inexact: bool = False
+    monitored: Monitored | None = None
     verb: str = "fit"
     started: float = field(default_factory=time.monotonic)
     _trained: bool = field(default=False, init=False)
@@ -79,7 +85,7 @@ class Experiment:
         """Return the callbacks of a fit in the run directory `folder`: the user's and the default ones."""
         own = as_list(self.options["callbacks"])
         groups = {**self.groups, "random_state": {"allow_inexact": self.allow_inexact}}
-        default = defaults(self.task, folder / "checkpoints", self.disable, **groups)
+        default = defaults(self.monitored, folder / "checkpoints", self.disable, **groups)
         rules.refuse_collisions(own, default)
         return [*own, *default]
 
@@ -220,18 +226,29 @@ class Experiment:
         if isinstance(self.datamodule, DataModule):
             sizes = {str(split): len(rows) for split, rows in self.datamodule.indices.items()}
             print(console.data(sizes, self.datamodule.dropped))
-        total = self.task.total_steps
+        total = self._planned(trainer)
+        warmup = self.task.warmup_steps if isinstance(self.task, Task) else None
         trainable = sum(parameter.numel() for parameter in self.task.parameters() if parameter.requires_grad)
         note = caveat(trainer.callbacks, as_list(self.options["callbacks"]))  # type: ignore[attr-defined]
-        print(console.plan(trainable, total, self.task.warmup_steps, note), flush=True)
+        print(console.plan(trainable, total, warmup, note), flush=True)
         if window := rules.long_window(trainer):
             print(f"window {window}", flush=True)
         log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
         if trainer.loggers and not 0 < log_every <= total:
             option = f"--trainer.log_every_n_steps is {log_every:,}"
             print(f"log    no training metrics: {option}, the run has {total:,} steps", flush=True)
+        if self.monitored is None and (off := [name for name in MONITORING if name not in self.disable]):
+            module = type(self.task).__name__
+            print(f"best   {', '.join(off)} are off: {module} declares no monitor, give --monitor NAME and --mode")
         if slow:
             print(f"loop   the fast loop is off, so steps take longer: {slow}", flush=True)
+
+    def _planned(self, trainer: Trainer) -> float:
+        """Return how many steps are planned, infinite if unknown. With manual optimisation they are batches."""
+        if isinstance(self.task, Task):
+            return self.task.total_steps
+        planned = trainer.estimated_stepping_batches
+        return math.inf if planned < 0 else planned
 
     def _interrupted(self, trainer: Trainer, folder: Path) -> str:
         kept = sorted(file.name for file in (folder / "checkpoints").glob("*.ckpt"))
@@ -242,13 +259,15 @@ class Experiment:
     def _results(self, trainer: Trainer, folder: Path, cause: str) -> dict[str, Any]:
         """Return the content of `results.json`, and print it."""
         best = folder / "checkpoints" / "best.ckpt"
-        print(console.fitted(trainer.current_epoch, trainer.global_step, self.task.total_steps, cause))
+        # Lightning counts the steps of all optimisers, which are not planned.
+        planned = self._planned(trainer) if self.task.automatic_optimization else math.inf
+        print(console.fitted(trainer.current_epoch, trainer.global_step, planned, cause))
         results: dict[str, Any] = {"metrics": {}, "best": {}, "steps": trainer.global_step}
         if best.is_file():
             results |= {"best": read_checkpoint_metrics(best), "checkpoint": "checkpoints/best.ckpt"}
         if (folder / "checkpoints" / "final.ckpt").is_file():
             results |= {"checkpoint": "checkpoints/final.ckpt"}
-        if best.is_file() or "best" not in self.disable:
+        if best.is_file() or (self.monitored and "best" not in self.disable):
             print(console.best(results["best"]))
         return results
 

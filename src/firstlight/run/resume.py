@@ -11,6 +11,8 @@ _BREAK_EXACT_RESUME = (
     "trainer.num_nodes",
     "trainer.limit_train_batches",
     "model.init_args.monitor",
+    "monitor",
+    "mode",
 )
 """Options whose change breaks exact resume, besides the options of the data."""
 

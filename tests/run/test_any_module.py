@@ -1,0 +1,115 @@
+"""The command line takes any LightningModule and LightningDataModule."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from firstlight.callbacks.defaults import MONITORING
+from tests.helpers import CONFIG, called, logged, newest, results
+
+GAN = ["--model", "mine.GAN", "--data", "mine.Data", "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1"]
+MONITOR = ["--monitor=val_distance", "--mode=min"]
+
+
+@pytest.fixture
+def here(tmp_path):
+    shutil.copy(Path(__file__).with_name("foreign_modules.py"), tmp_path / "mine.py")
+    return tmp_path
+
+
+def test_gan_with_a_monitor_trains_tests_and_predicts(here):
+    done = called("run", *GAN, *MONITOR, cwd=here)
+    run = newest(here, "unnamed")
+    distances = [value for _, value in logged(run, "val_distance")]
+    assert results(run)["best"]["val_distance"] == pytest.approx(min(distances))
+    assert results(run)["metrics"] == {"test_distance": pytest.approx(min(distances))}
+    assert f"plan   {4 * 16 + 16 + 16 * 2 + 2 + 2 * 16 + 16 + 16 + 1} parameters, 16 steps" in done.stdout
+    for name in ("g_loss", "d_loss", "grad_norm/0/total", "grad_norm/1/total", "lr"):
+        assert [step for step, _ in logged(run, name)] == list(range(16))
+    called("predict", "--run", str(run), cwd=here)
+    (file,) = run.glob("evaluations/predict-*/predictions.csv")
+    with file.open() as opened:
+        rows = list(csv.reader(opened))
+    assert rows[0] == ["index", "score", "x/0", "x/1"]
+    weights = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    discriminator = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 1))
+    prefix = "discriminator."
+    discriminator.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+    for index, (own, score, *x) in enumerate(rows[1:]):
+        assert int(own) == index
+        assert discriminator(torch.tensor(list(map(float, x)))).item() == pytest.approx(float(score), rel=1e-4)
+    assert len(rows) == 65
+
+
+def test_gan_without_a_monitor_trains_and_is_told_what_is_off(here):
+    done = called("fit", *GAN, cwd=here)
+    assert f"{', '.join(MONITORING)} are off: GAN declares no monitor, give --monitor NAME and --mode" in done.stdout
+    run = newest(here, "unnamed")
+    assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    called("test", "--run", str(run), cwd=here)
+    checked = called("check", *GAN, cwd=here)
+    assert "gradients  skipped  GAN is not a firstlight task" in checked.stdout
+
+
+def test_module_that_declares_a_monitor_needs_no_option(here):
+    with (here / "mine.py").open("a") as file:
+        file.write("\n\nclass Own(GAN):\n    monitor, mode = 'val_distance', 'min'\n")
+    called("fit", "--model", "mine.Own", *GAN[2:], cwd=here)
+    assert "val_distance" in results(newest(here, "unnamed"))["best"]
+
+
+def test_metric_of_training_can_be_monitored_without_validation_data(here):
+    called("fit", *GAN[:2], "--data", "mine.TrainOnly", *GAN[4:], "--monitor=g_loss", "--mode=min", cwd=here)
+    assert "g_loss" in results(newest(here, "unnamed"))["best"]
+
+
+@pytest.mark.parametrize(
+    "verb, options, message",
+    [
+        ("run", GAN, "run tests the best checkpoint, but GAN declares no monitor: give --monitor NAME and --mode"),
+        ("fit", [*GAN, MONITOR[0]], "monitor val_distance of GAN needs --mode min or max"),
+        ("fit", [*GAN, MONITOR[1]], "--mode min needs --monitor NAME"),
+        ("fit", [*GAN, "--monitor=val_distanc", "--mode=min"], "did you mean val_distance?"),
+        (
+            "fit",
+            [*GAN[:2], "--data", "mine.TrainOnly", *GAN[4:], "--monitor=los", "--mode=min"],
+            "EarlyStopping monitors los, but the run logs g_loss, d_loss",
+        ),
+        ("run", [*GAN[:2], "--data", "mine.TrainOnly", *MONITOR], "run needs test_dataloader, which TrainOnly does"),
+        ("run", ["--model", "mine.Plain", *GAN[2:], *MONITOR], "run needs test_step, which Plain does not have: use"),
+        (
+            "fit",
+            [
+                "--config",
+                CONFIG,
+                *MONITOR,
+            ],
+            "--monitor and --mode are for modules that declare none: Classification takes --model.monitor",
+        ),
+    ],
+)
+def test_what_a_module_lacks_is_refused_in_one_line(verb, options, message, here):
+    done = called(verb, *options, cwd=here, code=2)
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "returned, fault",
+    [
+        ("[1, 2]", "a list of a int, a int"),
+        ("None", "None"),
+        ("{'a': 1}", "a dict of a a int"),
+        ("{'a': batch[0], 'b': batch[0][:1]}", "all tensors must have the same number of samples"),
+    ],
+)
+def test_predictions_that_are_no_columns_are_refused(returned, fault, here):
+    with (here / "mine.py").open("a") as file:
+        file.write(f"\n\nclass Bad(GAN):\n    def predict_step(self, batch, batch_idx):\n        return {returned}\n")
+    called("fit", "--model", "mine.Bad", *GAN[2:], "--trainer.max_epochs=1", cwd=here)
+    done = called("predict", "--run", str(newest(here, "unnamed")), cwd=here, code=2)
+    assert fault in done.stderr
