@@ -30,8 +30,10 @@ def main(args: list[str] | None = None) -> int:
     """
     verb, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
     # Unlike `python -m`, a console script does not look for the user's modules in the current folder.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
+    here = os.getcwd()
+    is_added = here not in sys.path and "" not in sys.path
+    if is_added:
+        sys.path.append(here)
     try:
         if verb in ("--help", "-h"):
             print(_HELP)
@@ -59,6 +61,8 @@ def main(args: list[str] | None = None) -> int:
             sys.stderr.write(f"firstlight: {error}\n")
         return 2 if isinstance(error, UsageError) else 1
     finally:
+        if is_added and here in sys.path:
+            sys.path.remove(here)
         try:
             sys.stdout.flush()
         except BrokenPipeError:  # Python would flush again at exit, and print a message.

@@ -1,8 +1,11 @@
 """Workarounds: needless warnings of Lightning, an option that it refuses, and error messages of jsonargparse."""
 
+import logging
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,10 +15,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 __all__ = [
+    "contained",
     "innermost_statement",
     "let_fused_optimisers_clip",
     "let_loaders_predict",
-    "silence_known_warnings",
     "skip_nvml_check",
 ]
 
@@ -46,10 +49,26 @@ _OUTER_LINES = (
 """Beginnings of the lines of a jsonargparse 4.53 error that only lead to the cause. `tests/cli` tests the wording."""
 
 
-def silence_known_warnings() -> None:
-    """Ignore the known warnings from now on. Tasks and data modules call it, because they cause the warnings."""
-    for message in _KNOWN:
-        warnings.filterwarnings("ignore", message)
+@contextmanager
+def contained() -> Iterator[None]:
+    """Ignore the known warnings in this context, and restore what it changes in the process.
+
+    These are the warning filters, the levels of Lightning's loggers and the environment: Lightning 2.6.6 sets
+    `PL_GLOBAL_SEED`, and for several processes `LOCAL_RANK` and others, which the next run would obey.
+    """
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels, environment = [logger.level for logger in loggers], dict(os.environ)
+    with warnings.catch_warnings():
+        for message in _KNOWN:
+            warnings.filterwarnings("ignore", message)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+            for name in [name for name in os.environ if name not in environment]:
+                del os.environ[name]
+            os.environ.update(environment)
 
 
 def let_fused_optimisers_clip(trainer: Trainer) -> Trainer:

@@ -24,7 +24,7 @@ from firstlight.callbacks.defaults import DEFAULTS, LINKED
 from firstlight.checkpoints.trust import only_trusted, stored_config
 from firstlight.cli import VERBS
 from firstlight.cli.class_help import ShortHelp, class_help, full_names
-from firstlight.cli.parser_errors import explain, refuse_bomb
+from firstlight.cli.parser_errors import explain, import_fault, refuse_bomb
 from firstlight.errors import UsageError, root_cause
 from firstlight.preflight.rules import monitored
 from firstlight.run import directory
@@ -98,6 +98,8 @@ class CLI(LightningCLI):
                 },
             )
         except argparse.ArgumentError as error:
+            if fault := import_fault(error):
+                raise UsageError(fault) from error
             options = self.parser._option_string_actions if hasattr(self, "parser") else []
             message = explain(str(error), options, configs)
             if self.stored and (missing := re.fullmatch(r"data: \S+ needs (\w+)", message)):

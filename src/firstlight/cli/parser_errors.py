@@ -3,6 +3,8 @@
 import inspect
 import re
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import requires
 from pathlib import Path
@@ -39,6 +41,9 @@ WORDING = {
 
 
 _MOST_CHARACTERS, _MOST_VALUES = 1_000_000, 100_000
+
+_LIBRARIES = (*{sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}, str(Path(__file__).parents[1]))
+"""Folders of modules that are not the user's."""
 
 
 def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> str:
@@ -130,6 +135,28 @@ def refuse_bomb(path: Path) -> None:
         return
 
 
+def import_fault(error: BaseException) -> str:
+    """Return what failed in the user's own module while it was imported, and where; an empty text if nothing did."""
+    where = _nested_keys(".".join(re.findall(WORDING["key"], str(error))), str(error))
+    cause: BaseException | None = error
+    while cause is not None:
+        frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(cause.__traceback__)]
+        parser = [index for index, (file, _) in enumerate(frames) if Path(file).parent.name == "jsonargparse"]
+        text = str(cause)
+        if isinstance(cause, SyntaxError):
+            frames, text = [*frames, (str(cause.filename), cause.lineno or 0)], cause.msg
+        own = [place for place in frames[parser[-1] + 1 :] if not _is_library(place[0])] if parser else []
+        if own:
+            place = f"{Path(own[-1][0]).name}, line {own[-1][1]}"
+            return f"{where}: importing it failed in {place}: {type(cause).__name__}: {text}"
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
+def _is_library(file: str) -> bool:
+    return not Path(file).is_absolute() or file.startswith(_LIBRARIES)  # A frame of a compiled library has no path.
+
+
 def _module_hint(module: str) -> str:
     """Return how to make a missing module available: the extra that installs it, or the folder to run in."""
     name = module.split(".")[0]
@@ -155,6 +182,9 @@ def _rejecting_class(message: str, classes: Sequence[str]) -> str:
 def _unknown_option(option: str, where: str, class_path: str, options: Iterable[str]) -> str:
     full = f"{where}.{option}" if where else option
     if not class_path:
+        if "." in full:  # Its group is compared with groups, and not with plain options.
+            known = list(options)
+            options = [each for each in known if any(other.startswith(f"{each.partition('.')[0]}.") for other in known)]
         return f"unknown option {full}" + did_you_mean(f"--{full}", options).replace("--", "")
     module, _, name = class_path.rpartition(".")
     # The message may quote a checkpoint, so the module must not be imported because of it.

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 
 from firstlight.checkpoints.hyperparameters import keep_hyperparameters
 from firstlight.checkpoints.trust import SafeLoading
-from firstlight.compat import silence_known_warnings
 from firstlight.data.clean import Missing, MissingTargets, clean
 from firstlight.data.files import digest_of
 from firstlight.data.fitted import COMPARED_FIELDS, check_compatible, is_other_data
@@ -77,7 +76,6 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         missing_targets: MissingTargets = "refuse",
     ) -> None:
         super().__init__()
-        silence_known_warnings()
         keep_hyperparameters(self, {"inputs", "targets"}, augment=augment)
         name = type(self).__name__
         check_range(name, "[1, inf)", batch_size=batch_size)

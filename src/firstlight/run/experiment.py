@@ -75,6 +75,8 @@ class Experiment:
 
     def trainer(self, **changes: Any) -> Trainer:
         """Return a trainer; `changes` replace options."""
+        if root := self.options["default_root_dir"]:
+            raise UsageError(f"trainer.default_root_dir={root} is not used: --runs DIR is the folder of all runs")
         plugins = as_list(self.options["plugins"]) + ([] if self._has_own_io() else [AtomicCheckpointIO()])
         try:
             return let_fused_optimisers_clip(Trainer(**{**self.options, **changes, "plugins": plugins}))

@@ -21,7 +21,6 @@ from torchmetrics import Metric
 
 from firstlight.checkpoints.hyperparameters import keep_hyperparameters
 from firstlight.checkpoints.trust import SafeLoading
-from firstlight.compat import silence_known_warnings
 from firstlight.errors import UsageError, check_range, did_you_mean
 from firstlight.losses import weights as loss_weights
 from firstlight.losses.expected_outputs import Outputs, Pairs, expected_outputs
@@ -91,7 +90,6 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         mode: Literal["min", "max"] | None = None,
     ) -> None:
         super().__init__()
-        silence_known_warnings()
         parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "loss": loss}
         if "metrics" in inspect.signature(type(self)).parameters:  # Otherwise a subclass builds them itself.
             parts["metrics"] = metrics

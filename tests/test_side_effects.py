@@ -1,0 +1,85 @@
+"""Nothing that a part or a command changes in the process outlives the call."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from firstlight import callbacks
+from firstlight.__main__ import main
+from firstlight.data import Digits, Tensors
+from firstlight.networks import MLP
+from firstlight.schedules import Constant
+from firstlight.tasks import Classification
+from tests.helpers import CONFIG, called
+
+
+def state():
+    names = ("lightning", "lightning.pytorch", "lightning.fabric", "firstlight", "torch")
+    return {
+        "warning filters": list(warnings.filters),
+        "excepthooks": (sys.excepthook, threading.excepthook),
+        "log levels": {name: logging.getLogger(name).level for name in names},
+        "environment": dict(os.environ),
+        "path": list(sys.path),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+    }
+
+
+FIT = ["fit", "--config", CONFIG, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [FIT, ["check", *FIT[1:]], ["fit", "--config", CONFIG, "--data.batch_size=0"], ["fit", "--config", "missing.yaml"]],
+    ids=["fit", "check", "refused", "no file"],
+)
+def test_a_command_leaves_the_process_as_it_was(args, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    # Lightning 2.6.6 sets this variable when it is imported.
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    before = state()
+    main(args)
+    assert state() == before
+
+
+def test_parts_change_nothing_when_they_are_built():
+    before = state()
+    task = Classification(
+        MLP(4, [8], 2), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.1), Constant(), classes=2
+    )
+    callbacks.defaults(task)
+    Digits()
+    Tensors(torch.randn(40, 4).numpy(), (torch.arange(40) % 2).numpy()).setup()
+    assert state() == before
+
+
+def test_default_root_dir_is_refused(tmp_path):
+    done = called(*FIT, "--trainer.default_root_dir=elsewhere", cwd=tmp_path, code=2)
+    assert "trainer.default_root_dir=elsewhere is not used: --runs DIR is the folder of all runs" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "told"),
+    [
+        ("import torch\nimport pandas_not_there\n", 2, "ModuleNotFoundError: No module named 'pandas_not_there'"),
+        ("import torch\n\n{}['key']\n", 3, "KeyError: 'key'"),
+        ("from torch import NotThere\n", 1, "ImportError: cannot import name 'NotThere'"),
+        ("def f(:\n", 1, "SyntaxError: invalid syntax"),
+        ("import torch\ntorch.ones(2) @ torch.ones(3)\n", 2, "RuntimeError: inconsistent tensor size"),
+    ],
+)
+@pytest.mark.parametrize("option", ["model", "data", "model.network", "model.loss"])
+def test_an_error_in_a_user_module_keeps_its_message_and_line(option, source, line, told, tmp_path):
+    (tmp_path / "bad_mod.py").write_text(source + "class Part:\n    pass\n")
+    done = called("fit", "--config", CONFIG, f"--{option}=bad_mod.Part", cwd=tmp_path, code=2)
+    assert done.stderr.startswith(f"firstlight: {option}: importing it failed in bad_mod.py, line {line}: {told}")
+    assert done.stderr.count("\n") == 1
