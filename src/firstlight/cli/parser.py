@@ -70,8 +70,6 @@ class CLI(LightningCLI):
                 early = _early_parser().parse_known_args(args)[0]
                 self.name = early.experiment or name
             self.home = _expand(early.runs) / self.name
-            for path in configs:
-                refuse_bomb(path)
             self.trust = [] if early.trust is None else early.trust.split(",")
             is_configured = configs or early.model or early.data or early.ckpt in (None, "best", "last", "final")
             if not is_configured and verb in ("validate", "test", "predict"):
@@ -203,6 +201,7 @@ class _ReadConfig(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         path = Path(values).expanduser()
         namespace.config = [*namespace.config, path]
+        refuse_bomb(path)
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
