@@ -89,6 +89,7 @@ def _wrong_values(kind: str, values: Tensor) -> str:
 def last_operation(outputs: Tensor) -> str:
     """Return the name of the last operation that changed values, as autograd names it, or `""` if it is unknown.
 
+    >>> import torch
     >>> last_operation(torch.ones(2, requires_grad=True).sigmoid().view(2, 1))
     'Sigmoid'
     """
