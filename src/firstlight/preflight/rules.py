@@ -32,7 +32,7 @@ def refuse_options(options: Mapping[str, Any]) -> None:
     for name in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"):
         if options[name] == 0:
             raise UsageError(f"trainer.{name}=0 trains nothing")
-    if any(isinstance(each, BatchSizeFinder) for each in as_list(options["callbacks"])):
+    if any(isinstance(each, BatchSizeFinder) for each in as_list(options.get("callbacks"))):
         raise UsageError(
             "trainer.callbacks holds BatchSizeFinder, which would change the batch size after the run is planned and "
             "its config written: find it with lightning.pytorch.tuner.Tuner, then give --data.batch_size"
