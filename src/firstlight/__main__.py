@@ -30,6 +30,9 @@ def main(args: list[str] | None = None) -> int:
     """
     verb, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
     # Unlike `python -m`, a console script does not look for the user's modules in the current folder.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # The shell closed it with `>&-`.
+            setattr(sys, name, open(os.devnull, "w"))  # for the life of the process
     here = os.getcwd()
     is_added = here not in sys.path and "" not in sys.path
     if is_added:
@@ -43,6 +46,7 @@ def main(args: list[str] | None = None) -> int:
             getattr(import_module("firstlight.cli.verbs"), verb)(rest)
         else:
             raise UsageError(f"unknown verb {verb}; available: {', '.join(VERBS)}" + did_you_mean(verb, VERBS))
+        sys.stdout.flush()
     except KeyboardInterrupt:  # Before a run has started, or after its end.
         sys.stderr.write("firstlight: interrupted\n")
         return 130
@@ -52,6 +56,11 @@ def main(args: list[str] | None = None) -> int:
         if not reader.poll(0):
             raise  # Another pipe broke.
         return 128 + 13  # The reader of the output, for example `head`, has ended.
+    except OSError as error:
+        if error.filename is not None or not _stdout_fails():
+            raise
+        sys.stderr.write(f"firstlight: cannot write to standard output: {error.strerror}\n")
+        return 1
     except (UsageError, TrainingError) as error:
         if os.environ.get("FIRSTLIGHT_TRACEBACK") == "1":
             traceback.print_exc()
@@ -65,9 +74,19 @@ def main(args: list[str] | None = None) -> int:
             sys.path.remove(here)
         try:
             sys.stdout.flush()
-        except BrokenPipeError:  # Python would flush again at exit, and print a message.
+        except OSError:  # Python would flush again at exit, and print a message.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _stdout_fails() -> bool:
+    """Return whether standard output cannot be written, for example because its disk is full."""
+    try:
+        sys.stdout.write("\n")  # What could not be written before is gone.
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -480,3 +480,29 @@ def test_complex_parameters_are_trained(tmp_path):
     )  # fmt: skip
     trainer.fit(module)
     assert not torch.equal(module.phase.detach(), torch.ones(2, dtype=torch.complex64))
+
+
+def test_the_replay_names_the_layer_of_a_module_that_toggles_its_optimisers(tmp_path):
+    class Toggles(Net):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            inputs, targets = batch
+            first, second = self.optimizers()
+            for optimizer, layer, values in (
+                (first, self.head, targets.expand(-1, 8)),
+                (second, self.body, inputs),
+            ):
+                self.toggle_optimizer(optimizer)
+                optimizer.zero_grad()
+                self.manual_backward(layer(values).square().mean())
+                optimizer.step()
+                self.untoggle_optimizer(optimizer)
+
+        def configure_optimizers(self):
+            return ADAMW(self.head.parameters()), SGD(self.body.parameters())
+
+    with pytest.raises(TrainingError, match=r"step 3 .*batch_idx 3.*\n.*body \(Linear\)"):
+        fit(Toggles(), tmp_path, NonFinite())

@@ -308,3 +308,25 @@ def test_exception_in_a_user_class_passes_through(monkeypatch):
     monkeypatch.syspath_prepend(str(Path.cwd()))
     with pytest.raises(KeyError, match="a bug"):
         main(["fit", "--config", CONFIG, "--model.network=buggy_part.Net"])
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "told"),
+    [
+        ("--version >&-", 0, ""),
+        ("fit --config missing.yaml >&-", 2, r"firstlight: there is no file \S*missing\.yaml\n"),
+        ("fit --config missing.yaml 2>&-", 2, ""),
+        ("--version >/dev/full", 1, "firstlight: cannot write to standard output: No space left on device\n"),
+        ("--help >/dev/full", 1, "firstlight: cannot write to standard output: No space left on device\n"),
+    ],
+)
+def test_a_closed_or_full_output_is_told_in_one_line(redirected, code, told):
+    done = subprocess.run(f"{sys.executable} -m firstlight {redirected}", shell=True, capture_output=True, text=True)
+    assert done.returncode == code
+    assert re.fullmatch(told, done.stderr)
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook", "fsdp"])
+def test_strategies_whose_results_would_be_lost_or_wrong_are_refused(strategy, capsys):
+    assert main(["fit", "--config", CONFIG, f"--trainer.strategy={strategy}"]) == 2
+    assert_one_line(capsys, f"trainer.strategy={strategy} ")

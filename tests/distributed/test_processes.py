@@ -187,7 +187,15 @@ def shard(ranks):
     net = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3))
     inputs = torch.randn(4, 7)
     found = []
-    for prepare in (lambda: None, lambda: fully_shard(net, mesh=init_device_mesh("cpu", (ranks,)))):
+    meshes = (
+        init_device_mesh("cpu", (ranks,)),
+        init_device_mesh("cpu", (1, ranks), mesh_dim_names=("one", "all"))["all"],
+    )
+    for prepare in (
+        lambda: None,
+        lambda: fully_shard(net[0], mesh=meshes[0]),  # The other gradients are plain.
+        lambda: fully_shard(net[2], mesh=meshes[1]),
+    ):
         prepare()
         net.zero_grad()
         net(inputs).square().sum().backward()
@@ -196,8 +204,9 @@ def shard(ranks):
 
 
 def test_norms_of_sharded_gradients_equal_those_of_whole_ones(tmp_path):
-    for whole, sharded in found_by(shard, 2, tmp_path):
-        assert sharded == pytest.approx(whole, rel=1e-5)
+    for whole, *sharded in found_by(shard, 2, tmp_path):
+        for each in sharded:
+            assert each == pytest.approx(whole, rel=1e-5)
 
 
 def decide(ranks):

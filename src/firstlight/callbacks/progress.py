@@ -104,7 +104,7 @@ class Progress(ProgressBar):
             unit="batch",
             leave=False,
             dynamic_ncols=True,
-            disable=not (self._enabled and sys.stderr.isatty()),
+            disable=not (self._enabled and getattr(sys.stderr, "isatty", bool)()),  # A stream may lack it.
         )
 
 

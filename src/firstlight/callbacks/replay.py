@@ -25,6 +25,10 @@ def first_fault(
     is the index of a batch and what was found, or `None` if all was finite.
     """
     module.zero_grad()
+    # The fault may lie between `toggle_optimizer` and `untoggle_optimizer`, which the step calls again.
+    toggled: Any = module._param_requires_grad_state  # Lightning 2.6.6 annotates the keys as texts.
+    for parameter, needs_gradient in toggled.items():
+        parameter.requires_grad = needs_gradient
     for batch, index in batches:
         found: list[str] = []
         try:

@@ -39,6 +39,19 @@ def refuse_options(options: Mapping[str, Any]) -> None:
         )
     check_range("trainer", "[1, inf)", accumulate_grad_batches=options["accumulate_grad_batches"])
     check_range("trainer", "[0, inf)", log_every_n_steps=options["log_every_n_steps"] or 0)
+    strategy = options["strategy"]
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    method = getattr(strategy, "_start_method", None) or name.rpartition("_")[2]
+    if method in ("spawn", "fork", "notebook", "forkserver"):
+        raise UsageError(
+            f"trainer.strategy={name} starts the processes of a run from within it, and its results stay in them: "
+            "use ddp"
+        )
+    if name.lower().startswith("fsdp"):
+        raise UsageError(
+            f"trainer.strategy={name} hides which part of a gradient a process has, so norms would be wrong: use "
+            "ModelParallelStrategy with fully_shard"
+        )
     devices, processors = str(options["devices"]), max(os.cpu_count() or 1, 2)  # Two processes can always be tried.
     accelerator = options["accelerator"]
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
