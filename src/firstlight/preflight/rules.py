@@ -23,7 +23,6 @@ from firstlight.callbacks.defaults import DEFAULTS, Monitored
 from firstlight.data import DataModule
 from firstlight.data.loader import ResumableDistributedSampler, per_process
 from firstlight.errors import UsageError, check_range, did_you_mean
-from firstlight.loggers import as_list
 from firstlight.tasks import Task
 
 
@@ -32,11 +31,6 @@ def refuse_options(options: Mapping[str, Any]) -> None:
     for name in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"):
         if options[name] == 0:
             raise UsageError(f"trainer.{name}=0 trains nothing")
-    if any(isinstance(each, BatchSizeFinder) for each in as_list(options.get("callbacks"))):
-        raise UsageError(
-            "trainer.callbacks holds BatchSizeFinder, which would change the batch size after the run is planned and "
-            "its config written: find it with lightning.pytorch.tuner.Tuner, then give --data.batch_size"
-        )
     check_range("trainer", "[1, inf)", accumulate_grad_batches=options["accumulate_grad_batches"])
     check_range("trainer", "[0, inf)", log_every_n_steps=options["log_every_n_steps"] or 0)
     strategy = options["strategy"]
@@ -101,11 +95,16 @@ def refuse_no_step(module: LightningModule, datamodule: LightningDataModule, ver
 
 
 def refuse_collisions(own: Sequence[Callback], default: Sequence[Callback]) -> None:
-    """Refuse a callback that duplicates a default one.
+    """Refuse a callback that duplicates a default one, and one that changes the batch size after the plan.
 
     Lightning refuses some of these with a traceback. With others, two callbacks write one file, or the order of the
     callbacks decides which checkpoint is best.
     """
+    if any(isinstance(each, BatchSizeFinder) for each in own):
+        raise UsageError(
+            "trainer.callbacks holds BatchSizeFinder, which would change the batch size after the run is planned and "
+            "its config written: find it with lightning.pytorch.tuner.Tuner, then give --data.batch_size"
+        )
     for mine in own:
         for theirs in default:
             name = next(name for name, kind in DEFAULTS.items() if type(theirs) is kind)
