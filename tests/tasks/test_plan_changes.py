@@ -99,7 +99,9 @@ class Longer(Callback):
 
 
 @pytest.mark.parametrize(
-    ("callback", "steps"), [(Accumulate(), 24), (Longer(), 50), (StochasticWeightAveraging(0.01), 40)], ids=str
+    ("callback", "steps"),
+    [(Accumulate(), 24), (Longer(), 50), (StochasticWeightAveraging(0.01), 40)],
+    ids=["accumulates", "longer", "averages"],
 )
 def test_a_callback_that_changes_the_length_of_the_run_changes_the_plan(callback, steps, tmp_path):
     rates, planned, done, _ = fit(tmp_path, callback)
