@@ -78,8 +78,9 @@ def mean_loss(loss: Any, outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.is_floating_point():
         return loss(outputs, targets)  # type: ignore[no-any-return]
     weight = torch.as_tensor(batch_weight(loss, targets))
-    if loss.weight is None and not getattr(loss, "label_smoothing", 0):
-        return torch.where(weight > 0, loss(outputs, targets), 0.0)  # torch's gradient is 0 here.
+    is_plain = loss.weight is None and not getattr(loss, "label_smoothing", 0)  # torch's gradient is 0 then.
+    if is_plain or not torch.is_grad_enabled():
+        return torch.where(weight > 0, loss(outputs, targets), 0.0)
     options = {"weight": loss.weight, "ignore_index": loss.ignore_index, "reduction": "none"}
     if isinstance(loss, nn.NLLLoss):
         losses = F.nll_loss(outputs, targets, **options)
