@@ -315,7 +315,7 @@ PLACES = {
         None,
     ),
     "an option that takes any value": lambda text: (
-        task_arguments(loss={"class_path": "torch.nn.ParameterList", "init_args": {"values": [[text]]}}),
+        task_arguments(network={"class_path": "torch.nn.ParameterList", "init_args": {"values": [[text]]}}),
         None,
     ),
     "arguments without a type": lambda text: (

@@ -38,6 +38,7 @@ OPTIONS = {
     "log_every_n_steps": 50,
     "devices": "auto",
     "accelerator": "cpu",
+    "strategy": "auto",
 }
 
 
@@ -107,9 +108,13 @@ BYTES = (300 * 300 + 300) * 4
 
 @pytest.fixture
 def linear():
-    module = nn.Linear(300, 300)
-    module.optimization = SimpleNamespace(build_optimizer=partial(torch.optim.SGD, lr=0.1))
-    return module
+    return Classification(
+        classes=300,
+        network=nn.Linear(300, 300),
+        loss=nn.CrossEntropyLoss(),
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        schedule=Constant(),
+    )
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_weights_are_options_of_the_command_line_and_in_the_configuration(given,
     run = newest(tmp_path, "wine")
     saved = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["class_weights"]
     assert saved == yaml.safe_load(given)
-    called("test", "--ckpt", str(run / "checkpoints" / "best.ckpt"), cwd=tmp_path)
+    called("test", "--ckpt", str(run / "checkpoints" / "best.ckpt"), options[-1], cwd=tmp_path)
     weights = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]["loss.weight"]
     assert weights.tolist() == pytest.approx([1, 2, 3]) or (given == "balanced" and weights.unique().numel() > 1)
 

@@ -43,7 +43,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         """Decide, unless the run ends before its first validation, where Lightning 2.6.6 raises."""
         validated = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.completed > 0
         is_defined = self.monitor not in getattr(pl_module, "undefined", ())
-        if is_defined and (validated or self.monitor in trainer.callback_metrics or self._check_on_train_epoch_end):
+        if is_defined and (validated or self.monitor in trainer.callback_metrics or not trainer.enable_validation):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
