@@ -1,5 +1,6 @@
 """Plain values that a module, a data module or a callback of the user changes in a run, and no checkpoint holds."""
 
+from collections import Counter
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
@@ -17,8 +18,13 @@ _LARGE = 1000
 
 def holders(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     """Return by name the user's callbacks, data module and modules, without those that save their state themselves."""
-    callbacks = enumerate(trainer.callbacks)  # type: ignore[attr-defined]  # set outside the class
-    all_holders = {f"callback {index}": each for index, each in callbacks}
+    all_holders: dict[str, Any] = {}
+    counts: Counter[str] = Counter()
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set outside the class
+        # Not its index in the list: a resumed run may have other callbacks.
+        kind = f"{type(callback).__module__}.{type(callback).__qualname__}"
+        all_holders[f"callback {kind} {counts[kind]}"] = callback
+        counts[kind] += 1
     all_holders |= {f"module {name}": each for name, each in module.named_modules()}
     all_holders["data"] = getattr(trainer, "datamodule", None)
     hooks = ("state_dict", "on_save_checkpoint", "get_extra_state")
