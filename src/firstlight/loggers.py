@@ -10,7 +10,7 @@ from numbers import Number
 from pathlib import Path
 from typing import Any, TextIO
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.utilities import rank_zero_only
@@ -21,6 +21,7 @@ from firstlight.errors import UsageError, did_you_mean
 __all__ = [
     "History",
     "LogCadence",
+    "LogsSteps",
     "MetricsCSV",
     "TensorBoard",
     "all_loggers",
@@ -78,6 +79,25 @@ class LogCadence:
         seen = self.seen.get(optimizer, -1)
         self.seen[optimizer] = step
         return (step + 1) // every > (seen + 1) // every  # type: ignore[no-any-return]
+
+
+class LogsSteps(Callback):
+    """A callback that asks `cadence` at each optimiser step whether to log, also after a resume."""
+
+    def __init__(self) -> None:
+        self.cadence = LogCadence()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit."""
+        self.cadence.seen.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the last step of each optimiser."""
+        return {"seen": dict(self.cadence.seen)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from there."""
+        self.cadence.seen = dict(state_dict["seen"])
 
 
 def log(trainer: Trainer, values: Mapping[str, float]) -> None:

@@ -5,18 +5,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from firstlight.callbacks.finite import by_mesh
-from firstlight.loggers import LogCadence, log
+from firstlight.loggers import LogsSteps, log
 
 __all__ = ["GradientNorm", "blocks", "by_block", "norms"]
 
 
-class GradientNorm(Callback):
+class GradientNorm(LogsSteps):
     """Log `grad_norm/total` and `grad_norm/BLOCK` every `log_every_n_steps` optimiser steps, before clipping.
 
     They are 2-norms of the gradient that the optimiser receives: accumulated over micro-batches, averaged over
@@ -28,26 +28,14 @@ class GradientNorm(Callback):
     """
 
     def __init__(self, per_block: bool = True) -> None:
+        super().__init__()
         self.per_block = per_block
         self._blocks: dict[int, dict[str, list[nn.Parameter]]] = {}
-        self._cadence = LogCadence()
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier fit."""
-        self._cadence.seen.clear()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the last step of each optimiser."""
-        return {"seen": dict(self._cadence.seen)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from there."""
-        self._cadence.seen = dict(state_dict["seen"])
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Log the norms if this step is logged."""
         index = trainer.optimizers.index(optimizer)
-        if not self._cadence.is_due(trainer, index):
+        if not self.cadence.is_due(trainer, index):
             return
         # Finding the blocks takes longer than their norms, so they are kept until the optimised parameters change.
         optimized = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,41 +1,25 @@
 """Log the learning rate."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
-from firstlight.loggers import LogCadence, log
+from firstlight.loggers import LogsSteps, log
 
 __all__ = ["LearningRate", "rates"]
 
 
-class LearningRate(Callback):
+class LearningRate(LogsSteps):
     """Log `lr`, the rate of the current step, every `log_every_n_steps` optimiser steps.
 
     Parameter groups with equal rates, for example with and without weight decay, share one curve. If rates differ,
     each group of each optimiser has a curve of its own: `lr/0`, `lr/1`, ...
     """
 
-    def __init__(self) -> None:
-        self._cadence = LogCadence()
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier fit."""
-        self._cadence.seen.clear()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the last step of each optimiser."""
-        return {"seen": dict(self._cadence.seen)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from there."""
-        self._cadence.seen = dict(state_dict["seen"])
-
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Log the rates of all optimisers when one of them makes a logged step."""
-        if self._cadence.is_due(trainer):
+        if self.cadence.is_due(trainer):
             log(trainer, rates([group["lr"] for each in trainer.optimizers for group in each.param_groups]))
 
 
