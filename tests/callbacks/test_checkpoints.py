@@ -1,6 +1,7 @@
 """When best.ckpt and last.ckpt are written, and what a resumed run makes of them."""
 
 from collections import defaultdict
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,6 +203,60 @@ def test_the_best_that_last_names_is_on_the_disk(clock, tmp_path):
 
     fit(clock, best, Compares(tmp_path, every_n_steps=3))
     assert len(seen) > 8 and all(named == kept for named, kept in seen)
+
+
+@pytest.mark.parametrize("order", ["best first", "last first"])
+def test_the_best_waits_for_last_with_the_weights_that_were_best(order, clock, tmp_path):
+    weights = {}
+
+    class Stays(Improving):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", torch.tensor(100.0 - min(self.current_epoch, 5)))
+
+    class Keeps(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            weights[trainer.current_epoch] = pl_module.layer.weight.detach().clone()
+
+    class Looks(LastCheckpoint):
+        def _save_checkpoint(self, trainer, filepath):
+            super()._save_checkpoint(trainer, filepath)
+            if (tmp_path / "best.ckpt").is_file():
+                found = torch.load(tmp_path / "best.ckpt", weights_only=True)
+                assert torch.equal(found["state_dict"]["layer.weight"], weights[found["epoch"]])
+                seen.append(found["epoch"])
+
+    seen: list[int] = []
+    best, last = BestCheckpoint("val/loss", "min", tmp_path), Looks(tmp_path, min_seconds=2.5)
+    pair = [best, last] if order == "best first" else [last, best]
+    written = fit(clock, Keeps(), *pair, module=Stays(), max_epochs=8)
+    assert written["last.ckpt"] == [0, 3, 6, 7]
+    if order == "best first":
+        assert written["best.ckpt"] == [0, 3, 5] and seen == [0, 3, 5, 5]
+    else:  # `last.ckpt` cannot hold the best of its own epoch, which a resumed run does not repeat.
+        assert written["best.ckpt"] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_best_that_waits_is_written_when_the_run_fails(fails, clock, tmp_path):
+    class Fails(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 3:
+                if fails:
+                    (tmp_path / "best.ckpt").unlink()
+                    (tmp_path / "best.ckpt" / "in the way").mkdir(parents=True)
+                raise ZeroDivisionError("of the user")
+
+    best = BestCheckpoint("val/loss", "min", tmp_path)
+    told = pytest.warns(match=r"cannot write .*best\.ckpt") if fails else nullcontext()
+    with told, pytest.raises(ZeroDivisionError, match="of the user"):
+        fit(clock, best, LastCheckpoint(tmp_path, min_seconds=10), Fails())
+    assert fails or torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 2
+
+
+def test_the_best_of_several_processes_does_not_wait(clock, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "world_size", 2)
+    best = BestCheckpoint("val/loss", "min", tmp_path)
+    assert fit(clock, best, LastCheckpoint(tmp_path, min_seconds=10), max_epochs=3)["best.ckpt"] == [0, 1, 2]
 
 
 def test_the_best_of_a_run_whose_weights_become_infinite_is_kept(clock, tmp_path):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from firstlight.callbacks.finite import not_finite
@@ -34,16 +36,11 @@ class FiniteCheckpoint(ModelCheckpoint):
                 f"{filepath} is not written at step {trainer.global_step:,}: {name or 'a tensor of another process'} "
                 "is not finite; earlier checkpoints are kept"
             )
-        for logger in trainer.loggers:
-            logger.save()  # Before the checkpoint, because a resumed run does not log these steps again.
-            if isinstance(logger, TensorBoardLogger):
-                with suppress(OSError):  # A full disk: the logger warns at the next logging.
-                    logger.experiment.flush()
         error = None
         try:
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
             self._trim(checkpoint)
-            trainer.strategy.save_checkpoint(checkpoint, filepath)
+            self._store(trainer, checkpoint, filepath)
         except UsageError as raised:
             error = raised
         # In Lightning 2.6.6 the other processes would wait here, and then report a lost connection.
@@ -51,6 +48,14 @@ class FiniteCheckpoint(ModelCheckpoint):
             raise error or UsageError(f"the first process could not write {filepath}")
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
+
+    def _store(self, trainer: Trainer, checkpoint: dict[str, Any], filepath: str) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # Before the checkpoint, because a resumed run does not log these steps again.
+            if isinstance(logger, TensorBoardLogger):
+                with suppress(OSError):  # A full disk: the logger warns at the next logging.
+                    logger.experiment.flush()
+        trainer.strategy.save_checkpoint(checkpoint, filepath)
         for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.after_save_checkpoint(self)
 
@@ -61,12 +66,17 @@ class FiniteCheckpoint(ModelCheckpoint):
 class BestCheckpoint(FiniteCheckpoint):
     """Write `best.ckpt`, one file, after each validation in which the monitored metric is better than before.
 
+    While `last.ckpt` is less than its `min_seconds` old, the file waits in memory, until `last.ckpt` or the end of the
+    run. A run that is killed before that resumes from `last.ckpt` and finds the same best again.
+
     Args:
         monitor: Name of the metric.
         mode: Whether lower (`min`) or higher (`max`) values are better.
         dirpath: Folder of the file; `None` leaves it to the logger.
         save_weights_only: Leave out what only training needs.
     """
+
+    _waiting: tuple[dict[str, Any], str] | None = None
 
     def __init__(
         self, monitor: str, mode: Literal["min", "max"], dirpath: Path | None = None, save_weights_only: bool = False
@@ -78,6 +88,7 @@ class BestCheckpoint(FiniteCheckpoint):
         """Forget the best of an earlier fit with this object; a checkpoint restores its own fit afterwards."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
+            self._waiting = None
             self.best_k_models, self.best_model_path, self.kth_best_model_path = {}, "", ""
             self.best_model_score = self.current_score = None
             self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
@@ -86,6 +97,32 @@ class BestCheckpoint(FiniteCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Do nothing: the file is written after validations only."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file that waits."""
+        super().on_train_end(trainer, pl_module)
+        self.write_waiting(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write the file that waits; a failure is only told, so that the exception stays what ended the run."""
+        super().on_exception(trainer, pl_module, exception)
+        try:
+            self.write_waiting(trainer)
+        except UsageError as error:
+            rank_zero_warn(str(error))
+
+    def write_waiting(self, trainer: Trainer) -> None:
+        """Write the file that waits, if one does."""
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            super()._store(trainer, *waiting)
+
+    def _store(self, trainer: Trainer, checkpoint: dict[str, Any], filepath: str) -> None:
+        after = trainer.checkpoint_callbacks[trainer.checkpoint_callbacks.index(self) + 1 :]
+        waits = trainer.world_size == 1 and any(isinstance(each, LastCheckpoint) and each.is_recent() for each in after)
+        self._waiting = (deepcopy(checkpoint), filepath) if waits else None
+        if not waits:
+            super()._store(trainer, checkpoint, filepath)
 
     def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
         """Return whether the metric is better than before. NaN never is; Lightning 2.6.6 would keep the first one."""
@@ -184,6 +221,9 @@ class LastCheckpoint(FiniteCheckpoint):
     def write(self, trainer: Trainer) -> None:
         """Write the file, on all processes together, unless it holds this step already."""
         if trainer.global_step != self._written_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            for each in trainer.checkpoint_callbacks:
+                if isinstance(each, BestCheckpoint):  # A resumed run does not repeat what came before this file.
+                    each.write_waiting(trainer)
             self.best_model_path = str(Path(str(self.dirpath)) / "last.ckpt")
             self._save_checkpoint(trainer, self.best_model_path)
             self._written_step, self._written_at, self._is_pending = trainer.global_step, time.monotonic(), False
@@ -201,10 +241,13 @@ class LastCheckpoint(FiniteCheckpoint):
             is_late = self._cadence.is_due(trainer) and trainer.strategy.broadcast(is_late)
         return is_late
 
+    def is_recent(self) -> bool:
+        """Return whether this process wrote the file in this fit less than `min_seconds` ago."""
+        return self._written_step >= 0 and time.monotonic() - self._written_at < self.min_seconds
+
     def _is_too_soon(self, trainer: Trainer) -> bool:
         """Return whether the last write is less than `min_seconds` ago, as the first process decides."""
-        is_recent = self._written_step >= 0 and time.monotonic() - self._written_at < self.min_seconds
-        return bool(self.min_seconds) and trainer.strategy.broadcast(is_recent)
+        return bool(self.min_seconds) and trainer.strategy.broadcast(self.is_recent())
 
 
 class FinalCheckpoint(Callback):

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from firstlight.callbacks.checkpoints import BestCheckpoint
 from firstlight.checkpoints.io import read_checkpoint_metrics
 
 __all__ = ["HParams", "flatten"]
@@ -31,6 +32,8 @@ class HParams(Callback):
         """Write to each TensorBoard logger if there is a best checkpoint."""
         if not self.best.best_model_path:
             return
+        if isinstance(self.best, BestCheckpoint):
+            self.best.write_waiting(trainer)
         try:
             metrics = read_checkpoint_metrics(self.best.best_model_path)
         except UnpicklingError:
