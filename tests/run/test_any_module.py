@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from firstlight.callbacks.defaults import MONITORING
-from tests.helpers import CONFIG, called, logged, newest, results
+from tests.helpers import CONFIG, DDP, called, firstlight, logged, newest, results
 
 GAN = ["--model", "mine.GAN", "--data", "mine.Data", "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1"]
 MONITOR = ["--monitor=val_distance", "--mode=min"]
@@ -113,3 +113,18 @@ def test_predictions_that_are_no_columns_are_refused(returned, fault, here):
     called("fit", "--model", "mine.Bad", *GAN[2:], "--trainer.max_epochs=1", cwd=here)
     done = called("predict", "--run", str(newest(here, "unnamed")), cwd=here, code=2)
     assert fault in done.stderr
+
+
+def test_samples_that_several_processes_validate_twice_are_told(here):
+    with (here / "mine.py").open("a") as file:
+        file.write(
+            "\n\nclass Odd(Data):\n    def val_dataloader(self):\n"
+            "        return DataLoader(TensorDataset(torch.arange(7.0)[:, None]), batch_size=2)\n"
+            "\n\nclass Mean(Plain):\n    def validation_step(self, batch, batch_idx):\n"
+            "        self.log('val/mean', batch[0].mean(), batch_size=len(batch[0]), sync_dist=True)\n"
+        )
+    options = ["--model=mine.Mean", "--data=mine.Odd", "--monitor=val/mean", "--mode=min", "--trainer.max_epochs=1"]
+    done = firstlight("fit", *options, "--config", DDP, cwd=here)
+    (value,) = (value for _, value in logged(newest(here, "ddp"), "val/mean"))
+    assert value == sum(range(7)) / 8  # The sample that counts twice is 0.
+    assert "2 processes take 8 samples of 7 in each validation: val/* count 1 of them twice" in done.stdout

@@ -7,17 +7,18 @@ from collections.abc import Collection, Mapping, Sequence, Sized
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from firstlight.callbacks.defaults import DEFAULTS, Monitored
 from firstlight.data import DataModule
@@ -145,6 +146,25 @@ def long_window(trainer: Trainer) -> str:
     return (
         f"accumulate_grad_batches is {window:,}, but an epoch has {batches:,} batches: an epoch makes one step, of "
         f"{batches:,} batches"
+    )
+
+
+def repeated_samples(trainer: Trainer) -> str:
+    """Return how many samples each validation counts more than once, or `""`. Call it when training starts.
+
+    torch's `DistributedSampler`, which Lightning adds to a DataLoader, gives each process as many samples.
+    """
+    loaders = CombinedLoader(trainer.val_dataloaders or [], "sequential").flattened
+    samplers = [getattr(each, "sampler", None) for each in loaders]
+    foreign = [each for each in samplers if not isinstance(each, ResumableDistributedSampler)]
+    padded = [each for each in foreign if isinstance(each, DistributedSampler) and not each.drop_last]
+    sizes = [(each.total_size, len(cast(Sized, each.dataset))) for each in padded]
+    taken, samples = (sum(column) for column in zip(*sizes, strict=True)) if sizes else (0, 0)
+    if taken == samples:
+        return ""
+    return (
+        f"{trainer.world_size} processes take {taken:,} samples of {samples:,} in each validation: val/* count "
+        f"{taken - samples:,} of them twice (use one process, or a number of samples that {trainer.world_size} divides)"
     )
 
 
