@@ -185,9 +185,3 @@ def test_sequence_longer_than_max_length_is_refused_in_one_line(network):
 def test_invalid_arguments_are_refused_by_name(options, found):
     with pytest.raises(UsageError, match=found):
         TransformerClassifier(**{"out_features": 2, **options})
-
-
-@pytest.mark.parametrize("options", [{"width": 12, "heads": 4}, {"heads": 0}, {"dropout": -0.1}, {"norm": "none"}])
-def test_encoder_block_refuses_invalid_arguments_itself(options):
-    with pytest.raises(UsageError, match="EncoderBlock was given"):
-        EncoderBlock(**{"width": 8, "heads": 2, "hidden": 20, "dropout": 0.0, "norm": "pre", **options})

@@ -22,6 +22,8 @@ __all__ = ["EncoderBlock", "Transformer", "TransformerClassifier", "TransformerL
 class EncoderBlock(nn.Module):
     """Multi-head attention and a GELU feed-forward layer, each with a residual connection and layer normalisation.
 
+    `Transformer` checks the arguments.
+
     Args:
         width: `D`, a multiple of `2 * heads`.
         heads: `H`, number of attention heads.
@@ -32,7 +34,6 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, norm: Literal["pre", "post"]) -> None:
         super().__init__()
-        _check_block(type(self).__name__, width, heads, hidden, dropout, norm)
         self.heads = heads
         self.norm = norm
         self.attention_norm = nn.LayerNorm(width)
@@ -106,8 +107,13 @@ class Transformer(nn.Module):
         super().__init__()
         name = type(self).__name__
         hidden = 4 * width if hidden is None else hidden
-        check_range(name, "[1, inf)", vocabulary=vocabulary, layers=layers, max_length=max_length)
-        _check_block(name, width, heads, hidden, dropout, norm)
+        sizes = {"width": width, "layers": layers, "heads": heads, "hidden": hidden}
+        check_range(name, "[1, inf)", vocabulary=vocabulary, **sizes, max_length=max_length)
+        check_range(name, "[0, 1)", dropout=dropout)
+        check_choice(name, ("pre", "post"), norm=norm)
+        if width % (2 * heads):
+            rule = f"width must be a multiple of 2 * heads, which is {2 * heads}"
+            raise UsageError(f"{name} was given width={width} and heads={heads}: {rule}")
         self.max_length = max_length
         self.embedding = nn.Embedding(vocabulary, width)
         self.dropout = nn.Dropout(dropout)
@@ -195,15 +201,6 @@ class TransformerLM(Transformer):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits of the token that follows each token, `(B, T, V)`."""
         return cast(Tensor, self.output(self.encode(tokens, causal=True)))
-
-
-def _check_block(owner: str, width: int, heads: int, hidden: int, dropout: float, norm: str) -> None:
-    check_range(owner, "[1, inf)", width=width, heads=heads, hidden=hidden)
-    check_range(owner, "[0, 1)", dropout=dropout)
-    check_choice(owner, ("pre", "post"), norm=norm)
-    if width % (2 * heads):
-        rule = f"width must be a multiple of 2 * heads, which is {2 * heads}"
-        raise UsageError(f"{owner} was given width={width} and heads={heads}: {rule}")
 
 
 def _rotate(vectors: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
