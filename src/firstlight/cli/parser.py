@@ -24,7 +24,7 @@ from firstlight.callbacks.defaults import DEFAULTS, LINKED
 from firstlight.checkpoints.trust import only_trusted, stored_config
 from firstlight.cli import VERBS
 from firstlight.cli.class_help import ShortHelp, class_help, full_names
-from firstlight.cli.parser_errors import explain, import_fault, refuse_bomb
+from firstlight.cli.parser_errors import explain, import_fault, read_yaml, refuse_bomb
 from firstlight.errors import UsageError, root_cause
 from firstlight.preflight.rules import monitored
 from firstlight.run import directory
@@ -61,15 +61,16 @@ class CLI(LightningCLI):
             configs = early.config
             name = configs[0].stem if configs else "unnamed"
             self.name = early.experiment or name
-            self.run_dir = None if early.run is None else directory.find(_expand(early.run))
+            # A shell does not expand the `~` of `--run=~/x`.
+            self.run_dir = None if early.run is None else directory.find(Path(early.run).expanduser())
             if early.resume and self.run_dir is None:
-                self.run_dir = directory.find_resumable(_expand(early.runs) / self.name)
+                self.run_dir = directory.find_resumable(Path(early.runs).expanduser() / self.name)
             if self.run_dir is not None:
                 configs.insert(0, self.run_dir / "config.yaml")
                 args = ["--config", str(configs[0]), *args]
                 early = _early_parser().parse_known_args(args)[0]
                 self.name = early.experiment or name
-            self.home = _expand(early.runs) / self.name
+            self.home = Path(early.runs).expanduser() / self.name
             self.trust = [] if early.trust is None else early.trust.split(",")
             is_configured = configs or early.model or early.data or early.ckpt in (None, "best", "last", "final")
             if not is_configured and verb in ("validate", "test", "predict"):
@@ -202,19 +203,11 @@ class _ReadConfig(argparse.Action):
         path = Path(values).expanduser()
         namespace.config = [*namespace.config, path]
         refuse_bomb(path)
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            return  # The main parser reports it.
+        content = read_yaml(path)  # The main parser reports what is wrong with it.
         for name in ("run", "runs", "resume", "experiment", "ckpt", "trust"):
             value = content.get(name) if isinstance(content, dict) else None
             if isinstance(value, str | bool):
                 setattr(namespace, name, value)
-
-
-def _expand(path: str) -> Path:
-    """Return a path without `~`, which a shell does not expand in `--runs=~/x`."""
-    return Path(path).expanduser()
 
 
 def _merge_disable(args: list[str]) -> list[str]:

@@ -86,7 +86,7 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
         return broken
     if search("file without options"):
         for path in configs:
-            if path.expanduser().is_file() and not isinstance(_content(path), Mapping):
+            if path.expanduser().is_file() and not isinstance(read_yaml(path), Mapping):
                 return f"{path} holds no named options"
     if found := search("missing option"):
         if where:
@@ -133,6 +133,14 @@ def refuse_bomb(path: Path) -> None:
         raise UsageError(f"{path} is not a YAML file: {error}") from error
     except (OSError, ValueError, yaml.YAMLError):
         return
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the content of a YAML file, or `None` if it cannot be read: `--config` may hold YAML itself."""
+    try:
+        return yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
 
 
 def import_fault(error: BaseException) -> str:
@@ -228,15 +236,7 @@ def _options_in_files(configs: Sequence[Path]) -> Iterator[str]:
             yield from inside(inner, full) if isinstance(inner, Mapping) else [f"--{full[1:]}"]
 
     for path in configs:
-        yield from inside(_content(path), "")
-
-
-def _content(path: Path) -> Any:
-    """Return the content of a YAML file, or `None` if it cannot be read: `--config` may hold YAML itself."""
-    try:
-        return yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
+        yield from inside(read_yaml(path), "")
 
 
 def _broken_file(configs: Sequence[Path]) -> str:
