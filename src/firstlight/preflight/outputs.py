@@ -33,40 +33,22 @@ _WRONG = {
     "standardised": {*_POSITIVE, "LogSoftmax", "Tanh"},
     "log_rates": _POSITIVE,
 }
-_KEEPS_VALUES = {
-    "View",
-    "UnsafeView",
-    "Squeeze",
-    "Unsqueeze",
-    "Reshape",
-    "Transpose",
-    "T",
-    "Permute",
-    "Clone",
-    "ToCopy",
-}
+_KEEP_VALUES = {"View", "UnsafeView", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "T", "Permute", "Clone", "ToCopy"}
 
 
 def check_output_kind(task: Task, outputs: Tensor) -> None:
-    """Raise a UsageError if outputs `(B, ...)` cannot be what the loss expects.
-
-    Args:
-        task: With the loss.
-        outputs: With their gradient function, if the network is trainable.
-    """
+    """Raise a UsageError if outputs `(B, ...)`, with their gradient function, cannot be what the loss expects."""
     kind = task.outputs_are
     if kind is None or task.is_overridden("compute_loss"):
         return
     network, loss = type(task.network).__name__, type(task.loss).__name__
     ending = last_operation(outputs)
     if ending in _WRONG.get(kind, ()):
-        instead = {
-            ("logits", "Sigmoid"): ", or use torch.nn.BCELoss",
-            ("log_rates", "Exp"): ", or set log_input=False",
-            ("log_rates", "Softplus"): ", or set log_input=False",
-        }.get((kind, ending), "")
-        if loss == "CrossEntropyLoss":
-            instead = ""
+        instead = ""
+        if kind == "logits" and ending == "Sigmoid" and loss != "CrossEntropyLoss":
+            instead = ", or use torch.nn.BCELoss"
+        elif kind == "log_rates" and ending in ("Exp", "Softplus"):
+            instead = ", or set log_input=False"
         raise UsageError(
             f"{loss} expects {_EXPECTED[kind]}, but {network} ends in {_ENDINGS[ending]}: leave it out{instead}"
         )
@@ -96,7 +78,7 @@ def last_operation(outputs: Tensor) -> str:
     node = outputs.grad_fn
     while node is not None:
         name = re.sub(r"Backward\d*$", "", node.name())
-        if name not in _KEEPS_VALUES:
+        if name not in _KEEP_VALUES:
             return name
         node = node.next_functions[0][0]
     return ""

@@ -29,16 +29,18 @@ T = TypeVar("T")
 
 def probe_splits(task: LightningModule, datamodule: LightningDataModule) -> None:
     """Probe a task with three samples of each split; modules that are not firstlight's are not inspected."""
-    if isinstance(datamodule, DataModule):
-        datamodule.setup()
-        for split in datamodule.indices if isinstance(task, Task) else ():
-            samples = datamodule.dataset(split)
-            if samples.targets.is_floating_point() and not task.exact_targets:
-                samples = samples.with_targets(torch.float32)
-            few = samples[range(min(3, len(samples)))]
-            assert isinstance(task, Task)
-            probe(task, datamodule.on_after_batch_transfer(few, 0), samples.targets)
-            _probe_metrics(task, split, samples.targets)
+    if not isinstance(datamodule, DataModule):
+        return
+    datamodule.setup()
+    if not isinstance(task, Task):
+        return
+    for split in datamodule.indices:
+        samples = datamodule.dataset(split)
+        if samples.targets.is_floating_point() and not task.exact_targets:
+            samples = samples.with_targets(torch.float32)
+        few = samples[range(min(3, len(samples)))]
+        probe(task, datamodule.on_after_batch_transfer(few, 0), samples.targets)
+        _probe_metrics(task, split, samples.targets)
 
 
 def _probe_metrics(task: Task, split: str, targets: Tensor) -> None:
