@@ -2,11 +2,11 @@
 
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -35,41 +35,41 @@ class Finding:
         return f"{self.check:<10} {self.state:<8} {self.text}"
 
 
-def check(
-    task: LightningModule,
-    datamodule: LightningDataModule,
-    options: Mapping[str, Any],
-    disable: Collection[str],
-    folder: Path,
-    make_callbacks: Callable[[], Sequence[Callback]],
-    make_trainer: Callable[..., Trainer],
-) -> list[Finding]:
-    """Return the findings of all checks of a fit. Nothing is trained, and no run directory is created.
+class Fit(Protocol):
+    """What `check` needs of an experiment."""
 
-    The dry run uses a copy of the task and one process, whatever the number of processes of the fit.
+    task: LightningModule
+    datamodule: LightningDataModule
+    options: Mapping[str, Any]
+    disable: set[str]
 
-    Args:
-        task: The module to train.
-        datamodule: Its data.
-        options: Arguments of `Trainer`.
-        disable: Names of default callbacks that are left out.
-        folder: Where the fit would write.
-        make_callbacks: Returns the callbacks of the fit.
-        make_trainer: Returns the trainer of the fit; keyword arguments replace its options.
+    def callbacks(self, folder: Path) -> Sequence[Callback]:
+        """Return the callbacks of a fit in a run directory."""
+
+    def trainer(self, **changes: Any) -> Trainer:
+        """Return a trainer; `changes` replace options."""
+
+
+def check(fit: Fit, folder: Path) -> list[Finding]:
+    """Return the findings of all checks of a fit that would write into a folder.
+
+    Nothing is trained, and no run directory is created. The dry run uses a copy of the task and one process, whatever
+    the number of processes of the fit.
     """
 
     def trainer_options() -> str:
-        rules.refuse_options(options)
+        rules.refuse_options(fit.options)
         return "the trainer options train something"
 
     def output() -> str:
-        needed, free = rules.refuse_no_room(task, disable, folder)
+        needed, free = rules.refuse_no_room(fit.task, fit.disable, folder)
         return f"{folder}: checkpoints need about {needed:,} bytes, {free:,} are free"
 
     def data() -> str:
+        datamodule = fit.datamodule
         if not isinstance(datamodule, DataModule):
             raise Skipped(f"{type(datamodule).__name__} is not a firstlight DataModule: only its batches are tried")
-        probe_splits(task, datamodule)
+        probe_splits(fit.task, datamodule)
         return ", ".join(f"{len(rows):,} {split}" for split, rows in datamodule.indices.items()) + " samples"
 
     findings = [_finding("options", trainer_options), _finding("output", output), _finding("data", data)]
@@ -78,10 +78,10 @@ def check(
     dry_run: list[Finding] = []
 
     def start() -> str:
-        callback = DryRun(make_callbacks(), lambda name, call: dry_run.append(_finding(name, call)))
+        callback = DryRun(fit.callbacks(folder), lambda name, call: dry_run.append(_finding(name, call)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # The run itself shows them.
-            _run(callback, task, datamodule, make_trainer)
+            _run(callback, fit)
         return "task, optimiser, schedule, data and callbacks fit together"
 
     return [*findings, _finding("start", start), *dry_run]
@@ -96,19 +96,17 @@ def _finding(name: str, call: Callable[[], str]) -> Finding:
         return Finding(name, "FAIL", str(error))
 
 
-def _run(
-    dry_run: DryRun, task: LightningModule, datamodule: LightningDataModule, make_trainer: Callable[..., Trainer]
-) -> None:
+def _run(dry_run: DryRun, fit: Fit) -> None:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    rules.refuse_sizes(datamodule, make_trainer(callbacks=[], **quiet))
+    rules.refuse_sizes(fit.datamodule, fit.trainer(callbacks=[], **quiet))
     one_process = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     # A minimum length would keep the trainer from stopping before the first step.
     no_minimum = {"min_epochs": None, "min_steps": None, "fast_dev_run": False}
     with tempfile.TemporaryDirectory() as folder:
         changes = {"num_sanity_val_steps": 2, "default_root_dir": folder, "callbacks": [dry_run]}
-        trainer = make_trainer(**one_process, **quiet, **no_minimum, **changes)
+        trainer = fit.trainer(**one_process, **quiet, **no_minimum, **changes)
         try:
-            trainer.fit(deepcopy(task), datamodule=datamodule)
+            trainer.fit(deepcopy(fit.task), datamodule=fit.datamodule)
         except MisconfigurationException as error:
             raise UsageError(f"trainer: {error}") from error
         rules.refuse_no_batches(trainer)

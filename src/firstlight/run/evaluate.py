@@ -26,7 +26,6 @@ from firstlight.checkpoints.io import checkpoint_fault
 from firstlight.compat import let_loaders_predict
 from firstlight.data import DataModule
 from firstlight.errors import UsageError, did_you_mean
-from firstlight.loggers import as_list
 from firstlight.preflight.rules import refuse_no_step
 from firstlight.run import console, directory
 from firstlight.run.experiment import Experiment
@@ -131,7 +130,7 @@ def _columns(module: LightningModule, outputs: list[Any]) -> dict[str, list[Any]
 
 def _outputs(experiment: Experiment, verb: str, path: Path) -> list[Any]:
     """Return what Lightning's `validate`, `test` or `predict` returns for a checkpoint."""
-    own = [each for each in as_list(experiment.options["callbacks"]) if not isinstance(each, _FIT_ONLY)]
+    own = [each for each in experiment.own_callbacks if not isinstance(each, _FIT_ONLY)]
     progress = [] if "progress" in experiment.disable else [Progress(**experiment.groups["progress"])]
     trainer = experiment.trainer(
         # One process counts no sample twice.

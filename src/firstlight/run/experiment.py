@@ -73,6 +73,11 @@ class Experiment:
     started: float = field(default_factory=time.monotonic)
     _trained: bool = field(default=False, init=False)
 
+    @property
+    def own_callbacks(self) -> list[Callback]:
+        """The callbacks that the user has given to the trainer."""
+        return as_list(self.options["callbacks"])
+
     def trainer(self, **changes: Any) -> Trainer:
         """Return a trainer; `changes` replace options."""
         if root := self.options["default_root_dir"]:
@@ -85,24 +90,14 @@ class Experiment:
 
     def callbacks(self, folder: Path) -> list[Callback]:
         """Return the callbacks of a fit in the run directory `folder`: the user's and the default ones."""
-        own = as_list(self.options["callbacks"])
         groups = {**self.groups, "random_state": {"allow_inexact": self.allow_inexact}}
         default = defaults(self.monitored, folder / "checkpoints", self.disable, **groups)
-        rules.refuse_collisions(own, default)
-        return [*own, *default]
+        rules.refuse_collisions(self.own_callbacks, default)
+        return [*self.own_callbacks, *default]
 
     def check(self) -> list[report.Finding]:
         """Return what is right and wrong with a fit, without training."""
-        folder = self.run_dir or self.home
-        return report.check(
-            self.task,
-            self.datamodule,
-            self.options,
-            self.disable,
-            folder,
-            make_callbacks=lambda: self.callbacks(folder),
-            make_trainer=self.trainer,
-        )
+        return report.check(self, self.run_dir or self.home)
 
     def fit(self) -> dict[str, Any] | None:
         """Train in a new run directory, or resume `run_dir`.
@@ -170,12 +165,11 @@ class Experiment:
             on_sanity_check_end=lambda trainer, _: rules.refuse_unknown_monitors(trainer, every),
             on_train_start=lambda trainer, _: self._start(trainer, every, folder, loop.reason),
         )
-        own = as_list(self.options["callbacks"])
-        final = [] if {"best", "last"} <= self.disable else [FinalCheckpoint(folder / "checkpoints", own)]
+        final = FinalCheckpoint(folder / "checkpoints", self.own_callbacks)
         trainer = self.trainer(
             default_root_dir=folder,
             logger=all_loggers(folder, self.options["logger"], step),
-            callbacks=[*final, *every, start],
+            callbacks=[*([] if {"best", "last"} <= self.disable else [final]), *every, start],
             # Otherwise Lightning adds its own in place of a default callback that is left out.
             enable_checkpointing=any(isinstance(each, Checkpoint) for each in every),
             enable_progress_bar=any(isinstance(each, ProgressBar) for each in every),
@@ -193,11 +187,9 @@ class Experiment:
                 trainer.fit(self.task, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except MisconfigurationException as error:
             raise UsageError(f"trainer: {error}") from error
-        except RuntimeError as error:
-            if shutdown and shutdown.failed_rank:
-                raise TrainingError(f"{shutdown.failed_rank}\n{self._interrupted(trainer, folder)}") from error
-            raise checkpoint_fault(error, checkpoint) from error
         except Exception as error:
+            if isinstance(error, RuntimeError) and shutdown and shutdown.failed_rank:
+                raise TrainingError(f"{shutdown.failed_rank}\n{self._interrupted(trainer, folder)}") from error
             fault = checkpoint_fault(error, checkpoint)
             if fault is error:
                 raise
@@ -206,7 +198,7 @@ class Experiment:
             rules.refuse_no_batches(trainer)
         if not trainer.is_global_zero:
             return None
-        ending = find_ending(trainer, trainer.callbacks, as_list(self.options["callbacks"]))  # type: ignore[attr-defined]
+        ending = find_ending(trainer, trainer.callbacks, self.own_callbacks)  # type: ignore[attr-defined]
         if not self._trained:
             cause, advice = (ending.cause, ending.advice) if ending else ("", f"increase {limit(trainer)}")
             print(console.nothing_to_do(trainer.global_step, cause, advice))
@@ -231,7 +223,7 @@ class Experiment:
         total = self._planned(trainer)
         warmup = self.task.warmup_steps if isinstance(self.task, Task) else None
         trainable = sum(parameter.numel() for parameter in self.task.parameters() if parameter.requires_grad)
-        note = caveat(trainer.callbacks, as_list(self.options["callbacks"]))  # type: ignore[attr-defined]
+        note = caveat(trainer.callbacks, self.own_callbacks)  # type: ignore[attr-defined]
         print(console.plan(trainable, total, warmup, note), flush=True)
         if window := rules.long_window(trainer):
             print(f"window {window}", flush=True)
