@@ -1,3 +1,3 @@
-"""PyTorch Lightning experiments made of parts that anyone can run, watch and take home."""
+"""PyTorch Lightning experiments made of parts that you can run, watch and use in your own project."""
 
 __version__ = "0.1.0"

@@ -29,11 +29,10 @@ def main(args: list[str] | None = None) -> int:
     not caught.
     """
     verb, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
-    # Unlike `python -m`, a console script does not look for the user's modules in the current folder.
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # The shell closed it with `>&-`.
             setattr(sys, name, open(os.devnull, "w"))  # for the life of the process
-    here = os.getcwd()
+    here = os.getcwd()  # Unlike `python -m`, a console script does not look for the user's modules there.
     is_added = here not in sys.path and "" not in sys.path
     if is_added:
         sys.path.append(here)

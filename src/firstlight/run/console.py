@@ -85,5 +85,9 @@ def interrupted(step: int, checkpoints: Collection[str], resume: str | None) -> 
 
 
 def listed(metrics: Mapping[str, float]) -> str:
-    """Return the names and values of metrics in one line."""
-    return ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+    """Return the names and values of metrics in one line.
+
+    >>> listed({"step": 1_440_000, "val/loss": 0.57012634})
+    'step 1,440,000, val/loss 0.570126'
+    """
+    return ", ".join(f"{name} {value:{',' if isinstance(value, int) else '.6g'}}" for name, value in metrics.items())
