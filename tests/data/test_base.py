@@ -130,6 +130,12 @@ def test_rows_are_dropped_only_with_missing_drop():
     assert data.rows("test").tolist() == data.dataset("test").targets.flatten().tolist()
 
 
+def test_rows_of_a_split_are_known_without_setup():
+    inputs = np.random.default_rng(0).normal(size=(40, 2))
+    data, other = Arrays(inputs, np.arange(40.0)), ready(Arrays(inputs, np.arange(40.0)))
+    assert data.rows("val").tolist() == other.dataset("val").targets.flatten().tolist()
+
+
 def test_loader_indexes_once_per_batch(monkeypatch):
     calls = []
     taken = TensorBatches.__getitems__

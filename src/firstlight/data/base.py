@@ -131,6 +131,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
 
     def rows(self, split: Split) -> Indices:
         """Return for each sample of a split its row in the loaded data, before rows were dropped."""
+        if not self.indices:
+            self._prepare()
         return self._rows[self.indices[split]]
 
     def dataset(self, split: Split) -> TensorBatches:
