@@ -70,7 +70,7 @@ class CLI(LightningCLI):
                 args = ["--config", str(configs[0]), *args]
                 early = _early_parser().parse_known_args(args)[0]
                 self.name = early.experiment or name
-            self.home = Path(early.runs).expanduser() / self.name
+            self.experiment_dir = Path(early.runs).expanduser() / self.name
             self.trust = [] if early.trust is None else early.trust.split(",")
             is_configured = configs or early.model or early.data or early.ckpt in (None, "best", "last", "final")
             if not is_configured and verb in ("validate", "test", "predict"):
@@ -168,7 +168,7 @@ class CLI(LightningCLI):
             options=options,
             groups={name: {**self.config_init[name]} for name in DEFAULTS if name in self.config_init},
             disable=disable,
-            home=self.home,
+            experiment_dir=self.experiment_dir,
             config=_dump(self.parser, saved),
             run_dir=self.run_dir,
             allow_inexact=self.config.allow_inexact,

@@ -72,7 +72,7 @@ def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"
     else:
         results["metrics"] = metrics = _metrics(outputs)
         print(f"{verb:<8} {console.listed(metrics) or 'no metric was logged'} ({path})")
-    parent = (experiment.run_dir or experiment.home) / "evaluations"
+    parent = (experiment.run_dir or experiment.experiment_dir) / "evaluations"
     wrote = folder = directory.make_unique(parent, f"{verb}-{directory.timestamp()}")
     try:
         if verb == "predict":

@@ -50,7 +50,7 @@ class Experiment:
         options: Arguments of `Trainer`.
         groups: Arguments of the default callbacks, by name of the callback.
         disable: Names of default callbacks that are left out.
-        home: Folder of the experiment's runs.
+        experiment_dir: Folder of the experiment's runs.
         config: Text of `config.yaml`.
         run_dir: The run to resume or to evaluate; `None` for a new one.
         allow_inexact: Resume a run even if it will not end with the bits of an uninterrupted one.
@@ -64,7 +64,7 @@ class Experiment:
     options: Mapping[str, Any]
     groups: Mapping[str, Mapping[str, Any]]
     disable: set[str]
-    home: Path
+    experiment_dir: Path
     config: str
     run_dir: Path | None = None
     allow_inexact: bool = False
@@ -97,7 +97,7 @@ class Experiment:
 
     def check(self) -> list[report.Finding]:
         """Return what is right and wrong with a fit, without training."""
-        return report.check(self, self.run_dir or self.home)
+        return report.check(self, self.run_dir or self.experiment_dir)
 
     def fit(self) -> dict[str, Any] | None:
         """Train in a new run directory, or resume `run_dir`.
@@ -116,10 +116,11 @@ class Experiment:
         probe_splits(self.task, self.datamodule)
         checkpoint = None if self.run_dir is None else self._resume(self.run_dir)
         if is_first:
-            rules.refuse_no_room(self.task, self.disable, self.run_dir or self.home)
+            rules.refuse_no_room(self.task, self.disable, self.run_dir or self.experiment_dir)
         if self.run_dir is None:
-            # Lightning gives the folder of the first process to the others.
-            self.run_dir = directory.create(self.home.parent, self.home.name) if is_first else self.home
+            self.run_dir = self.experiment_dir  # Lightning gives the folder of the first process to the others.
+            if is_first:
+                self.run_dir = directory.create(self.experiment_dir.parent, self.experiment_dir.name)
         try:
             with directory.lock(self.run_dir) if is_first else nullcontext():
                 if is_first:
