@@ -11,7 +11,7 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -209,15 +209,21 @@ def remove_leftovers(folder: Path) -> None:
                 file.unlink()
 
 
-def checkpoint_fault(error: Exception, ckpt: str | Path | None) -> Exception:
-    """Return a `UsageError` if an error comes from the content of a checkpoint, otherwise the cause of the error.
+def raise_fault(error: Exception, ckpt: str | Path | None) -> NoReturn:
+    """Raise a `UsageError` if an error comes from the content of a checkpoint, otherwise the cause of the error.
 
     The content is at fault if the error was raised while Lightning restored from it, unless the innermost function is
     the user's own.
     """
-    cause = root_cause(error)
+    fault = _fault(error, root_cause(error), ckpt)
+    if fault is error:
+        raise error
+    raise fault from error
+
+
+def _fault(error: Exception, cause: BaseException, ckpt: str | Path | None) -> BaseException:
     if isinstance(cause, UsageError | OSError | MemoryError) or ckpt is None:
-        return cause  # type: ignore[return-value]
+        return cause
     if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
         return UsageError(f"{ckpt} holds the weights of another network, not of the configured one")
     outer = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
@@ -225,7 +231,7 @@ def checkpoint_fault(error: Exception, ckpt: str | Path | None) -> Exception:
     restores = any(Path(name).match(file) for name in outer for file in _RESTORING)
     is_library = any(f"/{package}/" in inner for package in _LIBRARIES) or inner == copy.__file__
     if not restores or not is_library:
-        return cause  # type: ignore[return-value]
+        return cause
     return UsageError(f"{ckpt} cannot be restored: {type(cause).__name__}: {str(cause)[:200]}")
 
 

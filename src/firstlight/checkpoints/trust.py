@@ -17,7 +17,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 
 from firstlight.checkpoints.allowed import allowed_classes, is_within, judge, refuse_class, shorten
-from firstlight.checkpoints.io import checkpoint_fault, read
+from firstlight.checkpoints.io import raise_fault, read
 from firstlight.compat import innermost_statement
 from firstlight.errors import UsageError
 
@@ -131,7 +131,7 @@ class SafeLoading:
         except ArgumentError as error:
             raise UsageError(f"{checkpoint_path}: {innermost_statement(str(error))}") from error
         except Exception as error:
-            raise checkpoint_fault(error, checkpoint_path) from error
+            raise_fault(error, checkpoint_path)
         return loaded
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from firstlight.callbacks import Progress
 from firstlight.callbacks.graceful_shutdown import interruptible
-from firstlight.checkpoints.io import checkpoint_fault
+from firstlight.checkpoints.io import raise_fault
 from firstlight.compat import let_loaders_predict
 from firstlight.data import DataModule
 from firstlight.errors import UsageError, did_you_mean
@@ -156,8 +156,5 @@ def _outputs(experiment: Experiment, verb: str, path: Path) -> list[Any]:
     except MisconfigurationException as error:
         raise UsageError(f"{verb}: {error}") from error
     except Exception as error:
-        fault = checkpoint_fault(error, path)
-        if fault is error:
-            raise
-        raise fault from error
+        raise_fault(error, path)
     return outputs

@@ -21,9 +21,9 @@ from firstlight.callbacks.defaults import MONITORING, Monitored
 from firstlight.callbacks.graceful_shutdown import interruptible
 from firstlight.checkpoints.io import (
     AtomicCheckpointIO,
-    checkpoint_fault,
     first_index,
     newest_resumable,
+    raise_fault,
     read_checkpoint_metrics,
     remove_leftovers,
 )
@@ -191,10 +191,7 @@ class Experiment:
         except Exception as error:
             if isinstance(error, RuntimeError) and shutdown and shutdown.failed_rank:
                 raise TrainingError(f"{shutdown.failed_rank}\n{self._interrupted(trainer, folder)}") from error
-            fault = checkpoint_fault(error, checkpoint)
-            if fault is error:
-                raise
-            raise fault from error
+            raise_fault(error, checkpoint)
         if not self._trained:
             rules.refuse_no_batches(trainer)
         if not trainer.is_global_zero:
