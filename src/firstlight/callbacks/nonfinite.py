@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from firstlight.callbacks.finite import all_finite, by_mesh, not_finite, surely_finite
-from firstlight.callbacks.replay import describe, first_fault
+from firstlight.callbacks.replay import fault_message, first_fault
 from firstlight.distributed import all_gather_objects
 from firstlight.errors import TrainingError, UsageError
 from firstlight.loggers import current_step, log, should_log
@@ -251,7 +251,7 @@ class NonFinite(Callback):
             return
         self._replaying = True
         found = all_gather_objects(trainer, first_fault(trainer, module, step.window.batches))
-        raise TrainingError(describe(step.step, step.epoch, [index for _, index in step.window.batches], found))
+        raise TrainingError(fault_message(step.step, step.epoch, [index for _, index in step.window.batches], found))
 
     def _read_all(self, trainer: Trainer, module: LightningModule) -> None:
         """Read every flag, and check the weights once a step."""

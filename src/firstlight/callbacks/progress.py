@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from tqdm import tqdm
 
-__all__ = ["Progress", "describe"]
+__all__ = ["Progress", "progress_line"]
 
 
 class Progress(ProgressBar):
@@ -81,7 +81,7 @@ class Progress(ProgressBar):
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._bar.close()
             return
-        text = describe(trainer.current_epoch + 1, trainer.callback_metrics)
+        text = progress_line(trainer.current_epoch + 1, trainer.callback_metrics)
         self._bar.set_postfix_str(text, refresh=False)
         if self._enabled and self._bar.disable and time.monotonic() >= self._next_line and not trainer.sanity_checking:
             self._next_line = time.monotonic() + self.line_every
@@ -108,11 +108,11 @@ class Progress(ProgressBar):
         )
 
 
-def describe(epoch: int, metrics: dict[str, Tensor]) -> str:
+def progress_line(epoch: int, metrics: dict[str, Tensor]) -> str:
     """Return the `val/*` among the metrics in one line.
 
     >>> import torch
-    >>> describe(3, {"val/loss": torch.tensor(0.25), "train/loss": torch.tensor(0.5)})
+    >>> progress_line(3, {"val/loss": torch.tensor(0.25), "train/loss": torch.tensor(0.5)})
     'epoch 3, val/loss 0.25'
     """
     shown = [f"{name} {float(value):.4g}" for name, value in metrics.items() if name.startswith("val/")]

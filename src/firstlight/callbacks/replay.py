@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from firstlight.callbacks.finite import all_finite
 
-__all__ = ["describe", "first_fault"]
+__all__ = ["fault_message", "first_fault"]
 
 
 def first_fault(
@@ -43,12 +43,12 @@ def first_fault(
     return None
 
 
-def describe(step: int, epoch: int, batches: list[int], found: list[tuple[int, str] | None]) -> str:
+def fault_message(step: int, epoch: int, batches: list[int], found: list[tuple[int, str] | None]) -> str:
     """Return the message about a step that was not made; `found` are the results of `first_fault` on each process.
 
     Step, epoch and batches are indices from 0.
 
-    >>> print(describe(7, 0, [7], [None, (7, "the loss is nan")]))
+    >>> print(fault_message(7, 0, [7], [None, (7, "the loss is nan")]))
     step 7 (epoch 1, batch_idx 7 of process 1): the gradient is not finite, and no update was made from it
     the loss is nan
     no checkpoint was written from it; a lower learning rate or clipping may help
