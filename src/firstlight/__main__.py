@@ -10,8 +10,6 @@ from firstlight import __version__
 from firstlight.cli import VERBS
 from firstlight.errors import TrainingError, UsageError, did_you_mean
 
-__all__ = ["main"]
-
 _VERB_LINES = "\n".join(f"  {verb:<10}{line}" for verb, line in VERBS.items())
 _HELP = f"""usage: firstlight VERB [options]
 

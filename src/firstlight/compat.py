@@ -14,14 +14,6 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-__all__ = [
-    "contained",
-    "innermost_statement",
-    "let_fused_optimisers_clip",
-    "let_loaders_predict",
-    "skip_nvml_check",
-]
-
 _KNOWN = (
     # Lightning 2.6.6 counts the batches of an epoch; here, logging counts the steps of the whole run.
     r"The number of training batches \(\d+\) is smaller than the logging interval",

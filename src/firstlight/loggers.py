@@ -18,21 +18,6 @@ from torch import Tensor
 
 from firstlight.errors import UsageError, did_you_mean
 
-__all__ = [
-    "History",
-    "LogCadence",
-    "LogsSteps",
-    "MetricsCSV",
-    "TensorBoard",
-    "all_loggers",
-    "as_list",
-    "current_step",
-    "is_logged_step",
-    "log",
-    "should_log",
-]
-
-
 _log = logging.getLogger(__name__)
 
 

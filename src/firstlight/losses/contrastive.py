@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from firstlight.errors import check_range
 from firstlight.losses.embeddings import check_embeddings
 
-__all__ = ["ContrastiveLoss", "contrastive_loss"]
-
 
 def contrastive_loss(embeddings: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
     """Return a loss that pulls equal labels together and pushes different labels at least `margin` apart.

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from firstlight.errors import UsageError
 
-__all__ = ["check_embeddings"]
-
 
 def check_embeddings(embeddings: Tensor, labels: Tensor) -> Tensor:
     """Return embeddings `(B, D)` in float32 or better, after a check that they fit labels `(B,)`.

@@ -12,17 +12,6 @@ from firstlight.errors import UsageError
 from firstlight.losses.contrastive import ContrastiveLoss
 from firstlight.losses.supervised_contrastive import SupervisedContrastiveLoss
 
-__all__ = [
-    "CLASSES",
-    "EMBEDDINGS",
-    "NUMBERS",
-    "TOKENS",
-    "ZEROS_AND_ONES",
-    "Outputs",
-    "Pairs",
-    "expected_outputs",
-]
-
 Outputs = Literal[
     "logits", "log_probabilities", "probabilities", "scores", "standardised", "log_rates", "rates", "raw", "embeddings"
 ]

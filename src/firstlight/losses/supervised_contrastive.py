@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from firstlight.errors import check_range
 from firstlight.losses.embeddings import check_embeddings
 
-__all__ = ["SupervisedContrastiveLoss", "supervised_contrastive_loss"]
-
 
 def supervised_contrastive_loss(embeddings: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
     """Return the cross-entropy of picking, for each sample, the samples with its label among the rest of the batch.

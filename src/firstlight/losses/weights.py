@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["averages_over", "batch_weight", "ignore_index", "mean_loss"]
-
 Averaged = Literal["samples", "elements", "targets", "own"]
 
 _ELEMENTWISE = (

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torchmetrics import text
 
-__all__ = ["BitsPerByte", "Perplexity"]
-
 
 class Perplexity(text.Perplexity):
     """torchmetrics' perplexity, updated with the mean cross-entropies `(N,)` of batches and their token counts `(N,)`.

@@ -12,8 +12,6 @@ from torch.nn.functional import normalize
 from firstlight.errors import check_range
 from firstlight.metrics.whole_split import WholeSplitMetric, exact
 
-__all__ = ["RecallAtK", "recall_at_k"]
-
 _MAX_ELEMENTS = 2**23  # Similarities in memory at once: 64 MiB.
 
 

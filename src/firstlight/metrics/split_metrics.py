@@ -14,8 +14,6 @@ from torchmetrics import Metric, MetricCollection, SumMetric
 from firstlight.errors import UsageError
 from firstlight.metrics.whole_split import WholeSplitMetric, exact
 
-__all__ = ["SplitMetrics"]
-
 _MAX_ELEMENTS = 2**22  # Elements of predictions kept before the metrics are updated: 16 MiB of float32, 32 of float64.
 _ELEMENTS_PER_LOSS = 256  # Elements that a batch without predictions counts as, so that few enough batches are kept.
 

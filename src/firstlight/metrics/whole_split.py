@@ -11,8 +11,6 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-__all__ = ["AUROC", "R2", "WholeSplitMetric", "auroc", "exact", "r2"]
-
 
 def exact(values: Tensor) -> Tensor:
     """Return values as float64, so that differences of large numbers are exact; as float32 on MPS, which has none."""

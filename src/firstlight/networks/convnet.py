@@ -11,8 +11,6 @@ from torch import nn
 from firstlight.errors import UsageError, check_range
 from firstlight.networks.layers import ConvBlock, Layers
 
-__all__ = ["ConvNet"]
-
 
 class ConvNet(Layers):
     """Stages of `ConvBlock`s with 2x2 max pooling between them, global average pooling, and one linear layer.

@@ -10,8 +10,6 @@ from torch.nn.functional import normalize
 
 from firstlight.errors import check_range
 
-__all__ = ["EmbeddingNet"]
-
 
 class EmbeddingNet(nn.Module):
     """A backbone, a projection head of linear, ReLU, linear, and L2 normalisation (Chen et al., "SimCLR", 2020).

@@ -12,8 +12,6 @@ from torch import nn
 
 from firstlight.errors import UsageError, check_range, did_you_mean
 
-__all__ = ["ConvBlock", "Init", "Layers", "check_choice", "initialise"]
-
 Init = Literal["default", "kaiming", "xavier"]
 
 

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from firstlight.errors import UsageError, check_range
 from firstlight.networks.layers import Init, Layers, check_choice, initialise
 
-__all__ = ["MLP", "RegularizedNet", "SimpleNet"]
-
 
 class MLP(Layers):
     """Linear layers with an activation after each but the last.

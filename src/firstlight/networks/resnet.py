@@ -11,8 +11,6 @@ from torch.nn.functional import pad, relu
 from firstlight.errors import UsageError, check_range
 from firstlight.networks.layers import ConvBlock, Layers, initialise
 
-__all__ = ["ResNet"]
-
 
 class ResNet(Layers):
     """The CIFAR-10 residual network of the paper, with its initialisation (He et al., 2015).

@@ -16,8 +16,6 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from firstlight.errors import UsageError, check_range
 from firstlight.networks.layers import check_choice
 
-__all__ = ["EncoderBlock", "Transformer", "TransformerClassifier", "TransformerLM"]
-
 
 class EncoderBlock(nn.Module):
     """Multi-head attention and a GELU feed-forward layer, each with a residual connection and layer normalisation.
