@@ -31,7 +31,7 @@ def is_logged_step(step: int, every: int) -> bool:
 
 
 def current_step(trainer: Trainer) -> int:
-    """Return the index at which Lightning 2.6.6 draws `train/*` of this batch.
+    """Return the index at which Lightning 2.6.6 logs `train/*` of this batch.
 
     It is the index of the optimiser step. With manual optimisation it is the index of the batch, in which optimisers
     may make any number of steps; `trainer.global_step` counts all of these.

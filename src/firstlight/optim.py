@@ -63,9 +63,9 @@ def build(make: Callable[[Any], Optimizer], module: nn.Module) -> Optimizer:
 class MuonAdamW(Optimizer):
     """`torch.optim.Muon` for parameters with two axes, and `torch.optim.AdamW` for all others.
 
-    Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024) takes matrices only. Its
-    update is scaled to the size of AdamW's (Liu et al., "Muon is Scalable for LLM Training", 2025), so that one
-    learning rate and one weight decay serve both.
+    Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024) takes matrices only. One
+    learning rate and one weight decay serve both, because Muon's update is scaled to the size of AdamW's (Liu et al.,
+    "Muon is Scalable for LLM Training", 2025).
 
     Args:
         params: Parameters or parameter groups.

@@ -118,7 +118,7 @@ def read_checkpoint_metrics(path: str | Path) -> dict[str, float]:
 
 
 def first_index(path: str | Path) -> int:
-    """Return the index at which a run that resumes from a checkpoint draws its first `train/*`.
+    """Return the index at which a run that resumes from a checkpoint logs its first `train/*`.
 
     It is the number of optimiser steps done, or of batches with manual optimisation, see `loggers.current_step`.
     """

@@ -15,8 +15,8 @@ def contrastive_loss(embeddings: Tensor, labels: Tensor, margin: float = 1.0) ->
 
     A pair at the Euclidean distance `d` costs `d**2 / 2` if its labels are equal and `max(0, margin - d)**2 / 2` if
     not (equation 4 of the paper). Deviation: the paper sums over given pairs. Here the loss is the mean over all
-    positive pairs of the batch plus the mean over all negative pairs, so that the larger group does not dominate. The
-    mean of an empty group is 0. The gradient at `d = 0`, where the distance is not differentiable, is 0.
+    positive pairs of the batch plus the mean over all negative pairs. So the larger group does not dominate. The mean
+    of an empty group is 0. The gradient at `d = 0`, where the distance is not differentiable, is 0.
 
     Args:
         embeddings: `(B, D)`; they are not normalised here.

@@ -1,4 +1,4 @@
-"""What each loss of torch takes the outputs of a network for.
+"""How each loss of torch reads the outputs of a network.
 
 `docs/losses.md` lists the pairs of tasks and losses.
 """
@@ -58,10 +58,10 @@ _NEEDS: Mapping[str, str] = {
 
 
 def expected_outputs(owner: str, loss: Any, pairs: Pairs) -> Outputs:
-    """Return what a loss takes outputs for, or refuse a loss of torch or firstlight that does not fit the task.
+    """Return how a loss reads outputs, or refuse a loss of torch or firstlight that does not fit the task.
 
-    A loss of the user takes what its attribute `expects` says, or what the class of torch that it extends takes, or
-    what the first loss of the pairs takes.
+    A loss of the user reads them as its attribute `expects` says. Without it, it reads them as the class of torch that
+    it extends, or as the first loss of the pairs.
 
     Args:
         owner: Name of the task.

@@ -1,4 +1,4 @@
-"""What the mean of a loss averages over, so that means over batches, processes and windows weigh each batch by it.
+"""What a loss averages over: the weight of a batch in every mean over batches, processes and accumulated windows.
 
 Shapes: `B` batch, `C` classes, `...` further axes of targets.
 """

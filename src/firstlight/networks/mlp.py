@@ -33,8 +33,7 @@ class MLP(Layers):
             `firstlight.networks.layers.initialise`.
 
     Raises:
-        UsageError: If a width is below 1, the dropout is outside [0, 1), `norm` or `init` is unknown, or `residual` is
-            set and no hidden layer is as wide as its input.
+        UsageError: If an argument is out of range, or if `residual` is set and no hidden layer is as wide as its input.
     """
 
     def __init__(
