@@ -76,7 +76,7 @@ def test_split_with_fewer_samples_than_processes_is_refused():
     data.indices["val"] = data.indices["val"][:1]
     with pytest.raises(UsageError) as refused:
         refuse_sizes(data, SimpleNamespace(num_devices=1, num_nodes=2))
-    assert str(refused.value) == "the val split has 1 samples, too few for 2 processes"
+    assert str(refused.value) == "the val split has 1 samples, too few for 2 processes: start fewer"
 
 
 def test_callback_that_duplicates_a_default_one_is_refused():
@@ -146,7 +146,8 @@ def test_disk_without_room_is_refused_with_the_bytes_needed_and_free(linear, tmp
     with pytest.raises(UsageError) as refused:
         refuse_no_room(linear, [], tmp_path / "new")
     assert str(refused.value) == (
-        f"{tmp_path / 'new'} has no room for the checkpoints: they need about 1,083,600 bytes, 1,083,599 are free"
+        f"{tmp_path / 'new'} has no room for the checkpoints: they need about 1,083,600 bytes, 1,083,599 are free; "
+        "choose another folder with --runs"
     )
     assert not (tmp_path / "new").exists()
 

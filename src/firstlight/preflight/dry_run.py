@@ -157,9 +157,9 @@ def _gradients(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> st
     unused, zero = parameters_without_gradient(task, lambda: _loss(trainer, task, batch))
     total = sum(parameter.requires_grad for parameter in task.parameters())
     if not total:
-        raise UsageError("no parameter is trainable")
+        raise UsageError("no parameter is trainable: at least one must have requires_grad=True")
     if unused:
-        raise UsageError(f"{len(unused)} of {total} parameters get no gradient: {', '.join(unused)}")
+        raise UsageError(f"{len(unused)} of {total} parameters get no gradient, so use or freeze: {', '.join(unused)}")
     return f"all {total} parameters" + (f"; the gradient is 0 on this batch for {', '.join(zero)}" if zero else "")
 
 

@@ -186,7 +186,9 @@ def refuse_sizes(datamodule: LightningDataModule, trainer: Trainer) -> None:
         per_process(datamodule.batch_size, datamodule.batch_size_is, processes)
         for split, rows in datamodule.indices.items():
             if len(rows) < processes:
-                raise UsageError(f"the {split} split has {len(rows)} samples, too few for {processes} processes")
+                raise UsageError(
+                    f"the {split} split has {len(rows)} samples, too few for {processes} processes: start fewer"
+                )
 
 
 def refuse_single_samples(trainer: Trainer) -> None:
@@ -288,6 +290,7 @@ def refuse_no_room(task: LightningModule, disable: Collection[str], folder: Path
         raise UsageError(f"cannot {action} the folder {folder}: {error.strerror}") from error
     if free < needed:
         raise UsageError(
-            f"{folder} has no room for the checkpoints: they need about {needed:,} bytes, {free:,} are free"
+            f"{folder} has no room for the checkpoints: they need about {needed:,} bytes, {free:,} are free; "
+            "choose another folder with --runs"
         )
     return needed, free

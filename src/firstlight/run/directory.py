@@ -61,7 +61,7 @@ def lock(run: Path) -> AbstractContextManager[object]:
     try:
         return FileLock(run / ".lock").acquire(timeout=0)
     except Timeout as error:
-        raise UsageError(f"another process is training {run}") from error
+        raise UsageError(f"another process is training {run}: wait for it, or start a new run") from error
     except (OSError, NotImplementedError) as error:  # A file system may have no locks.
         raise UsageError(f"cannot lock {run / '.lock'}: {_reason(error)}") from error
 
