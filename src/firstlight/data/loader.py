@@ -189,14 +189,15 @@ def make_loader(
         seed = trainer.strategy.broadcast(seed)  # Without a common seed, each process would shuffle in its own order.
     if trainer is not None and keep_on_device(dataset, trainer.strategy.root_device, num_workers, on_device):
         dataset = dataset.to(trainer.strategy.root_device)
-    fewest = 2 if shuffle and trainer is not None and _normalises_batches(trainer.lightning_module) else 1
+    fewest = 2 if shuffle and trainer is not None and normalises_batches(trainer.lightning_module) else 1
     sampler = ResumableDistributedSampler(
         len(dataset), batch_size, shuffle, seed, rank, processes, dataset.device, min(fewest, batch_size)
     )
     return Loader(dataset, sampler, num_workers)
 
 
-def _normalises_batches(module: nn.Module | None) -> bool:
+def normalises_batches(module: nn.Module | None) -> bool:
+    """Return whether a module has a batch normalisation, which cannot train on a batch of one sample."""
     return module is not None and any(isinstance(part, _BatchNorm) for part in module.modules())
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from firstlight.data.loader import normalises_batches
 from firstlight.errors import UsageError
 from firstlight.preflight.rules import (
     long_window,
@@ -164,7 +164,7 @@ def _gradients(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> st
 
 
 def _leak(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> str:
-    if any(isinstance(part, _BatchNorm) for part in task.network.modules()):
+    if normalises_batches(task.network):
         raise Skipped("batch normalisation mixes the samples of a batch by design")
     inputs = batch[0][:8]
     with trainer.precision_plugin.forward_context():

@@ -17,12 +17,11 @@ from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from firstlight.callbacks.defaults import DEFAULTS, Monitored
 from firstlight.data import DataModule
-from firstlight.data.loader import ResumableDistributedSampler, per_process
+from firstlight.data.loader import ResumableDistributedSampler, normalises_batches, per_process
 from firstlight.errors import UsageError, check_range, did_you_mean
 from firstlight.tasks import Task
 
@@ -197,7 +196,7 @@ def refuse_single_samples(trainer: Trainer) -> None:
     Call it when training starts. It tries a copy of the network. Only batches of a DataLoader are known.
     """
     network, loader = getattr(trainer.lightning_module, "network", None), trainer.train_dataloader
-    if not isinstance(network, nn.Module) or not any(isinstance(part, _BatchNorm) for part in network.modules()):
+    if not isinstance(network, nn.Module) or not normalises_batches(network):
         return
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or _smallest(loader) > 1:
         return
