@@ -15,7 +15,7 @@ from firstlight.losses.supervised_contrastive import SupervisedContrastiveLoss
 Outputs = Literal[
     "logits", "log_probabilities", "probabilities", "scores", "standardised", "log_rates", "rates", "raw", "embeddings"
 ]
-"""How a task reads outputs. Scores can be compared, but are no logits. Rates are expected counts; raw outputs have the
+"""How a task reads outputs. Scores can be compared, but are not logits. Rates are expected counts. Raw outputs have the
 units of the targets."""
 
 Pairs = Mapping[type[nn.Module], Outputs]

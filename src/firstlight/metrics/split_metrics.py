@@ -187,8 +187,8 @@ class SplitMetrics:
 
 
 def _new_sum() -> SumMetric:
-    # MeanMetric of torchmetrics 1.9 ignores its weights with nan_strategy="disable"; every other strategy looks at the
-    # values, which waits for the device. Therefore two sums. They are also used outside inference mode.
+    # MeanMetric of torchmetrics 1.9 ignores its weights with nan_strategy="disable", and every other strategy waits for
+    # the device. Two sums replace it. They are also used outside inference mode.
     with torch.inference_mode(False):
         total = SumMetric(nan_strategy="disable")
         total.set_dtype(torch.float64)

@@ -106,8 +106,8 @@ class LabelledText(Texts):
 class UnicodeNames(Texts):
     """Names of Unicode characters; the classes are their general categories. See `Texts`. Nothing is downloaded.
 
-    For example, `LATIN SMALL LETTER A WITH ACUTE` is `Ll`, a lower-case letter. Left out are names that follow from the
-    code point (Hangul syllables, and names that end with the code point) and categories with fewer than 100 names.
+    For example, `LATIN SMALL LETTER A WITH ACUTE` is `Ll`, a lower-case letter. The data leaves out names that follow
+    from the code point (Hangul syllables, and names that end with it) and categories with fewer than 100 names.
 
     The data depends on the version of Python, so results must name it.
 
