@@ -50,14 +50,14 @@ class NonFinite(Callback):
     """Prevent an update from a loss or a gradient that is not finite: stop the run, or skip the step.
 
     The gradient is the one that the optimiser would use: accumulated, and averaged over the processes, so that all of
-    them decide alike. With several processes or a gradient scaler, a loss that is not finite makes
-    the gradient not finite.
+    them decide alike. With several processes or a gradient scaler, a loss that is not finite makes the gradient not
+    finite.
 
-    On the CPU the step is not made. On another device nothing waits for the flag: an optimiser that takes `found_inf`
+    On the CPU the step is not made. On another device nothing waits for the flag. An optimiser that takes `found_inf`
     (Adam, AdamW, SGD and Adagrad with `fused=True`) leaves weights and state unchanged, also in all later steps of a
     run that stops. The flag is read when it has arrived, at the latest when something is logged, validated or saved.
-    The first step waits. With other optimisers, `skip` waits at each step, and `stop` passes zero gradients until
-    the flag is read.
+    The first step waits. With other optimisers, `skip` waits at each step, and `stop` passes zero gradients until the
+    flag is read.
 
     A gradient scaler skips steps to find its scale. These do not stop the run, unless the loss is not finite or the
     scale is below 1. A skipped step counts for the schedule and in `global_step`; buffers, for example running means,

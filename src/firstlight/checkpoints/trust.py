@@ -109,8 +109,8 @@ class SafeLoading:
             **options: `strict`, and constructor arguments that replace those of the checkpoint.
 
         Raises:
-            UsageError: When the file is damaged or holds code, when it names a class that is not trusted or not of
-                this kind, or when it does not fit the class.
+            UsageError: When the file is damaged, holds code, names a class that is not trusted or not of this kind, or
+                does not fit the class.
         """
         if options.pop("hparams_file", None) is not None:
             raise UsageError("hparams_file is not read: pass the arguments themselves")

@@ -25,8 +25,8 @@ class RankWatchdog:
     """Threads that send heartbeats to a shared store and watch those of the other processes.
 
     A training step does nothing for it. A process that does not answer for `timeout` seconds is killed if it is on
-    this machine, so that processes that wait for it in a collective get an error. When a process fails, the others
-    have ten seconds to end by themselves; then the watchdog ends them.
+    this machine. Those that wait for it in a collective then get an error. When a process fails, the others have ten
+    seconds to end by themselves; then the watchdog ends them.
 
     Every process creates one. A barrier must follow before `start`.
 

@@ -62,8 +62,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
             losses. Needed for a metric that does not say it.
 
     Raises:
-        UsageError: When a part is missing or cannot be called, when `monitor` or `l1` is wrong, or when a checkpoint is
-            loaded without a part that was given as an object.
+        UsageError: When an argument is wrong, or when a checkpoint is loaded without a part that was an object.
     """
 
     eval_only_metrics: ClassVar[frozenset[str]] = frozenset()
@@ -144,9 +143,9 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
     def batch_weight(self, targets: Tensor) -> Tensor | int:
         """Return the weight of a batch in every mean over batches: what its loss averages over.
 
-        This is what the method `batch_weight(targets)` of the loss returns, if it has one; the scored targets, or the
-        sum of their class weights, for a cross-entropy or likelihood; the numbers or the samples for other losses. A
-        batch of weight 0 counts for nothing.
+        A loss may have a method `batch_weight(targets)` that returns it. A cross-entropy or likelihood averages over
+        its scored targets, or the sum of their class weights; other losses over numbers or samples. A batch of weight 0
+        counts for nothing.
         """
         if self.averages_over == "samples":
             return targets.shape[0]
@@ -374,7 +373,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
                     f"argument of its __init__ as {name}: {annotation}"
                 )
 
-    def _mode(self, metrics: Mapping[str, Metric], mode: Literal["min", "max"] | None = None) -> Literal["min", "max"]:
+    def _mode(self, metrics: Mapping[str, Metric], mode: Literal["min", "max"] | None) -> Literal["min", "max"]:
         is_better_higher: dict[str, bool | None] = {"val/loss": False}
         is_better_higher |= {f"val/{name}": metric.higher_is_better for name, metric in metrics.items()}
         if self.monitor not in is_better_higher:

@@ -133,8 +133,8 @@ class BinaryClassification(_ZeroOne):
             that ends in a sigmoid. See `docs/losses.md`.
         optimizer: See `Task`.
         schedule: See `Task`.
-        pos_weight: Weight of samples of class 1 in the loss, `torch.nn.BCEWithLogitsLoss`, where the others count 1: a
-            number, or `"balanced"`, the number of training samples of class 0 divided by that of class 1.
+        pos_weight: Weight of samples of class 1 in the loss, `torch.nn.BCEWithLogitsLoss`; the others weigh 1. A
+            number, or `"balanced"`: the training samples of class 0 divided by those of class 1.
         **options: See `Task`; `monitor` is `val/loss`, `val/accuracy`, `val/auroc` or `val/f1`.
     """
 
@@ -183,9 +183,9 @@ class MultilabelClassification(_ZeroOne):
         optimizer: See `Task`.
         schedule: See `Task`.
         labels: Number of labels, at least 2; for one label there is `BinaryClassification`.
-        pos_weight: Weight of a positive label in the loss, `torch.nn.BCEWithLogitsLoss`, where a negative one counts 1:
-            a list in the order of the labels, a mapping by label name, or `"balanced"`, the number of training samples
-            without the label divided by the number with it.
+        pos_weight: Weight of a positive label in the loss, `torch.nn.BCEWithLogitsLoss`; a negative one weighs 1. A
+            list in the order of the labels, a mapping by label name, or `"balanced"`: the training samples without a
+            label divided by those with it.
         **options: See `Task`; `monitor` is `val/loss`, `val/accuracy`, `val/auroc` or `val/f1`.
     """
 

@@ -38,8 +38,8 @@ class Classification(Task):
         optimizer: See `Task`.
         schedule: See `Task`.
         classes: Number of classes, at least 2.
-        class_weights: Weights of the classes in the loss, which then has none of its own: a list in the order of the
-            class names, a mapping by class name, or `"balanced"`, inverse to the number of training samples.
+        class_weights: Weights of the classes in the loss, which then has none of its own. A list in the order of the
+            class names, a mapping by class name, or `"balanced"`: inverse to the number of training samples.
         **options: See `Task`; `monitor` is `val/loss` or `val/accuracy`.
     """
 

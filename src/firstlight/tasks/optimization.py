@@ -101,8 +101,8 @@ class Optimization:
         """Return the optimiser of the trainable parameters, and a scheduler that Lightning steps with it.
 
         Raises:
-            UsageError: When the optimiser refuses a value or the parameters, when the schedule does not fit the run, or
-                when a resumed run has done more steps than are planned.
+            UsageError: When optimiser or schedule do not fit the run, or when a resumed run has done more steps than
+                are planned.
         """
         self._origin, self._first_total, self._configured = (0, 0, 0), 0, []
         optimizer = build(self.build_optimizer, module)

@@ -26,9 +26,9 @@ __all__ = ["Regression"]
 class Regression(Task):
     """Outputs `(B, outputs)` against float64 or float32 targets `(B, outputs)` in the user's units.
 
-    The network is trained on standardised targets, so losses are near 1 in any unit. The mean and standard deviation
-    of the training targets are computed before the first step and saved in the checkpoint as `target_mean` and
-    `target_std`; a resumed run keeps them. A constant target is divided by 1.
+    The network is trained on standardised targets, so losses are near 1 in any unit. `target_mean` and `target_std` of
+    the training targets are computed before the first step. The checkpoint holds them, and a resumed run keeps them. A
+    constant target is divided by 1.
 
     Targets, statistics, metrics and predictions are float64 in every precision of the trainer, so that large targets
     keep their differences. Only standardised targets are rounded.
