@@ -18,8 +18,6 @@ from firstlight.callbacks.finite import not_finite
 from firstlight.errors import UsageError, check_range
 from firstlight.loggers import LogCadence, current_step
 
-__all__ = ["BestCheckpoint", "FinalCheckpoint", "LastCheckpoint", "validation_follows"]
-
 
 class FiniteCheckpoint(ModelCheckpoint):
     """A checkpoint that never holds weights that are not finite. If one process cannot write, all of them raise."""

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from firstlight.errors import UsageError
 
-__all__ = ["Compile"]
-
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 

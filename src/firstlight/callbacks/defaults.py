@@ -17,8 +17,6 @@ from firstlight.callbacks.progress import Progress
 from firstlight.callbacks.random_state import RandomState
 from firstlight.errors import UsageError, did_you_mean
 
-__all__ = ["DEFAULTS", "LINKED", "MONITORING", "Monitored", "defaults"]
-
 DEFAULTS: dict[str, type[Callback]] = {
     "early_stopping": EarlyStopping,
     "random_state": RandomState,

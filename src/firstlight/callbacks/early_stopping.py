@@ -8,8 +8,6 @@ from torch import Tensor
 
 from firstlight.errors import UsageError, did_you_mean
 
-__all__ = ["EarlyStopping"]
-
 
 class EarlyStopping(callbacks.EarlyStopping):
     """Lightning's early stopping, with more patience. Its state restores what was seen, not how it was configured.

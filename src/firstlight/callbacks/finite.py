@@ -10,8 +10,6 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["all_finite", "by_mesh", "not_finite", "surely_finite"]
-
 
 def by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """Return the plain tensors, and the DTensors of each device mesh: torch 2.13 refuses one call for all of them.

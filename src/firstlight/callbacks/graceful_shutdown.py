@@ -22,8 +22,6 @@ from firstlight.callbacks.checkpoints import LastCheckpoint, validation_follows
 from firstlight.distributed import RankWatchdog
 from firstlight.errors import check_range
 
-__all__ = ["GracefulShutdown", "interruptible"]
-
 
 class GracefulShutdown(Checkpoint):
     """Stop all processes of a fit after the same step when one of them gets a signal, and end all when one fails.

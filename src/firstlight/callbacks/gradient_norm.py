@@ -13,8 +13,6 @@ from torch.optim import Optimizer
 from firstlight.callbacks.finite import by_mesh
 from firstlight.loggers import LogsSteps, log
 
-__all__ = ["GradientNorm", "blocks", "by_block", "norms"]
-
 
 class GradientNorm(LogsSteps):
     """Log `grad_norm/total` and `grad_norm/BLOCK` every `log_every_n_steps` optimiser steps, before clipping.

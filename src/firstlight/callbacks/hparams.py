@@ -12,8 +12,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from firstlight.callbacks.checkpoints import BestCheckpoint
 from firstlight.checkpoints.io import read_checkpoint_metrics
 
-__all__ = ["HParams", "flatten"]
-
 
 class HParams(Callback):
     """Write hyper-parameters of module and data with the `val/*` of the best checkpoint when training ends.

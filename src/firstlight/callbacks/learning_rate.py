@@ -7,8 +7,6 @@ from torch.optim import Optimizer
 
 from firstlight.loggers import LogsSteps, log
 
-__all__ = ["LearningRate", "rates"]
-
 
 class LearningRate(LogsSteps):
     """Log `lr`, the rate of the current step, every `log_every_n_steps` optimiser steps.

@@ -16,8 +16,6 @@ from firstlight.distributed import all_gather_objects
 from firstlight.errors import TrainingError, UsageError
 from firstlight.loggers import current_step, log, should_log
 
-__all__ = ["NonFinite", "verdict"]
-
 
 class _Window:
     """The batches of one optimiser step with their indices, and losses that may not be finite."""

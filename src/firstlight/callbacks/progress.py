@@ -11,8 +11,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from tqdm import tqdm
 
-__all__ = ["Progress", "progress_line"]
-
 
 class Progress(ProgressBar):
     """One bar for the whole fit, in batches, with the newest `val/*`; one bar for each evaluation.

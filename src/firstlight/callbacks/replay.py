@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from firstlight.callbacks.finite import all_finite
 
-__all__ = ["fault_message", "first_fault"]
-
 
 def first_fault(
     trainer: Trainer, module: LightningModule, batches: Sequence[tuple[Any, int]]

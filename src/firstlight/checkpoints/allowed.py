@@ -18,8 +18,6 @@ from torchmetrics import Metric
 from firstlight.errors import UsageError
 from firstlight.schedules import Schedule
 
-__all__ = ["allowed_classes", "is_location", "is_within", "judge", "refuse_class", "shorten", "without_locations"]
-
 _SOURCES: dict[str, tuple[type, str]] = {
     "firstlight.tasks": (LightningModule, "firstlight.tasks"),
     "firstlight.data": (LightningDataModule, "firstlight.data"),

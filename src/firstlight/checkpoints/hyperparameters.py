@@ -8,8 +8,6 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from firstlight.checkpoints.allowed import without_locations
 from firstlight.errors import UsageError
 
-__all__ = ["keep_hyperparameters"]
-
 _PLACEHOLDER = "<object of "  # Start of the text that a checkpoint holds in place of an object.
 
 

@@ -20,15 +20,6 @@ from torch.utils.serialization import config
 
 from firstlight.errors import UsageError, root_cause
 
-__all__ = [
-    "AtomicCheckpointIO",
-    "find_corruption",
-    "first_index",
-    "newest_resumable",
-    "read",
-    "read_checkpoint_metrics",
-]
-
 _RESTORING = ("pytorch/trainer/connectors/checkpoint_connector.py", "pytorch/core/saving.py")
 """Where Lightning 2.6.6 restores a checkpoint."""
 _LIBRARIES = ("firstlight", "lightning", "torch", "torchmetrics", "jsonargparse", "packaging")

@@ -21,8 +21,6 @@ from firstlight.checkpoints.io import raise_fault, read
 from firstlight.compat import innermost_statement
 from firstlight.errors import UsageError
 
-__all__ = ["SafeLoading", "only_trusted", "stored_config"]
-
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 _STORED_UNDER = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
 _lock = RLock()

@@ -25,8 +25,6 @@ from firstlight.data.scale import Scaler, statistics
 from firstlight.data.split import Indices, split
 from firstlight.errors import UsageError, about, check_range
 
-__all__ = ["DataModule"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from firstlight.errors import UsageError
 
-__all__ = ["MISSING", "codes", "distinct", "encode_labels", "is_missing", "notation", "same", "warn_doubtful"]
-
 _log = logging.getLogger(__name__)
 
 MISSING = frozenset(

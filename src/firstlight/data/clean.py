@@ -17,8 +17,6 @@ from firstlight.data.cells import is_missing, notation
 from firstlight.data.samples import SPLITS, Samples
 from firstlight.errors import UsageError
 
-__all__ = ["Missing", "MissingTargets", "clean"]
-
 Missing = Literal["refuse", "drop", "mean"]
 MissingTargets = Literal["refuse", "drop"]
 

@@ -9,9 +9,6 @@ from pathlib import Path
 
 from firstlight.errors import UsageError, did_you_mean
 
-__all__ = ["Csv", "digest_of", "missing_column", "read_bytes", "read_csv", "read_text"]
-
-
 _MAGIC = {
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",

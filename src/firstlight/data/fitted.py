@@ -6,8 +6,6 @@ from typing import Any
 from firstlight.data.samples import Samples
 from firstlight.errors import UsageError
 
-__all__ = ["COMPARED_FIELDS", "check_compatible", "is_other_data"]
-
 COMPARED_FIELDS = ("class_names", "columns")
 """Fields of `Samples` that must be equal to those that the checkpoint was trained on."""
 

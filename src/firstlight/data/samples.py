@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["SPLITS", "Batch", "Samples", "Split", "TensorBatches"]
-
 Batch = tuple[Tensor, Tensor]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from firstlight.errors import UsageError
 
-__all__ = ["Scaler", "statistics"]
-
 
 class Scaler:
     """Subtract the mean and divide by the standard deviation, both `(C, 1, ...)`, on the device of the inputs."""

@@ -10,8 +10,6 @@ from sklearn.model_selection import train_test_split
 from firstlight.data.samples import SPLITS, Samples, Split
 from firstlight.errors import UsageError
 
-__all__ = ["Indices", "split"]
-
 _log = logging.getLogger(__name__)
 
 Indices = NDArray[np.int64]

@@ -14,8 +14,6 @@ from typing import Any
 
 from torch.distributed import Store  # type: ignore[attr-defined]  # torch exports it without saying so
 
-__all__ = ["RankWatchdog"]
-
 _INTERVAL = 0.25  # Seconds between two heartbeats.
 _QUIET = 8  # Intervals without a heartbeat after which a process counts as gone if a collective failed: 2 s.
 _GRACE = 40  # Intervals that the main thread has to end by itself after another process failed: 10 s.

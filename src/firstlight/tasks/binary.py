@@ -26,8 +26,6 @@ from firstlight.tasks.training_targets import (
     weights_by_name,
 )
 
-__all__ = ["BinaryClassification", "MultilabelClassification"]
-
 
 class _FromScores:
     """A metric of torchmetrics updated with scores `(B, width)`: it would guess whether they are probabilities."""

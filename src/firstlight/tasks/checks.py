@@ -7,15 +7,6 @@ from torch import Tensor
 
 from firstlight.errors import UsageError
 
-__all__ = [
-    "at_least_float32",
-    "check_elementwise_outputs",
-    "check_elementwise_targets",
-    "check_labels",
-    "check_same_shape",
-    "describe",
-]
-
 
 def describe(value: Any) -> str:
     """Return shape and type of a tensor, or what a network returned instead of one.

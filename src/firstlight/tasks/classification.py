@@ -24,8 +24,6 @@ from firstlight.tasks.training_targets import (
     weights_by_name,
 )
 
-__all__ = ["Classification"]
-
 
 class Classification(Task):
     """Logits `(B, classes)` against class indices `(B,)` int64; metric: `accuracy` in [0, 1].

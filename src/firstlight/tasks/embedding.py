@@ -12,8 +12,6 @@ from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
 from firstlight.tasks.checks import check_labels
 
-__all__ = ["Embedding"]
-
 
 class Embedding(Task):
     """Embeddings `(B, D)` with labels `(B,)` int64, from which the loss forms pairs or positives within a batch.

@@ -19,8 +19,6 @@ from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
 from firstlight.tasks.checks import at_least_float32
 
-__all__ = ["LanguageModel"]
-
 
 class LanguageModel(Task):
     """Logits `(B, T, V)` against the next tokens, `(B, T)` int64; metrics: `perplexity`, `bits_per_byte`.

@@ -19,8 +19,6 @@ from firstlight.errors import UsageError
 from firstlight.optim import build
 from firstlight.schedules import Schedule
 
-__all__ = ["Optimization", "planned_steps"]
-
 _log = logging.getLogger(__name__)
 
 

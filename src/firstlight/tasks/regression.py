@@ -20,8 +20,6 @@ from firstlight.tasks.checks import (
 )
 from firstlight.tasks.training_targets import training_targets
 
-__all__ = ["Regression"]
-
 
 class Regression(Task):
     """Outputs `(B, outputs)` against float64 or float32 targets `(B, outputs)` in the user's units.

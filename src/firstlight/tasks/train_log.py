@@ -11,8 +11,6 @@ from firstlight.distributed import all_gather_objects
 from firstlight.loggers import is_logged_step
 from firstlight.metrics.split_metrics import SplitMetrics
 
-__all__ = ["TrainLog"]
-
 
 class TrainLog:
     """Computes `train/*` from the training `metrics` after every `log_every_n_steps` optimiser steps.

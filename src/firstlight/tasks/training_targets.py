@@ -14,8 +14,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from firstlight.errors import UsageError, check_range, did_you_mean
 
-__all__ = ["Weights", "balanced_weights", "class_names", "reserve_weights", "training_targets", "weights_by_name"]
-
 Weights = list[float] | dict[str, float] | Literal["balanced"]
 """A weight for each class in the order of the class names, or by class name, or weights that balance the classes."""
 

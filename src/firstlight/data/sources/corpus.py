@@ -16,8 +16,6 @@ from firstlight.data.files import digest_of, read_bytes, read_text
 from firstlight.data.samples import Samples
 from firstlight.errors import UsageError, check_range
 
-__all__ = ["Corpus", "PythonDocs", "Windows"]
-
 Tokens = NDArray[np.int16]
 
 

@@ -13,8 +13,6 @@ from firstlight.data.base import DataModule
 from firstlight.data.samples import Samples
 from firstlight.errors import check_range
 
-__all__ = ["Digits"]
-
 
 class Digits(DataModule):
     """Handwritten digits: inputs `(B, 1, size, size)` float32, targets `(B,)` int64 from 0 to 9.

@@ -20,8 +20,6 @@ from firstlight.data.files import digest_of, missing_column, read_csv
 from firstlight.data.samples import Batch, Samples, TensorBatches
 from firstlight.errors import UsageError, check_range
 
-__all__ = ["LabelledText", "PaddedBatches", "Texts", "UnicodeNames"]
-
 _log = logging.getLogger(__name__)
 
 _MIN_NAMES = 100

@@ -18,8 +18,6 @@ from firstlight.data.files import read_bytes
 from firstlight.data.samples import Samples
 from firstlight.errors import UsageError
 
-__all__ = ["MNIST", "FashionMNIST"]
-
 
 class MNIST(DataModule):
     """Handwritten digits: inputs `(B, 1, 28, 28)` float32, targets `(B,)` int64 from 0 to 9; the official test split.

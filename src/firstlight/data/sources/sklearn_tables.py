@@ -9,8 +9,6 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 from firstlight.data.base import DataModule
 from firstlight.data.samples import Samples
 
-__all__ = ["BreastCancer", "Diabetes"]
-
 
 class BreastCancer(DataModule):
     """569 tumours with 30 measurements of their cell nuclei: malignant or benign. Nothing is downloaded.

@@ -18,8 +18,6 @@ from firstlight.data.files import missing_column, read_csv
 from firstlight.data.samples import Samples
 from firstlight.errors import UsageError
 
-__all__ = ["Table"]
-
 _log = logging.getLogger(__name__)
 
 _MAX_LISTED = 5

@@ -15,8 +15,6 @@ from firstlight.data.files import digest_of
 from firstlight.data.samples import Samples
 from firstlight.errors import UsageError
 
-__all__ = ["Tensors"]
-
 
 class Tensors(DataModule):
     """Arrays or tensors in memory; `Samples` describes the types and shapes.
