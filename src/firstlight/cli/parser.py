@@ -72,7 +72,7 @@ class CLI(LightningCLI):
                 self.name = early.experiment or name
             self.experiment_dir = Path(early.runs).expanduser() / self.name
             self.trust = [] if early.trust is None else early.trust.split(",")
-            is_configured = configs or early.model or early.data or early.ckpt in (None, "best", "last", "final")
+            is_configured = configs or early.model or early.data or early.ckpt in (None, *directory.CHECKPOINTS)
             if not is_configured and verb in ("validate", "test", "predict"):
                 self.stored = early.ckpt
                 args = ["--config", stored_config(self.stored, self.trust), *args]

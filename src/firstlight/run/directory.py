@@ -20,6 +20,9 @@ from filelock import FileLock, Timeout
 
 from firstlight.errors import UsageError, did_you_mean
 
+CHECKPOINTS = ("best", "last", "final")
+"""Names of the checkpoints of a run."""
+
 
 def create(root: Path, experiment: str) -> Path:
     """Create a new run directory `root/experiment/TIME`, write its name to `latest`, and return it.
@@ -149,7 +152,7 @@ def _started_runs(experiment: Path) -> list[Path]:
 
 
 def checkpoint(run: Path, name: str) -> Path:
-    """Return the path of the checkpoint `name` of a run, `"best"` or `"last"`.
+    """Return the path of the checkpoint `name` of a run, one of `CHECKPOINTS`.
 
     Raises:
         UsageError: When the run has no such checkpoint.

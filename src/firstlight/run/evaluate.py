@@ -43,13 +43,13 @@ def choose_checkpoint(verb: str, run: Path | None, ckpt: str | None, default: st
     if ckpt is None and run is None:
         raise UsageError(f"{verb} needs a checkpoint: give --run DIR or --ckpt PATH; random weights are not evaluated")
     name = ckpt or ("final" if run and (run / "checkpoints" / "final.ckpt").is_file() else default)
-    if name in ("best", "last", "final"):
+    if name in directory.CHECKPOINTS:
         if run is None:
             raise UsageError(f"--ckpt {name} is a checkpoint of a run: add --run DIR")
         return directory.checkpoint(run, name)
     path = Path(name).expanduser()
     if not path.is_file():
-        raise UsageError(f"there is no checkpoint {name}" + did_you_mean(name, ["best", "last", "final"]))
+        raise UsageError(f"there is no checkpoint {name}" + did_you_mean(name, directory.CHECKPOINTS))
     return path
 
 
