@@ -86,17 +86,15 @@ class Table(DataModule):
         splits = [] if self.split_column is None else [self.split_column]
         others = [name for name in header if name not in [*self.targets, *splits]]
         columns = self.columns or (self.fitted["columns"][: -len(self.targets)] if self.fitted else others)
-        problem = missing_column(self.path, columns, header) or missing_column(self.path, self.categorical, columns)
-        if not self.fitted:
-            problem = problem or missing_column(self.path, self.targets, header)
+        wanted = columns if self.fitted else [*columns, *self.targets]
+        if problem := missing_column(self.path, wanted, header) or missing_column(self.path, self.categorical, columns):
+            raise UsageError(problem)
         if not columns:
-            problem = problem or f"{self.path} has no input columns, only {', '.join(header)}"
+            raise UsageError(f"{self.path} has no input columns, only {', '.join(header)}")
         for name in columns:
             if columns.count(name) > 1 or name in [*self.targets, *splits]:
                 role = "an input twice" if columns.count(name) > 1 else "an input and also the target or the split"
-                problem = problem or f"{self.path}: column {name} is {role}: leave it out of columns"
-        if problem:
-            raise UsageError(problem)
+                raise UsageError(f"{self.path}: column {name} is {role}: leave it out of columns")
         numbers = [name for name in columns if name not in self.categorical]
         self._refuse_long_integers({name: table[name] for name in numbers}, file.lines)
         if not self.fitted:
