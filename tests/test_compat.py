@@ -4,13 +4,13 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 
-from firstlight.compat import contained, innermost_statement, let_fused_optimisers_clip
+from firstlight.compat import innermost_statement, let_fused_optimisers_clip, without_side_effects
 
 
 def test_known_warnings_are_silent_and_others_are_not():
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
-        with contained():
+        with without_side_effects():
             warnings.warn("The 'train_dataloader' does not have many workers which may be a bottleneck.", stacklevel=1)
             warnings.warn("another warning", stacklevel=1)
     assert [str(each.message) for each in shown] == ["another warning"]

@@ -42,7 +42,7 @@ _OUTER_LINES = (
 
 
 @contextmanager
-def contained() -> Iterator[None]:
+def without_side_effects() -> Iterator[None]:
     """Ignore the known warnings in this context, and restore what it changes in the process.
 
     These are the warning filters, the levels of Lightning's loggers and the environment: Lightning 2.6.6 sets

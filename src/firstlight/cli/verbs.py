@@ -1,7 +1,7 @@
 """The verbs of the command line: `run`, `fit`, `check`, `validate`, `test` and `predict`."""
 
 from firstlight.cli.parser import CLI
-from firstlight.compat import contained
+from firstlight.compat import without_side_effects
 from firstlight.errors import UsageError
 from firstlight.preflight.rules import refuse_no_step
 from firstlight.run import directory
@@ -9,7 +9,7 @@ from firstlight.run.evaluate import evaluate, test_trained
 from firstlight.run.experiment import is_first_process
 
 
-@contained()
+@without_side_effects()
 def run(args: list[str]) -> None:
     """Fit, then test the best checkpoint."""
     experiment = CLI("run", args).training()
@@ -35,7 +35,7 @@ def run(args: list[str]) -> None:
             experiment.write_results(results)
 
 
-@contained()
+@without_side_effects()
 def fit(args: list[str]) -> None:
     """Train, or resume a run."""
     experiment = CLI("fit", args).training()
@@ -44,7 +44,7 @@ def fit(args: list[str]) -> None:
         experiment.write_results(results)
 
 
-@contained()
+@without_side_effects()
 def check(args: list[str]) -> None:
     """Print what is right and wrong with a fit, without training."""
     findings = CLI("check", args).training().check()
@@ -54,21 +54,21 @@ def check(args: list[str]) -> None:
         raise UsageError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}")
 
 
-@contained()
+@without_side_effects()
 def validate(args: list[str]) -> None:
     """Evaluate a checkpoint on the validation split."""
     cli = CLI("validate", args)
     evaluate(cli.experiment, "validate", cli.config.ckpt)
 
 
-@contained()
+@without_side_effects()
 def test(args: list[str]) -> None:
     """Evaluate a checkpoint on the test split."""
     cli = CLI("test", args)
     evaluate(cli.experiment, "test", cli.config.ckpt)
 
 
-@contained()
+@without_side_effects()
 def predict(args: list[str]) -> None:
     """Write the predictions of a checkpoint for the test split."""
     cli = CLI("predict", args)
