@@ -140,6 +140,10 @@ def test_every_optimizer_of_torch_gets_groups_only_for_weight_decay(name):
         with pytest.raises(UsageError, match=r"firstlight\.optim\.MuonAdamW gives the others to AdamW"):
             build(kind, two_layers())
         return
+    if name == "SparseAdam":
+        with pytest.raises(UsageError, match="sparse=True only"):
+            build(kind, two_layers())
+        return
     optimizer = build(kind, two_layers())
     decays = any(group.get("weight_decay") for group in optimizer.param_groups)
     assert len(optimizer.param_groups) == (2 if decays else 1)

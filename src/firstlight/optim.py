@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import SGD, Adagrad, AdamW, Muon, Optimizer, SparseAdam
 
 from firstlight.errors import UsageError
 
@@ -57,7 +57,27 @@ def build(make: Callable[[Any], Optimizer], module: nn.Module) -> Optimizer:
     except ValueError as error:  # torch raises it for a value outside its range.
         way_out = "; firstlight.optim.MuonAdamW gives the others to AdamW" if str(error).startswith("Muon only") else ""
         raise UsageError(f"optimizer: {error}{way_out}") from error
+    _check_sparse(optimizer, module)
     return optimizer
+
+
+def _check_sparse(optimizer: Optimizer, module: nn.Module) -> None:
+    """Refuse an optimiser of torch that cannot take the sparse or the dense gradients of a module."""
+    tables = [each for each in module.modules() if isinstance(each, nn.Embedding | nn.EmbeddingBag) and each.sparse]
+    sparse = {id(each.weight) for each in tables if each.weight.requires_grad}
+    name = type(optimizer).__name__
+    if isinstance(optimizer, SparseAdam):
+        for path, parameter in module.named_parameters():
+            if parameter.requires_grad and id(parameter) not in sparse:
+                raise UsageError(
+                    f"optimizer: SparseAdam takes weights of embeddings with sparse=True only, and no {path}: use "
+                    "torch.optim.AdamW, and embeddings with sparse=False"
+                )
+    elif sparse and name in vars(torch.optim) and not isinstance(optimizer, SGD | Adagrad):
+        raise UsageError(
+            f"optimizer: {name} takes no sparse gradients, but an embedding has sparse=True: set sparse=False, or use "
+            "torch.optim.SGD"
+        )
 
 
 class MuonAdamW(Optimizer):

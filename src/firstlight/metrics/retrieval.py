@@ -48,7 +48,7 @@ def recall_at_k(embeddings: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 class RecallAtK(WholeSplitMetric):
-    """`recall_at_k` over all embeddings `(B, D)` and labels `(B,)` of a split; NaN if there is only one sample.
+    """`recall_at_k` over all embeddings `(B, D)` and labels `(B,)` of a split; NaN if no two samples share a label.
 
     Args:
         k: Retrieved samples per query, at least 1.
@@ -59,6 +59,11 @@ class RecallAtK(WholeSplitMetric):
         super().__init__(**options)
         check_range("RecallAtK", "[1, inf)", k=k)
         self.k = k
+
+    def undefined(self, targets: Tensor) -> str:
+        """Return why the recall is undefined, or `""`."""
+        is_alone = len(torch.unique(targets)) == len(targets)
+        return super().undefined(targets) or ("no two samples have the same label" if is_alone else "")
 
     def function(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """Return the recall `()`."""

@@ -3,6 +3,7 @@
 Shapes: `B` batch; `...` the shape of one prediction or target.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection, SumMetric
 
 from firstlight.errors import UsageError
-from firstlight.metrics.whole_split import WholeSplitMetric, exact
+from firstlight.metrics.whole_split import MayBeUndefined, exact
 
 _MAX_ELEMENTS = 2**22  # Elements of predictions kept before the metrics are updated: 16 MiB of float32, 32 of float64.
 _ELEMENTS_PER_LOSS = 256  # Elements that a batch without predictions counts as, so that few enough batches are kept.
@@ -36,6 +37,8 @@ class SplitMetrics:
         self.ignore_index = ignore_index
         self.names = list(metrics)
         self.last_weight: Tensor | int = 0  # Of the last batch.
+        self.is_open = True  # False while `update` leaves out batches: LBFGS evaluates one several times.
+        self.copies_targets = False  # True if a loader may write a batch into the memory of the one before.
         self.missing_reasons: dict[str, str] = {}  # By name, why a metric of the last `compute` is NaN.
         self._metrics = MetricCollection(dict(metrics)).clone(prefix=f"{split}/")
         self._weight = _new_sum()
@@ -60,15 +63,19 @@ class SplitMetrics:
                 from the losses and weights of the batches, for example perplexity.
             terms: By name, the terms `()` of the loss, if it is a sum of several. Every batch has the same names.
         """
-        named = {name: term.detach() for name, term in terms.items()} if terms else {}
+        self.last_weight = weight
+        if not self.is_open:
+            return
+        named = {name: _kept(term) for name, term in terms.items()} if terms else {}
         if inputs is None:
             self._room -= _ELEMENTS_PER_LOSS
         else:
             predictions, targets = inputs
-            inputs = predictions.detach(), targets
+            base = predictions._base  # A step changes parameters and their views in place.
+            predictions = predictions.detach() if base is None or not base.is_leaf else predictions.detach().clone()
+            inputs = predictions, targets.clone() if self.copies_targets else targets
             self._room -= predictions.numel()
-        self._batches.append((loss.detach(), named, weight, inputs))
-        self.last_weight = weight
+        self._batches.append((_kept(loss), named, weight, inputs))
         if self._room < 0:
             self._update_metrics()
 
@@ -80,18 +87,17 @@ class SplitMetrics:
         weight = self._weight.compute()
         values = {f"{self.split}/{name}": total.compute() / weight for name, total in self._sums.items()}
         values |= self._metrics.compute()
-        self.missing_reasons = {
-            name: metric.missing_reason
-            for name, metric in self._metrics.items(keep_base=False, copy_state=False)
-            if isinstance(metric, WholeSplitMetric) and metric.missing_reason
-        }
+        if self.split != "train":  # Reading a value waits for the device.
+            metrics = self._metrics.items(keep_base=False, copy_state=False)
+            reasons = {name: each.missing_reason for name, each in metrics if isinstance(each, MayBeUndefined)}
+            self.missing_reasons = {name: why for name, why in reasons.items() if why and values[name].isnan()}
         self.reset()
         return values
 
     def undefined(self, targets: Tensor) -> dict[str, str]:
         """Return by name why a metric of a split with these targets `(N, ...)` is undefined."""
         metrics = self._metrics.items(keep_base=False, copy_state=False)
-        reasons = {name: each.undefined(targets) for name, each in metrics if isinstance(each, WholeSplitMetric)}
+        reasons = {name: each.undefined(targets) for name, each in metrics if isinstance(each, MayBeUndefined)}
         return {name: reason for name, reason in reasons.items() if reason}
 
     def reset(self) -> None:
@@ -123,7 +129,8 @@ class SplitMetrics:
         }
         if inputs[0] is not None:
             for name, parts in zip(("predictions", "targets"), zip(*inputs, strict=True), strict=True):
-                state |= {name: torch.cat(parts).cpu(), f"{name}_sizes": [len(part) for part in parts]}
+                state[name] = torch.cat([part.flatten() for part in parts]).cpu()
+                state[f"{name}_shapes"] = [list(part.shape) for part in parts]
         return state
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
@@ -136,8 +143,9 @@ class SplitMetrics:
         terms = [{name: values[i] for name, values in state["terms"].items()} for i in range(count)]
         inputs: list[Any] = [None] * count
         if "predictions" in state:
-            split = (state[name].split(state[f"{name}_sizes"]) for name in ("predictions", "targets"))
-            inputs = list(zip(*split, strict=True))
+            inputs = list(
+                zip(*(_split(state[name], state[f"{name}_shapes"]) for name in ("predictions", "targets")), strict=True)
+            )
         self._batches += zip(state["losses"], terms, state["weights"], inputs, strict=True)
         self._room = state["room"]
 
@@ -146,6 +154,12 @@ class SplitMetrics:
             return
         losses, terms, weights, inputs = zip(*self._batches, strict=True)
         self._check_names(terms)
+        for name, value in {"loss": losses[0], **terms[0]}.items():
+            if value.ndim:
+                raise UsageError(
+                    f"the {name} of a {self.split} batch has the shape {tuple(value.shape)}: it must be a mean over "
+                    "the batch, of shape ()"
+                )
         means = {"loss": exact(torch.stack(losses))}
         means |= {name: exact(torch.stack([each[name] for each in terms])) for name in terms[0]}
         if self.ignore_index is None or inputs[0] is None:
@@ -165,7 +179,8 @@ class SplitMetrics:
             self._sums[name].update((values * counts).where(counts > 0, 0).sum())  # A mean over nothing is nan.
         self._weight.update(counts.sum())
         if inputs[0] is not None:
-            self._metrics.update(*map(torch.cat, zip(*inputs, strict=True)))
+            for predictions, targets in _joined(inputs):
+                self._metrics.update(predictions, targets)
         elif self.names:
             self._metrics.update(means["loss"], counts)
         self._batches.clear()
@@ -195,10 +210,35 @@ def _new_sum() -> SumMetric:
         return total
 
 
+def _kept(value: Tensor) -> Tensor:
+    """Return a value without its gradient; a copy if it may be a parameter or buffer, which changes in place."""
+    value_now = value.detach()
+    return value_now.clone() if value.grad_fn is None or value._base is not None else value_now
+
+
+def _joined(batches: tuple[tuple[Tensor, Tensor], ...]) -> list[tuple[Tensor, Tensor]]:
+    """Return predictions and targets of all batches together, or of each batch if their shapes differ."""
+    if len({(predictions.shape[1:], targets.shape[1:]) for predictions, targets in batches}) > 1:
+        return list(batches)
+    predictions, targets = zip(*batches, strict=True)
+    return [(torch.cat(predictions), torch.cat(targets))]
+
+
+def _split(values: Tensor, shapes: list[list[int]]) -> list[Tensor]:
+    """Return the tensors of these shapes that were flattened and joined to `values`."""
+    parts = torch.split(values, [math.prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
 def _stack_weights(weights: tuple[Tensor | int, ...], device: torch.device) -> Tensor:
     """Return the weights `(N,)`. Those of a resumed run are tensors, and integers may follow them."""
     if Tensor in map(type, weights):
-        return torch.stack([torch.as_tensor(weight, device=device) for weight in weights])
+        stacked = torch.stack([torch.as_tensor(weight, device=device) for weight in weights])
+        if stacked.ndim > 1:
+            raise UsageError(
+                f"batch_weight returns the shape {tuple(stacked.shape[1:])}: it must return one number, ()"
+            )
+        return stacked
     return torch.tensor(weights, device=device)
 
 

@@ -67,7 +67,17 @@ def r2(predictions: Tensor, targets: Tensor) -> Tensor:
     return (1 - errors / spread).masked_fill(targets.amax(0) == targets.amin(0), torch.nan).mean()
 
 
-class WholeSplitMetric(Metric, ABC):
+class MayBeUndefined:
+    """A metric that is undefined for some targets. It is NaN then, and `missing_reason` says why."""
+
+    missing_reason = ""
+
+    def undefined(self, targets: Tensor) -> str:
+        """Return why the metric of the targets `(N, ...)` of a split is undefined, or `""`."""
+        return ""
+
+
+class WholeSplitMetric(MayBeUndefined, Metric, ABC):
     """Keeps all predictions and targets of a split, and computes the metric from them.
 
     After `compute`, `missing_reason` says why the metric is undefined, or is `""`.

@@ -9,7 +9,7 @@ from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, Multilabe
 
 from firstlight.errors import UsageError
 from firstlight.losses.expected_outputs import ZEROS_AND_ONES
-from firstlight.metrics.whole_split import AUROC, exact
+from firstlight.metrics.whole_split import AUROC, MayBeUndefined, exact
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
 from firstlight.tasks.checks import (
@@ -31,15 +31,24 @@ class _FromScores:
     """A metric of torchmetrics updated with scores `(B, width)`: it would guess whether they are probabilities."""
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        super().update((preds > 0).int(), target)  # type: ignore[misc]
+        wrong = target[(target != 0) & (target != 1)]
+        if len(wrong):
+            raise UsageError(f"a target is {wrong[0].item():g}: targets must be 0 or 1")
+        super().update((preds > 0).int(), target.int())  # type: ignore[misc]
 
 
 class _BinaryAccuracy(_FromScores, BinaryAccuracy):
     pass
 
 
-class _BinaryF1(_FromScores, BinaryF1Score):
-    pass
+class _BinaryF1(MayBeUndefined, _FromScores, BinaryF1Score):
+    tp: Tensor
+    fp: Tensor
+    fn: Tensor
+    missing_reason = "no sample has class 1 or the prediction 1"
+
+    def compute(self) -> Tensor:
+        return super().compute().where(self.tp + self.fp + self.fn > 0, torch.nan)
 
 
 class _MultilabelAccuracy(_FromScores, MultilabelAccuracy):
@@ -93,7 +102,7 @@ class _ZeroOne(Task):
     def metric_inputs(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores and targets. A label is predicted if its score is above 0; scores are ranked for `auroc`."""
         # Not probabilities: those of large logits are equal.
-        return self.scores(outputs), targets.int()
+        return self.scores(outputs), targets
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return `prediction`, `probabilities`, `score` (see `scores`) and `target`, each `(B, width)`."""
@@ -172,7 +181,8 @@ class MultilabelClassification(_ZeroOne):
 
     Metrics, each in [0, 1]: `accuracy`, the share of correct decisions over all labels at a probability of 0.5; `f1`
     and `auroc`, means over the labels, `auroc` for `val/*` and `test/*` only. `auroc` ranks logits; if all samples of a
-    split have a label, or none, it is NaN.
+    split have a label, or none, it is NaN. As in scikit-learn, a label that no sample has or is predicted to have adds
+    0 to `f1`.
 
     Args:
         network: Maps inputs to what the loss expects, usually logits.

@@ -10,10 +10,10 @@ from torchmetrics.classification import MulticlassAccuracy
 from firstlight.errors import UsageError, check_range
 from firstlight.losses.expected_outputs import CLASSES
 from firstlight.losses.weights import ignore_index
-from firstlight.metrics.whole_split import exact
+from firstlight.metrics.whole_split import MayBeUndefined, exact
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
-from firstlight.tasks.checks import check_labels
+from firstlight.tasks.checks import check_labels, describe
 from firstlight.tasks.gradient_weights import may_hold
 from firstlight.tasks.training_targets import (
     Weights,
@@ -23,6 +23,25 @@ from firstlight.tasks.training_targets import (
     training_targets,
     weights_by_name,
 )
+
+
+class _Accuracy(MayBeUndefined, MulticlassAccuracy):
+    """Share of right predictions among the targets that count; NaN if none does."""
+
+    missing_reason = "the loss ignores all targets"
+    tp: Tensor
+    fn: Tensor
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        if target.is_floating_point():  # torchmetrics would compare numbers with classes.
+            raise UsageError(
+                f"targets are {describe(target)}: Classification needs class indices; give probabilities of classes to "
+                "a Task with this loss"
+            )
+        super().update(preds, target)
+
+    def compute(self) -> Tensor:
+        return super().compute().where(self.tp + self.fn > 0, torch.nan)
 
 
 class Classification(Task):
@@ -57,7 +76,7 @@ class Classification(Task):
         if class_weights is not None:
             reserve_weights(type(self).__name__, "class_weights", class_weights, loss, "weight", classes)
         ignored = ignore_index(loss)
-        accuracy = MulticlassAccuracy(classes, average="micro", ignore_index=ignored, validate_args=False)
+        accuracy = _Accuracy(classes, average="micro", ignore_index=ignored, validate_args=False)
         super().__init__(network, optimizer, schedule, loss, {"accuracy": accuracy}, **options)
         self.classes = classes
         self.class_weights = class_weights

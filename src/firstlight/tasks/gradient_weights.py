@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DistributedSampler, TensorDataset, default_collate
 
-__all__ = ["GradientWeights", "holds_even_batches", "may_hold"]
+from firstlight.metrics.whole_split import exact
+
+__all__ = ["GradientWeights", "holds_even_batches", "makes_new_batches", "may_hold", "repeated_samples"]
 
 
 class GradientWeights:
@@ -34,13 +36,17 @@ class GradientWeights:
             if not self._may_differ(trainer, weight):
                 return loss
             share: Tensor = _ratio(weight, _mean_over_processes(trainer, weight, loss.device))
-            return loss * share
+            return loss * share.to(loss.dtype)
+        if isinstance(weight, Tensor):
+            weight = exact(weight)  # torch divides integers in float32.
         if self._unit is None:
             differs = self._may_differ(trainer, weight)
             unit = _mean_over_processes(trainer, weight, loss.device) if differs else weight
             self._unit = unit.where(unit > 0, 1) if isinstance(unit, Tensor) else unit or 1
         relative = _ratio(weight, self._unit)
         self._total = self._total + relative
+        if isinstance(relative, Tensor):
+            return loss * relative.to(loss.dtype)
         return loss if _is_one(relative) else loss * relative
 
     def finish(self, trainer: Trainer, parameters: Iterable[nn.Parameter]) -> None:
@@ -65,18 +71,48 @@ class GradientWeights:
         return not self.is_even or isinstance(weight, Tensor) or trainer.is_last_batch
 
 
-def holds_even_batches(loader: Any) -> bool:
-    """Return whether all processes get batches of one size from a loader, except for the last batch of an epoch."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+def holds_even_batches(loader: Any, averages_over: str = "samples") -> bool:
+    """Return whether all processes get batches of one weight from a loader, except for the last batch of an epoch.
+
+    Args:
+        loader: The training loader.
+        averages_over: What the loss averages over; the weights of a loss that counts itself may always differ.
+    """
+    if averages_over == "own":
         return False
-    return type(loader.batch_sampler) is BatchSampler or type(loader).__module__.startswith("firstlight.")
+    if _is_of_firstlight(getattr(loader, "sampler", None)):
+        return True
+    dataset, collate_fn = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
+    if type(getattr(loader, "batch_sampler", None)) is not BatchSampler or collate_fn is not default_collate:
+        return False
+    return averages_over != "elements" or type(dataset) is TensorDataset
+
+
+def makes_new_batches(loader: Any) -> bool:
+    """Return whether each batch of a loader has its own memory; others may write into the memory of the one before."""
+    return _is_of_firstlight(getattr(loader, "sampler", None)) or getattr(loader, "collate_fn", None) is default_collate
 
 
 def may_hold(loader: Any, target: int) -> bool:
-    """Return whether targets of a loader may equal a value; True if its data set does not hold them as a tensor."""
-    dataset = getattr(loader, "dataset", None)
-    targets = dataset.tensors[-1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", None)
+    """Return whether targets of a loader may equal a value; True unless its data set only holds tensors."""
+    dataset, targets = getattr(loader, "dataset", None), None
+    if _is_of_firstlight(dataset):
+        targets = getattr(dataset, "targets", None)
+    elif type(dataset) is TensorDataset and loader.collate_fn is default_collate:
+        targets = dataset.tensors[-1]
     return not isinstance(targets, Tensor) or bool((targets == target).any())
+
+
+def repeated_samples(loader: Any) -> int:
+    """Return how many samples torch's DistributedSampler gives to two processes, so that all have the same number."""
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(sampler, DistributedSampler) or _is_of_firstlight(sampler):
+        return 0
+    return max(0, sampler.total_size - len(sampler.dataset))  # type: ignore[arg-type]
+
+
+def _is_of_firstlight(part: Any) -> bool:
+    return type(part).__module__.startswith("firstlight.")
 
 
 def _ratio(weight: Any, total: Any) -> Any:
@@ -92,5 +128,5 @@ def _is_one(factor: Any) -> bool:
 
 def _mean_over_processes(trainer: Trainer, weight: Any, device: torch.device) -> Tensor:
     # `reduce` changes its argument.
-    weight = torch.as_tensor(weight, dtype=torch.float32, device=device).clone()
+    weight = exact(torch.as_tensor(weight, device=device)).clone()
     return trainer.strategy.reduce(weight, reduce_op="mean")

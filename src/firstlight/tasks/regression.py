@@ -84,8 +84,17 @@ class Regression(Task):
             return
         targets = training_targets(self.trainer, f"{type(self).__name__} standardises targets: it").double()
         constant = targets.amax(dim=0) == targets.amin(dim=0)
-        self.target_mean.copy_(targets.mean(dim=0))
-        self.target_std.copy_(targets.std(dim=0, correction=0).masked_fill(constant, 1))
+        mean, std = targets.mean(dim=0), targets.std(dim=0, correction=0).masked_fill(constant, 1)
+        old = self.target_mean.to(mean), self.target_std.to(std)
+        is_fitted = bool((old[0] != 0).any() or (old[1] != 1).any())
+        if is_fitted and not all(map(torch.equal, old, (mean, std))):  # Outputs of the network get another meaning.
+            self._tell(
+                f"scale {mean}",
+                f"{type(self).__name__} was trained with target_mean {old[0].tolist()} and target_std "
+                f"{old[1].tolist()}; this fit has {mean.tolist()} and {std.tolist()}, and predictions move with them",
+            )
+        self.target_mean.copy_(mean)
+        self.target_std.copy_(std)
 
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the loss against standardised targets, which must have exactly the outputs' shape."""

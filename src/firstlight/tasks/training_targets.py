@@ -4,13 +4,13 @@ Shapes: `N` training samples, `C` classes or labels; `...` the shape of one targ
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
 
 from firstlight.errors import UsageError, check_range, did_you_mean
 
@@ -31,14 +31,17 @@ def training_targets(trainer: Trainer, purpose: str) -> Tensor:
         UsageError: If the data set cannot be read twice.
     """
     trainer.fit_loop.setup_data()
-    loader = trainer.train_dataloader
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+    loader: Any = trainer.train_dataloader
+    dataset: Any = getattr(loader, "dataset", None)  # firstlight's callbacks may have wrapped the loader.
+    if loader is None or not hasattr(dataset, "__getitem__") or isinstance(dataset, IterableDataset):
         raise UsageError(
             f"{purpose} needs all training targets, but {type(loader).__name__} cannot be read twice: use a "
             "DataLoader of a data set with a length"
         )
     # A loader with a batch sampler has no batch size.
-    batches = DataLoader(loader.dataset, batch_size=loader.batch_size or 1024, collate_fn=loader.collate_fn)
+    if isinstance(loader.sampler, SubsetRandomSampler):
+        dataset = Subset(dataset, sorted(loader.sampler.indices))
+    batches = DataLoader(dataset, batch_size=loader.batch_size or 1024, collate_fn=loader.collate_fn)
     with isolate_rng():
         return torch.cat([targets for _, targets in batches]).cpu()
 
