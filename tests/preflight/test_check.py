@@ -66,11 +66,11 @@ def network(kind):
     return f"--model.network=tests.preflight.test_check.{kind.__name__}"
 
 
-def test_good_experiment_passes_and_leaves_no_files(capsys):
+def test_good_experiment_passes_without_a_warning_and_leaves_no_files(capsys, caplog):
     table, error = checked(capsys)
     assert list(table) == "options output data start monitors batches gradients leak overfit".split()
     assert all(line.split()[1] == "ok" for line in table.values()), table
-    assert error == ""
+    assert error == "" and caplog.text == ""
     assert not os.listdir()
 
 

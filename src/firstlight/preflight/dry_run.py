@@ -132,6 +132,7 @@ def _skip(reason: str) -> str:
 
 def _overfit(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> str:
     optimizer = trainer.optimizers[0]
+    rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"]  # The peak of the schedule.
 
@@ -144,6 +145,8 @@ def _overfit(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> str:
         return loss.detach()
 
     losses = overfit(lambda: float(optimizer.step(closure)), steps=1000, seconds=6)  # type: ignore[arg-type]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate  # Otherwise the task would report that a callback has set the peak.
     reached = sum(losses[-3:]) / len(losses[-3:])  # Dropout makes a single loss noisy.
     figures = f"loss {losses[0]:.4g} to {losses[-1]:.4g} in {len(losses) - 1} steps on one batch"
     if not math.isfinite(losses[-1]):
