@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+from collections import defaultdict, deque
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -394,6 +396,121 @@ class CountsBatches(Callback):
 
 def test_attributes_of_modules_and_callbacks_resume_with_the_same_bits(tmp_path):
     assert_resumes_exactly(tmp_path, EXACT["shuffle"], Counts, callbacks=[CountsBatches])
+
+
+class Plateau(Net):
+    """A module whose learning rate follows a metric, in each second epoch."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", float(self.trainer.current_epoch))  # It never improves.
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "monitor": "val/loss", "frequency": self.every},
+        }
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_schedule_that_follows_a_metric_resumes_with_the_same_bits(every, tmp_path):
+    module = type("Plateau", (Plateau,), {"every": every, "__module__": __name__})
+    assert_resumes_exactly(tmp_path, EXACT["shuffle"], module)
+
+
+class Heat:
+    """An object of the user without hooks that save it."""
+
+    def __init__(self):
+        self.degrees = 1.0
+
+
+class CountingSGD(torch.optim.SGD):
+    """An optimiser with a rate that depends on an attribute, which its `state_dict` leaves out."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.1)
+        self.updates = 0
+
+    def step(self, closure=None):
+        self.updates += 1
+        self.param_groups[0]["lr"] = 0.1 / self.updates
+        return super().step(closure)
+
+
+class Remembers(Net):
+    """A module whose training depends on what no checkpoint of Lightning holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.net.append(nn.BatchNorm1d(1))
+        self.array, self.scalar, self.recent, self.steps = np.ones(2), np.float32(1), deque([1.0], maxlen=3), {0}
+        self.table, self.heat, self.outside = defaultdict(float), Heat(), [nn.Parameter(torch.ones(2000))]
+        self.average = {}
+        self.register_buffer("calls", torch.ones(()), persistent=False)
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.array[batch_idx % 2] *= 0.99
+        self.scalar *= np.float32(0.99)
+        self.recent.append(loss.item())
+        self.steps.add(self.global_step)
+        self.table[batch_idx] += 0.1
+        self.heat.degrees *= 0.99
+        self.calls += 1
+        self.net[1].p = 0.3 / len(self.steps)
+        self.trainer.gradient_clip_val = 2.0 / len(self.steps)
+        for name, each in [*self.named_parameters(), ("outside", self.outside[0])]:
+            self.average[name] = self.average.get(name, torch.zeros(())).lerp(each.detach(), 0.1)
+        if self.global_step == 6:
+            self.net[3].eval()
+        factor = self.array.sum() + self.scalar + sum(self.recent) + len(self.steps) + sum(self.table.values())
+        pull = sum((each - self.average[name]).square().sum() for name, each in self.named_parameters())
+        return 0.02 * (float(factor) + self.heat.degrees + self.calls) * loss * self.outside[0].mean() + pull
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.trainer.optimizers[0].param_groups[0]["weight_decay"] = self.scheduler.get_last_lr()[0]
+        self.scheduler.step()
+
+    def configure_optimizers(self):
+        optimizer = CountingSGD([*self.parameters(), *self.outside])
+        self.other = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.1)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.other, 5, 0.5)  # Nobody tells Lightning of it.
+        return optimizer
+
+
+class MovingAverage(Callback):
+    """A callback that pulls the network to an average of it, which it makes in the first batch."""
+
+    average = None
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if self.average is None:
+            self.average = deepcopy(pl_module.net)
+        for average, each in zip(self.average.parameters(), pl_module.net.parameters(), strict=True):
+            average.data.lerp_(each.data, 0.1)
+            each.data.lerp_(average, 0.1)
+
+
+class EarlyAverage(MovingAverage):
+    """The same callback, which makes the average at the start."""
+
+    def on_fit_start(self, trainer, pl_module):
+        self.average = deepcopy(pl_module.net)
+
+
+def test_state_outside_of_checkpoints_resumes_with_the_same_bits(tmp_path):
+    assert_resumes_exactly(tmp_path, EXACT["shuffle"], Remembers, callbacks=[EarlyAverage])
+
+
+def test_object_that_does_not_exist_at_the_start_is_refused_unless_inexact_is_allowed(tmp_path):
+    fit(tmp_path, callbacks=[MovingAverage], stop=8)
+    with pytest.raises(
+        UsageError, match=r"MovingAverage 0.average changed during training, and its object does not exist at the start"
+    ):
+        fit(tmp_path, callbacks=[MovingAverage], resume=True)
+    fit(tmp_path, callbacks=[MovingAverage], resume=True, exact=False)
 
 
 def test_attribute_that_is_configured_otherwise_keeps_its_new_value(tmp_path):

@@ -1,94 +1,284 @@
-"""Plain values that a module, a data module or a callback of the user changes in a run, and no checkpoint holds."""
+"""Attributes of the user's objects that change in a run, and that no checkpoint holds by itself."""
 
-from collections import Counter
-from collections.abc import Mapping
-from copy import deepcopy
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchmetrics import Metric
 
-__all__ = ["holders", "plain_values", "set_changed"]
+from firstlight.callbacks.state import digest, has_state_dict, is_generator
+
+__all__ = ["changed_values", "digests", "find_lost", "holders", "set_changed"]
 
 _LIBRARIES = {"lightning", "torch", "torchmetrics", "firstlight"}
-_LARGE = 1000
+_HOOKS = ("state_dict", "on_save_checkpoint", "get_extra_state")
+_OPTIONS = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+"""Attributes of a trainer that a callback may change."""
+_SEQUENCES = {kind.__name__: kind for kind in (list, tuple, set, frozenset, deque)}
+_MAPPINGS = {kind.__name__: kind for kind in (dict, Counter, OrderedDict, defaultdict)}
+_KINDS: dict[str, Any] = {**_SEQUENCES, **_MAPPINGS}
+
+
+class _Opaque(Exception):
+    """A value of a class that cannot be saved as plain values."""
 
 
 def holders(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """Return by name the user's callbacks, data module and modules, without those that save their state themselves."""
-    all_holders: dict[str, Any] = {}
+    """Return by name the objects whose attributes a checkpoint must hold.
+
+    These are the trainer, and the user's callbacks, data module, modules and optimisers, without those that save their
+    state themselves, and objects of the user's packages that these hold.
+    """
+    roots: dict[str, Any] = {}
     counts: Counter[str] = Counter()
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set outside the class
         # Not its index in the list: a resumed run may have other callbacks.
         kind = f"{type(callback).__module__}.{type(callback).__qualname__}"
-        all_holders[f"callback {kind} {counts[kind]}"] = callback
+        roots[f"callback {kind} {counts[kind]}"] = callback
         counts[kind] += 1
-    all_holders |= {f"module {name}": each for name, each in module.named_modules()}
-    all_holders["data"] = getattr(trainer, "datamodule", None)
-    hooks = ("state_dict", "on_save_checkpoint", "get_extra_state")
+    roots["data"] = getattr(trainer, "datamodule", None)
+    roots |= {f"optimiser {index}": each for index, each in enumerate(trainer.optimizers)}
+    modules = {
+        f"module {name}".strip(): each
+        for name, each in module.named_modules()
+        if not type(each).__module__.startswith("firstlight.metrics")
+    }
+    own = {name: each for name, each in (roots | modules).items() if not _restores_itself(each)}
+    packages = {_package(type(each)) for each in own.values()} - _LIBRARIES
+    layers = {
+        name: each for name, each in modules.items() if isinstance(each, Metric) or _package(type(each)) == "torch"
+    }
+    found: dict[str, Any] = {"trainer": trainer}
+    pending, seen = deque([*own.items(), *layers.items()]), set[int]()
+    while pending:
+        key, each = pending.popleft()
+        if id(each) not in seen and len(seen) < 10_000:
+            seen.add(id(each))
+            found[key] = each
+            pending += [item for item in _inner(key, each) if _package(type(item[1])) in packages]
+    return found
+
+
+def digests(objects: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return a text for the value of each attribute: two equal texts mean the same value."""
     return {
-        name: each
-        for name, each in all_holders.items()
-        if not _is_library(type(each)) and all(_is_library(getattr(type(each), hook, None)) for hook in hooks)
+        key: {name: digest(value) for name, value in values.items()} for key, values in _all_attributes(objects).items()
     }
 
 
-def plain_values(objects: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return copies of the attributes that are numbers, texts, small tensors, or small containers of these."""
-    return {
-        key: {
-            name: deepcopy(value)
-            for name, value in vars(each).items()
-            if name not in _base_names() and not name.startswith("__") and _is_plain(value)
-        }
-        for key, each in objects.items()
-    }
+def changed_values(objects: Mapping[str, Any], initial: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return, as plain values and tensors, the attributes that differ from their `initial` digests."""
+    changed: dict[str, dict[str, Any]] = {}
+    for key, values in _all_attributes(objects).items():
+        before = initial.get(key, {})
+        for name, value in values.items():
+            if digest(value) != before.get(name):
+                try:
+                    changed.setdefault(key, {})[name] = _encode(value)
+                except _Opaque as kind:
+                    if type(value) in _KINDS.values() or has_state_dict(value):
+                        changed.setdefault(key, {})[name] = {"kind": "lost", "what": str(kind)}
+    return changed
+
+
+def find_lost(objects: Mapping[str, Any], initial: Any, saved: Any, fresh: Any) -> str | None:
+    """Return what `set_changed` cannot restore, or None."""
+    now = _all_attributes(objects)
+    for key, name, value in _to_restore(initial, saved, fresh):
+        if key not in now:
+            if any(key.startswith(f"{each}.") for each in objects):  # Not a callback that was removed.
+                return f"{key}.{name} changed during training, and its object does not exist at the start"
+        elif (found := _find_lost(value, now[key].get(name))) is not None:
+            return f"{key}.{name} changed during training, and {found}"
+    return None
 
 
 def set_changed(objects: Mapping[str, Any], initial: Any, saved: Any, fresh: Any) -> None:
     """Set the attributes that the saved run changed from `initial` to `saved`.
 
-    An attribute that is another one in a `fresh` object than it was initially is configured otherwise, and stays.
+    A number, text or list that differs in a `fresh` object from the initial one is configured otherwise, and stays.
     """
-    for key, each in objects.items():
-        before, after, now = (values.get(key, {}) for values in (initial, saved, fresh))
-        for name, value in after.items():
-            is_changed = name not in before or not _same(before[name], value)
-            is_configured = (name in before) != (name in now) or (name in now and not _same(before[name], now[name]))
-            if is_changed and not is_configured:
-                current = getattr(each, name, None)
-                device = current.device if isinstance(current, Tensor) else None
-                setattr(each, name, value.to(device) if isinstance(value, Tensor) else deepcopy(value))
+    now = _all_attributes(objects)
+    holds = Counter(id(value) for values in now.values() for value in values.values())
+    for key, name, value in _to_restore(initial, saved, fresh):
+        if key in now:
+            current = now[key].get(name)
+            if _find_lost(value, current) is None:
+                # In place, because a sampler or an optimiser may use the same object.
+                setattr(objects[key], name, _decode(value, current, in_place=holds[id(current)] == 1))
+
+
+def _to_restore(initial: Any, saved: Any, fresh: Any) -> Iterator[tuple[str, str, Any]]:
+    for key, values in saved.items():
+        for name, value in values.items():
+            # Tensors may be made from weights, which a resumed run has loaded at its start.
+            if initial.get(key, {}).get(name) == fresh.get(key, {}).get(name) or _holds_tensor(value):
+                yield key, name, value
+
+
+def _holds_tensor(saved: Any) -> bool:
+    is_leaf = isinstance(saved, dict) and saved["kind"] in ("tensor", "array", "state", "lost")
+    return is_leaf or (isinstance(saved, dict) and any(_holds_tensor(each) for _, each in _pairs(saved)))
+
+
+def _all_attributes(objects: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the attributes of all `holders`, without optimisers and schedules that a checkpoint holds."""
+    trainer = objects["trainer"]
+    held = {id(each) for each in [*trainer.optimizers, *(config.scheduler for config in trainer.lr_scheduler_configs)]}
+    return {
+        key: {name: value for name, value in _attributes(each).items() if id(value) not in held}
+        for key, each in objects.items()
+    }
+
+
+def _attributes(owner: Any) -> dict[str, Any]:
+    """Return the attributes of an object that a checkpoint must hold."""
+    if isinstance(owner, Trainer):
+        return {name: getattr(owner, name) for name in _OPTIONS}
+    if isinstance(owner, Metric):
+        return {name: getattr(owner, name) for name in [*owner._defaults, "_update_count", "_computed"]}
+    values = {name: each for name, each in vars(owner).items() if name not in _base_names()}
+    if isinstance(owner, nn.Module):
+        values |= {name: owner._buffers[name] for name in owner._non_persistent_buffers_set}
+        if _package(type(owner)) == "torch":
+            values = {name: each for name, each in values.items() if not name.startswith("_")}
+    return {
+        name: each
+        for name, each in values.items()
+        if not name.startswith("__")
+        and not is_generator(each)
+        and not isinstance(each, Trainer | LightningModule | LightningDataModule | DataLoader)
+        and not isinstance(each, Dataset | Sampler)  # `ResumableLoader` compares them.
+    }
+
+
+def _inner(key: str, owner: Any) -> Iterator[tuple[str, Any]]:
+    """Yield by path the plain objects that attributes hold, directly or in a container."""
+    for name, value in _attributes(owner).items():
+        items: Any = [(f"{key}.{name}", value)]
+        if isinstance(value, list | tuple | dict) and len(value) <= 1000:
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            items = [(f"{key}.{name}.{index}", each) for index, each in pairs]
+        yield from (item for item in items if hasattr(item[1], "__dict__") and not _restores_itself(item[1]))
+
+
+def _restores_itself(each: Any) -> bool:
+    kind = type(each)
+    if each is None or isinstance(each, type) or _package(kind) in _LIBRARIES:
+        return True
+    return not all(_is_library(getattr(kind, hook, None)) for hook in _HOOKS)
+
+
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+def _is_library(function: Any) -> bool:
+    return function is None or (getattr(function, "__module__", None) or "").partition(".")[0] in _LIBRARIES
 
 
 @cache
 def _base_names() -> frozenset[str]:
-    return frozenset([*vars(LightningModule()), *vars(LightningDataModule()), *vars(nn.Module())])
+    bases = LightningModule(), LightningDataModule(), nn.Module(), Optimizer([torch.zeros(1)], {})
+    return frozenset(name for each in bases for name in vars(each))
 
 
-def _is_library(thing: Any) -> bool:
-    module = getattr(thing, "__module__", None)
-    return thing in (None, type(None)) or (module or "").partition(".")[0] in _LIBRARIES
+def _encode(value: Any) -> Any:
+    """Return a value as numbers, texts and tensors in lists and dictionaries, with the kinds of other containers."""
+    kind = type(value)
+    if kind in (int, float, complex, bool, str, bytes, type(None)):
+        return value
+    if isinstance(value, Tensor):
+        return {"kind": "tensor", "value": value.detach().clone(), "grad": value.is_leaf and value.requires_grad}
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc" and value.dtype != np.longdouble:
+        array = np.array(value, value.dtype.newbyteorder("="))
+        return {"kind": "array", "value": torch.from_numpy(array), "scalar": kind is not np.ndarray}
+    name = kind.__name__
+    if kind is _SEQUENCES.get(name):
+        extra = {"maxlen": value.maxlen} if kind is deque else {}
+        return {"kind": name, "items": [_encode(each) for each in value], **extra}
+    if kind is _MAPPINGS.get(name):
+        return {"kind": name, "items": [[_encode(key), _encode(each)] for key, each in value.items()]}
+    if has_state_dict(value):
+        return {"kind": "state", "value": _encode(dict(value.state_dict()))}
+    raise _Opaque(name)
 
 
-def _is_plain(value: Any) -> bool:
-    if type(value) is Tensor:
-        return value.numel() <= _LARGE and not value.requires_grad
-    if type(value) in (list, tuple, dict):
-        inner = [*value, *value.values()] if isinstance(value, dict) else value
-        return len(inner) <= _LARGE and all(_is_plain(each) for each in inner)
-    return type(value) in (int, float, bool, str, type(None))
+def _find_lost(saved: Any, current: Any) -> str | None:
+    """Return why a saved value cannot be restored, or None."""
+    if not isinstance(saved, dict):
+        return None
+    if saved["kind"] == "lost":
+        return f"a {saved['what']} in it cannot be saved"
+    if saved["kind"] == "state" and not has_state_dict(current):
+        return "its object does not exist at the start"
+    if saved["kind"] == "defaultdict" and not isinstance(current, defaultdict):
+        return "it is no defaultdict at the start"
+    for key, each in _pairs(saved):
+        if (found := _find_lost(each, _child(current, key))) is not None:
+            return found
+    return None
 
 
-def _same(one: Any, other: Any) -> bool:
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, Tensor):
-        return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return bool(one == other or one != one)
+def _decode(saved: Any, current: Any = None, in_place: bool = False) -> Any:
+    """Return a saved value; `in_place` changes the object that holds the `current` value, if it can hold this one."""
+    if not isinstance(saved, dict):
+        return saved
+    kind: str = saved["kind"]
+    value: Any = saved.get("value")
+    if kind == "tensor":
+        if not isinstance(current, Tensor):
+            return value.clone().requires_grad_(saved["grad"])
+        fits = (current.shape, current.dtype) == (value.shape, value.dtype) and current.is_contiguous()
+        if fits and current.is_leaf and not current.is_inference() and (in_place or current.requires_grad):
+            with torch.no_grad():
+                return current.copy_(value)
+        return value.to(current.device, copy=True).requires_grad_(saved["grad"])
+    if kind == "array":
+        array = value.numpy().copy()
+        fits = isinstance(current, np.ndarray) and (current.shape, current.dtype) == (array.shape, array.dtype)
+        if fits and in_place and current.flags.writeable:
+            current[...] = array
+            return current
+        return array[()] if saved["scalar"] else array
+    if kind == "state":
+        current.load_state_dict(_decode(value))
+        return current
+    items = [(key, _decode(each, _child(current, key))) for key, each in _pairs(saved)]
+    values = [each for _, each in items]
+    if kind in ("tuple", "frozenset"):
+        return tuple(values) if kind == "tuple" else frozenset(values)
+    if kind == "deque":
+        made: Any = deque(values, saved["maxlen"])
+    elif kind == "defaultdict":
+        made = defaultdict(current.default_factory, items)
+    else:
+        made = _KINDS[kind](dict(items) if kind in _MAPPINGS else values)
+    if not in_place or type(current) is not type(made) or getattr(current, "maxlen", 0) != getattr(made, "maxlen", 0):
+        return made
+    current.clear()
+    current.extend(made) if isinstance(current, list | deque) else current.update(made)
+    return current
+
+
+def _pairs(saved: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """Return the keys or positions of a saved container, and its saved values."""
+    if saved["kind"] in ("tensor", "array", "state", "lost"):
+        return []
+    if saved["kind"] in _MAPPINGS:
+        return [(_decode(key), each) for key, each in saved["items"]]
+    return list(enumerate(saved["items"]))
+
+
+def _child(container: Any, key: Any) -> Any:
+    """Return what a container holds at a key or position, or None."""
+    if isinstance(container, dict):
+        return container.get(key)
+    return container[key] if isinstance(container, list | tuple | deque) and key < len(container) else None

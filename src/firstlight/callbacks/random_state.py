@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from firstlight.callbacks.attributes import holders, plain_values, set_changed
+from firstlight.callbacks.attributes import changed_values, digests, find_lost, holders, set_changed
 from firstlight.callbacks.resumable_loader import ResumableLoader
 from firstlight.callbacks.state import find_stateful, get_states, is_generator, restore, set_states, snapshot
 from firstlight.data.loader import Loader
@@ -24,8 +24,9 @@ class RandomState(Callback):
 
     Saved are the states of Python's, NumPy's and torch's generators, devices included, the position in each training
     loader (see `ResumableLoader`), the generators of loaders, samplers and data sets, and which parameters are frozen.
-    Generators and plain values (numbers, texts, small tensors, and small containers of these) that are attributes of
-    the user's modules, data module and callbacks are restored too, unless these save their state themselves.
+    Attributes that change during training are restored too, unless their object saves its state itself: generators,
+    numbers, texts, tensors, arrays, containers of these, and objects with `state_dict`. They may belong to the user's
+    modules, data module, callbacks and optimisers, to layers and metrics, or to objects that these hold.
     A run resumed within an epoch calls `on_train_epoch_start` again, which Lightning 2.6.6 skips.
 
     Args:
@@ -59,21 +60,26 @@ class RandomState(Callback):
         vars(trainer.strategy).pop("process_dataloader", None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the attributes of a new fit."""
-        if self._loaded is None:
-            self._initial = plain_values(holders(trainer, pl_module))
+        """Note the attributes, before training changes them."""
+        self._initial = digests(holders(trainer, pl_module))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the states of all processes; every process calls this at the same point."""
         is_within_epoch = _is_within_epoch(checkpoint)
         objects = holders(trainer, pl_module)
         state = snapshot() | {
-            "attributes": {"initial": self._initial, "saved": plain_values(objects)},
+            "attributes": {"initial": self._initial, "saved": changed_values(objects, self._initial)},
             "generators": get_states(_generators(objects)),
             "loaders": [each.state_dict(is_within_epoch) for each in self._current(trainer)],
             "evaluation": get_states(_evaluation_objects(trainer)),
         }
         checkpoint["random_state"] = all_gather_objects(trainer, state)
+        checkpoint["callback_metrics"] = {
+            name: value.detach().cpu()
+            for name, value in trainer.callback_metrics.items()
+            if isinstance(value, torch.Tensor) and value.numel() == 1
+        }
+        checkpoint["evaluating"] = _evaluating(trainer, pl_module)
         checkpoint["frozen"] = [name for name, each in pl_module.named_parameters() if not each.requires_grad]
         if self._loaders:
             checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
@@ -84,7 +90,8 @@ class RandomState(Callback):
         self._loaded = {
             "states": checkpoint.get("random_state", []),
             "frozen": checkpoint.get("frozen"),
-            "fresh": plain_values(holders(trainer, pl_module)),
+            "evaluating": checkpoint.get("evaluating"),
+            "callback_metrics": checkpoint.get("callback_metrics", {}),
             "is_within_epoch": _is_within_epoch(checkpoint),
             "epoch": max(progress.get("ready", 0) - 1, 0),
         }
@@ -107,6 +114,8 @@ class RandomState(Callback):
             else:
                 pairs = zip(loaders, saved, strict=True)
                 lost = next((found for each, state in pairs if (found := each.lost(state, loaded["epoch"]))), None)
+            saved = states[trainer.global_rank]["attributes"]
+            lost = lost or find_lost(holders(trainer, pl_module), **saved, fresh=self._initial)
         # One process may lose what the others keep.
         faults = [each for each in all_gather_objects(trainer, lost) if each]
         if faults and not self.allow_inexact:
@@ -121,22 +130,28 @@ class RandomState(Callback):
         states, loop = loaded["states"], trainer.fit_loop
         state = states[trainer.global_rank] if len(states) == trainer.world_size else {}
         objects, values = holders(trainer, module), state.get("attributes", {"initial": {}, "saved": {}})
-        self._initial = loaded["fresh"]
         if state:
-            set_changed(objects, **values, fresh=loaded["fresh"])
+            set_changed(objects, **values, fresh=self._initial)
             set_states(_generators(objects), state["generators"])
             set_states(_evaluation_objects(trainer), state["evaluation"])
             restore(state)
             for name, parameter in module.named_parameters():
                 parameter.requires_grad_(name not in loaded["frozen"])
+            for name, each in module.named_modules():
+                each.training = name not in loaded["evaluating"]
+        trainer._logger_connector._callback_metrics.update(loaded["callback_metrics"])
         progress: Any = loop.epoch_progress.current
         if progress.ready == progress.processed:
+            if state:
+                _step_plateau_schedulers(trainer)
             _end_last_epoch(trainer)
         skips_hooks = loop.restarted_mid_epoch or loop.restarted_on_epoch_end
         start()
+        # Lightning 2.6.6 would not step ReduceLROnPlateau at the end of an epoch that is resumed.
+        loop._restarting = loop._restarting and not loop.restarted_mid_epoch
         if skips_hooks:
             _repeat_epoch_start(trainer, module)
-            set_changed(objects, **values, fresh=loaded["fresh"])
+            set_changed(objects, **values, fresh=self._initial)
             set_states(_generators(objects), state.get("generators", {}))
         loaders, saved = self._current(trainer), state.get("loaders", [])
         for index, each in enumerate(loaders):
@@ -167,6 +182,13 @@ def _is_within_epoch(checkpoint: dict[str, Any]) -> bool:
     )
     is_open = epoch["current"]["ready"] > epoch["current"]["processed"]
     return is_open and progress["current"]["ready"] > 0 and not progress["is_last_batch"]
+
+
+def _evaluating(trainer: Trainer, module: LightningModule) -> list[str]:
+    """Return the names of the modules that are in evaluation mode while the run trains."""
+    # While it validates, Lightning keeps the modes of training here.
+    modes: dict[str, bool] = trainer.fit_loop.epoch_loop.val_loop._module_mode.mode if trainer.validating else {}
+    return [name for name, each in module.named_modules() if not modes.get(name, each.training)]
 
 
 def _evaluation_objects(trainer: Trainer) -> dict[str, Any]:
@@ -207,6 +229,14 @@ def _end_last_epoch(trainer: Trainer) -> None:
         progress.completed = progress.processed
         loop.reset_restart_stage()
         loop._restarting = loop.epoch_loop.restarting = False
+
+
+def _step_plateau_schedulers(trainer: Trainer) -> None:
+    """Step the schedules that follow a metric, which Lightning 2.6.6 does after the checkpoint of an epoch only."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    progress.completed = progress.processed - 1  # Lightning compares the frequency with the epoch that ends.
+    trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+    progress.completed = progress.processed
 
 
 def _repeat_epoch_start(trainer: Trainer, module: LightningModule) -> None:

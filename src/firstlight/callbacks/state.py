@@ -1,6 +1,7 @@
 """Random states, and the state of objects that no checkpoint holds by itself."""
 
 import io
+import marshal
 import random
 import zlib
 from collections import deque
@@ -13,14 +14,27 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["describe", "find_stateful", "get_states", "is_generator", "restore", "set_states", "snapshot"]
+__all__ = [
+    "describe",
+    "digest",
+    "find_stateful",
+    "get_states",
+    "has_state_dict",
+    "is_generator",
+    "restore",
+    "set_states",
+    "snapshot",
+]
 
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _GLOBAL = (random.random.__self__, np.random.mtrand._rand, torch.default_generator)  # type: ignore[attr-defined]
 """The generators that `snapshot` holds."""
 
 _LARGE = 1000
-"""Containers and arrays with more entries count as data: only their size is compared."""
+"""Containers with more entries are not searched for objects."""
+
+_SAMPLE = 2**20
+"""Of arrays with more numbers, about this many are compared."""
 
 
 def snapshot() -> dict[str, Any]:
@@ -61,7 +75,7 @@ def is_generator(value: Any) -> bool:
 
 def find_stateful(roots: Mapping[str, Any]) -> dict[str, Any]:
     """Return by path the random generators, and the objects with `state_dict`, that are reachable from `roots`."""
-    return {path: value for path, value in _walk(roots) if isinstance(value, _GENERATORS) or _has_state_dict(value)}
+    return {path: value for path, value in _walk(roots) if isinstance(value, _GENERATORS) or has_state_dict(value)}
 
 
 def get_states(objects: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,14 +97,11 @@ def describe(roots: Mapping[str, Any]) -> dict[str, str]:
     """
     found = {}
     for path, value in _walk(roots):
-        if isinstance(value, _GENERATORS) or _has_state_dict(value):
+        if isinstance(value, _GENERATORS) or has_state_dict(value):
             continue
-        if isinstance(value, torch.Tensor | np.ndarray):
-            array = value.detach().cpu() if isinstance(value, torch.Tensor) else value
-            content = zlib.crc32(np.asarray(array).tobytes()) if _is_small(array) else ""
-            found[path] = f"{type(value).__name__} {tuple(value.shape)} {content}".strip()
-        elif isinstance(value, list | tuple | dict | set | frozenset | deque):
-            found[path] = f"{type(value).__name__} of {len(value)}"
+        if isinstance(value, torch.Tensor | np.ndarray | list | tuple | dict | set | frozenset | deque):
+            is_searched = not isinstance(value, torch.Tensor | np.ndarray) and len(value) <= _LARGE
+            found[path] = f"{type(value).__name__} of {len(value)}" if is_searched else digest(value)
         elif isinstance(value, int | float | complex | str | bytes | np.generic | None):
             found[path] = repr(value)[:80]
         elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
@@ -109,7 +120,7 @@ def _walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if id(value) in seen or isinstance(value, type | ModuleType | torch.Tensor | np.ndarray | nn.Module):
             continue
         seen[id(value)] = value  # Kept alive, so that no other object gets its `id`.
-        if isinstance(value, _GENERATORS) or _has_state_dict(value):
+        if isinstance(value, _GENERATORS) or has_state_dict(value):
             continue
         inner: Any = ()
         if isinstance(value, dict):
@@ -130,11 +141,47 @@ def _walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         pending += [(f"{path}.{name}", each) for name, each in inner]
 
 
-def _is_small(array: Any) -> bool:
-    return int(np.prod(array.shape)) <= _LARGE
+def digest(value: Any) -> str:
+    """Return a text for a value. Two equal texts mean the same value, or objects of one class that nobody can compare.
+
+    >>> digest([1, 2]) == digest([1, 2]), digest([1, 2]) == digest([1, 3])
+    (True, False)
+    """
+    name = type(value).__name__
+    if isinstance(value, int | float | complex | bool | np.generic | None):
+        return repr(value)
+    if isinstance(value, torch.Tensor):
+        return _digest_array(value.detach(), name)
+    if isinstance(value, np.ndarray):
+        return name if value.dtype.hasobject else _digest_array(value, name)
+    if isinstance(value, str | bytes):
+        return repr(value) if len(value) < 80 else f"{name} of {len(value)} {zlib.crc32(repr(value).encode())}"
+    if isinstance(value, list | tuple | deque | dict | set | frozenset):
+        try:
+            plain: Any = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
+            content = marshal.dumps(plain, 2)
+        except ValueError:  # It holds something else than numbers and texts.
+            items = value.items() if isinstance(value, dict) else value
+            content = [digest(each) for each in items]  # type: ignore[assignment]
+            content = repr(sorted(content) if isinstance(value, set | frozenset) else content).encode()
+        return f"{name} of {len(value)} {zlib.crc32(content)}"
+    return f"{name} {digest(dict(value.state_dict()))}" if has_state_dict(value) else name
 
 
-def _has_state_dict(value: Any) -> bool:
+def _digest_array(array: Any, name: str) -> str:
+    size, version = int(np.prod(array.shape)), ""
+    flat = array.reshape(-1)
+    if size > _SAMPLE:
+        flat = flat[:: size // _SAMPLE]
+        if isinstance(array, torch.Tensor) and not array.is_inference():
+            version = f" {array._version}"  # Counts changes in place.
+    if isinstance(flat, torch.Tensor):
+        flat = flat.cpu().contiguous().view(torch.uint8) if flat.numel() else flat.cpu()
+    return f"{name} {tuple(array.shape)} {zlib.crc32(np.ascontiguousarray(flat).tobytes())}{version}"
+
+
+def has_state_dict(value: Any) -> bool:
+    """Return whether a value is an object that saves and restores its state."""
     return (
         not isinstance(value, type)
         and callable(getattr(value, "state_dict", None))

@@ -67,7 +67,7 @@ class CLI(LightningCLI):
                 self.run_dir = directory.find_resumable(Path(early.runs).expanduser() / self.name)
             if self.run_dir is not None:
                 configs.insert(0, self.run_dir / "config.yaml")
-                args = ["--config", str(configs[0]), *args]
+                args = ["--config", str(configs[0]), *(_reset_lists(args) if early.resume else []), *args]
                 early = _early_parser().parse_known_args(args)[0]
                 self.name = early.experiment or name
             self.experiment_dir = Path(early.runs).expanduser() / self.name
@@ -208,6 +208,13 @@ class _ReadConfig(argparse.Action):
             value = content.get(name) if isinstance(content, dict) else None
             if isinstance(value, str | bool):
                 setattr(namespace, name, value)
+
+
+def _reset_lists(args: list[str]) -> list[str]:
+    """Return options that empty the saved lists to which a repeated command appends again."""
+    empty = {"trainer.callbacks": "null", "trainer.plugins": "null"}
+    appends = {arg.partition("=")[0] for arg in args}
+    return [f"--{name}={value}" for name, value in empty.items() if f"--{name}+" in appends]
 
 
 def _merge_disable(args: list[str]) -> list[str]:
