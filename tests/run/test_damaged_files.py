@@ -161,6 +161,30 @@ def test_checkpoint_with_a_field_of_another_type_is_refused_in_one_line_or_works
     said(capsys, {0, 2}, "fit", "--run", run, "--trainer.max_epochs=2", "--disable=progress")
 
 
+def test_optimiser_state_of_another_shape_is_refused_in_one_line(run, capsys):
+    path = run / "checkpoints" / "last.ckpt"
+    whole = torch.load(path, weights_only=True)
+    whole["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(3, 5)
+    torch.save(whole, path)
+    line = said(capsys, {2}, "fit", "--run", run, "--trainer.max_epochs=2", "--disable=progress")
+    assert (
+        "last.ckpt cannot be restored: exp_avg of the optimiser has the shape (3, 5), and its parameter (4, 64)" in line
+    )
+
+
+@pytest.mark.parametrize("field", ["random_state", "frozen", "evaluating", "callback_metrics"])
+def test_damaged_random_states_are_refused_in_one_line_or_work(field, run, capsys):
+    path = run / "checkpoints" / "last.ckpt"
+    whole = torch.load(path, weights_only=True)
+    wrong = {kind: WRONG[kind] for kind in ("a text", "a list", "numbers as names", "entries")}
+    if field == "random_state":
+        wrong |= {name: [{**whole[field][0], name: 3}] for name in ("python", "attributes", "generators", "loaders")}
+    for kind, value in wrong.items():
+        copied = shutil.copytree(run, run.parent / f"copy {kind}")
+        torch.save({**whole, field: value}, copied / "checkpoints" / "last.ckpt")
+        said(capsys, {0, 2}, "fit", "--run", copied, "--trainer.max_epochs=2", "--disable=progress")
+
+
 def test_records_that_are_compressed_or_share_bytes_are_not_read(run):
     path = run / "checkpoints" / "last.ckpt"
     with zipfile.ZipFile("bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:

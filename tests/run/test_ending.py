@@ -45,6 +45,19 @@ def test_a_run_tests_the_average_of_stochastic_weight_averaging(tmp_path):
     assert results(evaluation)["checkpoint"].endswith("final.ckpt")
 
 
+@pytest.mark.parametrize("start", [1, 3])
+def test_a_run_that_stops_before_its_average_is_set_says_that_no_checkpoint_holds_it(start, tmp_path):
+    averaging = with_callback(tmp_path, "StochasticWeightAveraging", swa_lrs=0.05, swa_epoch_start=start)
+    stop = ["--trainer.max_epochs=5", "--early_stopping.stopping_threshold=100", "--trainer.min_epochs=2"]
+    printed = called("run", *SMALL, *averaging, *stop, cwd=tmp_path).stdout
+    assert (
+        "average  none: the run ended after epoch 2, and StochasticWeightAveraging sets its average after epoch 5; all "
+        "checkpoints hold weights that are not averaged\n"
+    ) in printed
+    assert "(best checkpoint)" in printed
+    assert not (newest(tmp_path) / "checkpoints" / "final.ckpt").exists()
+
+
 def test_a_run_tests_the_moving_average_that_it_validated(tmp_path):
     averaging = with_callback(tmp_path, "EMAWeightAveraging", decay=0.99)
     called("run", *SMALL, *averaging, "--trainer.max_epochs=2", cwd=tmp_path)

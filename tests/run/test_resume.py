@@ -79,6 +79,15 @@ def test_killed_run_ends_with_the_bits_of_an_uninterrupted_one(overlay, step, la
     assert dict(logged(killed, "val/loss")) == dict(logged(whole, "val/loss"))
 
 
+def test_same_command_with_resume_adds_a_callback_once(tmp_path):
+    timer = ["--trainer.callbacks+=lightning.pytorch.callbacks.Timer", "--trainer.callbacks.duration=01:00:00:00"]
+    for _ in range(2):
+        done = called("fit", "--config", CONFIG, *timer, "--trainer.max_epochs=1", "--resume", cwd=tmp_path)
+    assert "change " not in done.stdout
+    callbacks = yaml.safe_load((newest(tmp_path) / "config.yaml").read_text())["trainer"]["callbacks"]
+    assert [each["class_path"].rpartition(".")[2] for each in callbacks] == ["Timer"]
+
+
 def test_same_command_with_resume_resumes_and_prints_changed_options(tmp_path):
     command = ["fit", "--config", CONFIG, "--resume"]
     called(*command, "--trainer.max_epochs=1", cwd=tmp_path)

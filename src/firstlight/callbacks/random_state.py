@@ -1,6 +1,7 @@
 """Random states and positions in loaders in each checkpoint, so that a resumed run has the same batches and bits."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -91,7 +92,11 @@ class RandomState(Callback):
             "states": checkpoint.get("random_state", []),
             "frozen": checkpoint.get("frozen"),
             "evaluating": checkpoint.get("evaluating"),
-            "callback_metrics": checkpoint.get("callback_metrics", {}),
+            "callback_metrics": {
+                name: value
+                for name, value in checkpoint.get("callback_metrics", {}).items()
+                if isinstance(name, str) and isinstance(value, torch.Tensor) and value.numel() == 1
+            },
             "is_within_epoch": _is_within_epoch(checkpoint),
             "epoch": max(progress.get("ready", 0) - 1, 0),
         }
@@ -101,21 +106,9 @@ class RandomState(Callback):
         loaded, self._loaded = self._loaded, None
         if loaded is None or not trainer.ckpt_path:
             return
-        states, loaders = loaded["states"], self._current(trainer)
-        lost = None
-        if not states:
-            lost = "the checkpoint has no random states: it was written without the callback RandomState"
-        elif len(states) != trainer.world_size:
-            lost = f"the number of processes was {len(states)} and is {trainer.world_size}"
-        else:
-            saved = states[trainer.global_rank].get("loaders", [])
-            if len(saved) != len(loaders):
-                lost = f"the number of training loaders was {len(saved)} and is {len(loaders)}"
-            else:
-                pairs = zip(loaders, saved, strict=True)
-                lost = next((found for each, state in pairs if (found := each.lost(state, loaded["epoch"]))), None)
-            saved = states[trainer.global_rank]["attributes"]
-            lost = lost or find_lost(holders(trainer, pl_module), **saved, fresh=self._initial)
+        _refuse_wrong_shapes(trainer)
+        with _readable(trainer):
+            lost = self._find_lost(trainer, pl_module, loaded)
         # One process may lose what the others keep.
         faults = [each for each in all_gather_objects(trainer, lost) if each]
         if faults and not self.allow_inexact:
@@ -125,16 +118,33 @@ class RandomState(Callback):
             )
         _before_first_epoch(trainer, lambda start: self._resume(trainer, pl_module, loaded, start))
 
+    def _find_lost(self, trainer: Trainer, module: LightningModule, loaded: dict[str, Any]) -> str | None:
+        """Return what this process cannot restore, or None."""
+        states, loaders = loaded["states"], self._current(trainer)
+        if not states:
+            return "the checkpoint has no random states: it was written without the callback RandomState"
+        if len(states) != trainer.world_size:
+            return f"the number of processes was {len(states)} and is {trainer.world_size}"
+        state = states[trainer.global_rank]
+        if len(state["loaders"]) != len(loaders):
+            return f"the number of training loaders was {len(state['loaders'])} and is {len(loaders)}"
+        for each, saved in zip(loaders, state["loaders"], strict=True):
+            if (found := each.lost(saved, loaded["epoch"])) is not None:
+                return found
+        return find_lost(holders(trainer, module), **state["attributes"], fresh=self._initial)
+
     def _resume(self, trainer: Trainer, module: LightningModule, loaded: dict[str, Any], start: Any) -> None:
         """Start the first epoch of a resumed run with the states of the checkpoint."""
         states, loop = loaded["states"], trainer.fit_loop
         state = states[trainer.global_rank] if len(states) == trainer.world_size else {}
-        objects, values = holders(trainer, module), state.get("attributes", {"initial": {}, "saved": {}})
+        objects, values = holders(trainer, module), dict[str, Any](initial={}, saved={})
         if state:
-            set_changed(objects, **values, fresh=self._initial)
-            set_states(_generators(objects), state["generators"])
-            set_states(_evaluation_objects(trainer), state["evaluation"])
-            restore(state)
+            with _readable(trainer):
+                values = state["attributes"]
+                set_changed(objects, **values, fresh=self._initial)
+                set_states(_generators(objects), state["generators"])
+                set_states(_evaluation_objects(trainer), state["evaluation"])
+                restore(state)
             for name, parameter in module.named_parameters():
                 parameter.requires_grad_(name not in loaded["frozen"])
             for name, each in module.named_modules():
@@ -182,6 +192,29 @@ def _is_within_epoch(checkpoint: dict[str, Any]) -> bool:
     )
     is_open = epoch["current"]["ready"] > epoch["current"]["processed"]
     return is_open and progress["current"]["ready"] > 0 and not progress["is_last_batch"]
+
+
+def _refuse_wrong_shapes(trainer: Trainer) -> None:
+    """Refuse averages of gradients in another shape than their parameter: torch 2.14 loads them, and a step fails."""
+    for optimizer in trainer.optimizers:
+        for parameter, state in optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum"):
+                found = state.get(name) if isinstance(state, Mapping) else None
+                if isinstance(found, torch.Tensor) and found.shape != parameter.shape:
+                    raise UsageError(
+                        f"{trainer.ckpt_path} cannot be restored: {name} of the optimiser has the shape "
+                        f"{tuple(found.shape)}, and its parameter {tuple(parameter.shape)}"
+                    )
+
+
+@contextmanager
+def _readable(trainer: Trainer) -> Iterator[None]:
+    """Refuse a checkpoint whose states have another form than `on_save_checkpoint` gave them."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        text = f"{type(error).__name__}: {str(error)[:200]}"
+        raise UsageError(f"{trainer.ckpt_path} cannot be restored: {' '.join(text.split())}") from error
 
 
 def _evaluating(trainer: Trainer, module: LightningModule) -> list[str]:

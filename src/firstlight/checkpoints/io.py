@@ -38,6 +38,10 @@ _FIELDS = {
     "metrics": dict,
     "optimization": dict,
     "train_log": dict,
+    "random_state": list,
+    "frozen": list,
+    "evaluating": list,
+    "callback_metrics": dict,
 }
 """Types of the fields that Lightning 2.6.6 and firstlight write."""
 

@@ -61,6 +61,17 @@ def find_ending(trainer: Trainer, callbacks: Sequence[Callback], own: Sequence[C
     return Ending("stopped by a callback or the module", "change it")
 
 
+def missed_average(trainer: Trainer, callbacks: Sequence[Callback]) -> str:
+    """Return that the run ended before an average of its weights was set, in one line, or `""`."""
+    for each in callbacks:
+        if isinstance(each, StochasticWeightAveraging) and 0 < trainer.current_epoch <= each.swa_end:
+            return (
+                f"average  none: the run ended after epoch {trainer.current_epoch:,}, and {type(each).__name__} sets "
+                f"its average after epoch {each.swa_end + 1:,}; all checkpoints hold weights that are not averaged"
+            )
+    return ""
+
+
 def limit(trainer: Trainer) -> str:
     """Return the option to increase for a run that has done all planned steps."""
     is_by_steps = 0 <= trainer.max_steps <= trainer.global_step

@@ -35,7 +35,7 @@ from firstlight.loggers import all_loggers, as_list
 from firstlight.preflight import report, rules
 from firstlight.preflight.probe import probe_splits
 from firstlight.run import console, directory
-from firstlight.run.ending import caveat, find_ending, limit
+from firstlight.run.ending import caveat, find_ending, limit, missed_average
 from firstlight.run.resume import config_diff, refuse_inexact
 from firstlight.tasks import Task
 
@@ -256,6 +256,8 @@ class Experiment:
         # Lightning counts the steps of all optimisers, which are not planned.
         planned = self._planned(trainer) if self.task.automatic_optimization else math.inf
         print(console.fitted(trainer.current_epoch, trainer.global_step, planned, cause))
+        if missed := missed_average(trainer, trainer.callbacks):  # type: ignore[attr-defined]
+            print(missed)
         results: dict[str, Any] = {"metrics": {}, "best": {}, "steps": trainer.global_step}
         if best.is_file():
             results |= {"best": read_checkpoint_metrics(best), "checkpoint": "checkpoints/best.ckpt"}
