@@ -289,6 +289,47 @@ def test_loader_whose_state_cannot_be_restored_is_refused_unless_inexact_is_allo
         fit(tmp_path / str(stop), make, resume=True, exact=False)
 
 
+class Slots(Dataset):
+    """Rows that depend on how often they were read, counted in a slot."""
+
+    __slots__ = ("reads", "rows")
+
+    def __init__(self):
+        self.rows, self.reads = Rows(), 0
+
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return self.rows[index] / self.reads
+
+
+class Reweighs(Callback):
+    """Draws some samples more often from the next epoch on."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        trainer.train_dataloader.sampler.weights[batch_idx] += 1
+
+
+@pytest.mark.parametrize("size", [26, 5000])
+def test_sampler_that_a_callback_changes_within_the_first_epoch_is_refused(size, tmp_path):
+    def make():
+        weights = torch.cat([torch.ones(SAMPLES), torch.zeros(size - SAMPLES)])
+        return loader(Rows(), sampler=WeightedRandomSampler(weights, SAMPLES))
+
+    fit(tmp_path, make, callbacks=[Reweighs], stop=3)
+    with pytest.raises(UsageError, match=r"sampler.weights of the training loader was .* and is .*--allow_inexact"):
+        fit(tmp_path, make, callbacks=[Reweighs], resume=True)
+    fit(tmp_path, make, callbacks=[Reweighs], resume=True, exact=False)
+
+
+def test_data_set_that_counts_in_a_slot_is_refused(tmp_path):
+    fit(tmp_path, lambda: loader(Slots()), stop=8)
+    with pytest.raises(UsageError, match=r"dataset.reads of the training loader was 26 and is 0"):
+        fit(tmp_path, lambda: loader(Slots()), resume=True)
+
+
 class Unfreeze(Callback):
     """Freezes the first layer, and trains it from the second epoch on."""
 

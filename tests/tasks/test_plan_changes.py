@@ -172,6 +172,30 @@ def test_an_unfrozen_group_follows_the_schedule_and_resumes_with_the_same_bits(k
     assert all(rate[-1] == pytest.approx(rate[0] / 10) for rate in more)
 
 
+class RaiseDecay(Callback):
+    """Raises the weight decay at the end of the second epoch."""
+
+    def on_train_epoch_end(self, trainer, module):
+        if trainer.current_epoch == 1:
+            for group in trainer.optimizers[0].param_groups:
+                group["weight_decay"] = 0.3
+
+
+def test_options_of_the_optimiser_that_a_callback_changed_resume_with_the_same_bits(tmp_path):
+    adam = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01)
+    save = LambdaCallback(
+        on_train_epoch_end=lambda trainer, _: trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+    )
+    *_, whole = fit(tmp_path, RaiseDecay(), save, model=task(adam))
+    *_, resumed = fit(tmp_path, RaiseDecay(), model=task(adam), ckpt_path=tmp_path / "1.ckpt")
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name])
+    other = task(partial(torch.optim.AdamW, lr=0.1, weight_decay=0.02))
+    fit(tmp_path, model=other, ckpt_path=tmp_path / "1.ckpt")
+    # The group of biases is configured as before, so it keeps what the callback set.
+    assert [group["weight_decay"] for group in other.trainer.optimizers[0].param_groups] == [0.02, 0.3]
+
+
 class AddBias(Callback):
     """Adds a parameter that was frozen when training started."""
 

@@ -11,7 +11,7 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from firstlight.callbacks.attributes import changed_values, digests, find_lost, holders, set_changed
-from firstlight.callbacks.resumable_loader import ResumableLoader
+from firstlight.callbacks.resumable_loader import ResumableLoader, cannot_resume
 from firstlight.callbacks.state import find_stateful, get_states, is_generator, restore, set_states, snapshot
 from firstlight.data.loader import Loader
 from firstlight.distributed import all_gather_objects
@@ -112,10 +112,7 @@ class RandomState(Callback):
         # One process may lose what the others keep.
         faults = [each for each in all_gather_objects(trainer, lost) if each]
         if faults and not self.allow_inexact:
-            raise UsageError(
-                f"the run cannot resume exactly: {faults[0]}; --allow_inexact (in a program, "
-                "RandomState(allow_inexact=True)) resumes anyway"
-            )
+            raise UsageError(cannot_resume(faults[0]))
         _before_first_epoch(trainer, lambda start: self._resume(trainer, pl_module, loaded, start))
 
     def _find_lost(self, trainer: Trainer, module: LightningModule, loaded: dict[str, Any]) -> str | None:
@@ -165,7 +162,8 @@ class RandomState(Callback):
             set_states(_generators(objects), state.get("generators", {}))
         loaders, saved = self._current(trainer), state.get("loaders", [])
         for index, each in enumerate(loaders):
-            each.resume(saved[index] if len(saved) == len(loaders) else None, loaded["is_within_epoch"])
+            known = saved[index] if len(saved) == len(loaders) else None
+            each.resume(known, loaded["is_within_epoch"], self.allow_inexact)
         if loaders and loop._data_fetcher is not None:
             iter(loop._data_fetcher)
 

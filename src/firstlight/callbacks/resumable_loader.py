@@ -8,8 +8,9 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from firstlight.callbacks.state import describe, find_stateful, get_states, restore, set_states, snapshot
+from firstlight.errors import UsageError
 
-__all__ = ["ResumableLoader"]
+__all__ = ["ResumableLoader", "cannot_resume"]
 
 
 class ResumableLoader:
@@ -35,12 +36,14 @@ class ResumableLoader:
     used: int
     ahead: dict[str, Any] | None
     resumed: Mapping[str, Any] | None
+    allow_inexact: bool
 
     def __init__(self, loader: Any, trainer: Trainer, waits: bool = False) -> None:
         own = vars(self)  # `__setattr__` would set attributes of the loader.
         own["loader"], own["trainer"], own["waits"] = loader, trainer, waits
         own["restores_itself"] = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
         own["start"], own["used"], own["ahead"], own["resumed"] = {}, 0, None, None
+        own["allow_inexact"] = False
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the loader."""
@@ -80,6 +83,8 @@ class ResumableLoader:
                     next(batches, None)
             self.used, self.ahead = resumed["used"], resumed["ahead"]
             restore(self.ahead["random"] if self.ahead else now)
+            if not self.ahead:
+                self._refuse_changes(resumed)
         while True:
             if fetches_ahead and not (resumed and self.ahead):
                 self.ahead = {
@@ -89,6 +94,7 @@ class ResumableLoader:
             batch = next(batches, self)
             if resumed and self.ahead:
                 restore(now)  # The batch was fetched before the checkpoint was written.
+                self._refuse_changes(resumed)
             resumed = None
             if batch is self:
                 return
@@ -106,6 +112,7 @@ class ResumableLoader:
             "used": self.used - batches_ahead if is_within_pass else 0,
             "ahead": ahead,
             "loader": loader,
+            "now": self._now(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -119,16 +126,14 @@ class ResumableLoader:
         if getattr(loader, "persistent_workers", False):
             return "the loader has persistent_workers=True, whose processes keep their own random states"
         _set_sampler_epoch(loader, epoch)
-        before, now = state["start"]["values"], self._state()["values"]
-        for path in dict.fromkeys([*before, *now]):
-            old, new = before.get(path, "not set"), now.get(path, "not set")
-            if old != new:
-                return f"{path} of the training loader was {old} and is {new}"
-        return None
+        return _difference(state["start"]["values"], self._state()["values"])
 
-    def resume(self, state: Mapping[str, Any] | None, is_within_pass: bool) -> None:
-        """Let the next pass resume after the batches that were used, or start as the next one of the saved run."""
-        self.waits = False
+    def resume(self, state: Mapping[str, Any] | None, is_within_pass: bool, allow_inexact: bool = False) -> None:
+        """Let the next pass resume after the batches that were used, or start as the next one of the saved run.
+
+        That pass raises a `UsageError` if the loader then differs from the saved one, unless `allow_inexact` is on.
+        """
+        self.waits, self.allow_inexact = False, allow_inexact
         if state is None:
             return
         if self.restores_itself:
@@ -136,6 +141,17 @@ class ResumableLoader:
         else:
             set_states(self._objects(), state["start"]["objects"])
         self.resumed = state if is_within_pass else None
+
+    def _refuse_changes(self, resumed: Mapping[str, Any]) -> None:
+        """Refuse a loader that something else than the pass has changed, for example weights of its sampler."""
+        if not self.allow_inexact and not self.restores_itself:
+            if found := _difference(resumed["now"], self._now()):
+                raise UsageError(cannot_resume(found))
+
+    def _now(self) -> dict[str, str]:
+        """Describe the loader in a pass, without iterators, which the pass has made and moved."""
+        values = {} if self.restores_itself else describe(self._roots())
+        return {path: value for path, value in values.items() if not value.startswith("an iterator at ")}
 
     def _state(self) -> dict[str, Any]:
         if self.restores_itself:
@@ -154,3 +170,20 @@ class ResumableLoader:
             return {type(self.loader).__name__: self.loader}
         names = ("generator", "sampler", "batch_sampler", "dataset", "collate_fn")
         return {name: getattr(self.loader, name) for name in names}
+
+
+def cannot_resume(reason: str) -> str:
+    """Return the message that refuses a run."""
+    return (
+        f"the run cannot resume exactly: {reason}; --allow_inexact (in a program, RandomState(allow_inexact=True)) "
+        "resumes anyway"
+    )
+
+
+def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """Return the first value that two descriptions of a training loader do not share, or None."""
+    for path in dict.fromkeys([*before, *now]):
+        old, new = before.get(path, "not set"), now.get(path, "not set")
+        if old != new:
+            return f"{path} of the training loader was {old} and is {new}"
+    return None

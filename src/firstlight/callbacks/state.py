@@ -138,6 +138,9 @@ def _walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         else:
             # Lightning keeps the arguments of loaders in attributes with this prefix.
             inner = [item for item in getattr(value, "__dict__", {}).items() if not item[0].startswith("__pl")]
+            slots = [getattr(kind, "__slots__", ()) for kind in type(value).__mro__]
+            names = {name for each in slots for name in ([each] if isinstance(each, str) else each)}
+            inner += [(name, getattr(value, name)) for name in sorted(names - {"__dict__"}) if hasattr(value, name)]
         pending += [(f"{path}.{name}", each) for name, each in inner]
 
 

@@ -143,8 +143,12 @@ class Optimization:
             if len(groups) != len(rates) + len(saved["added"]):
                 raise UsageError("weight decay cannot be turned on or off: a callback has added parameter groups")
             kept = ("params", "lr", "initial_lr")
-            for group, options in zip(groups, self._groups, strict=False):
-                group.update({name: value for name, value in options.items() if name not in kept})
+            configured = saved["groups"] if len(saved["groups"]) == len(rates) else [{}] * len(rates)
+            for group, options, known in zip(groups, self._groups, configured, strict=False):
+                # Options that a callback changed stay as the checkpoint has them, unless their configuration changed.
+                for name, value in options.items():
+                    if name not in kept and (name not in known or known[name] != value):
+                        group[name] = value
             if self._found.get("configured") == rates:
                 rates = self._found["rates"]
         else:
@@ -199,6 +203,7 @@ class Optimization:
             "epochs": epochs.processed if most < 0 else min(epochs.processed, most),
             "batches": batches.ready if epochs.ready > epochs.processed else 0,
             "found": self._found,
+            "groups": self._groups,
             "added": [[names[id(each)] for each in group["params"]] for group in added],
         }
 
