@@ -79,6 +79,59 @@ def test_killed_run_ends_with_the_bits_of_an_uninterrupted_one(overlay, step, la
     assert dict(logged(killed, "val/loss")) == dict(logged(whole, "val/loss"))
 
 
+FOREIGN = """
+import os, random, signal
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from torch.utils.data import DataLoader, Dataset
+
+class Rows(Dataset):
+    def __len__(self):
+        return 48
+    def __getitem__(self, index):
+        return torch.full((3,), float(index)) / 48 + random.random() / 10
+
+class Data(LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(Rows(), batch_size=4, shuffle=True)
+
+class Net(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net, self.average = torch.nn.Linear(3, 1), torch.zeros(1, 3)
+    def training_step(self, batch, batch_idx):
+        self.average = self.average.lerp(self.net.weight.detach(), 0.1)
+        return (self.net(batch) - batch.sum(1, keepdim=True) * (1 + self.average.sum())).square().mean()
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.05)
+
+class Stop(Callback):
+    def __init__(self, step: int):
+        self.step = step
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step and trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_foreign_loader_on_two_processes_stopped_within_an_epoch_resumes_with_the_same_bits(tmp_path):
+    (tmp_path / "mine.py").write_text(FOREIGN)
+    parts = ["--model=mine.Net", "--data=mine.Data", "--trainer.max_epochs=3", "--last.min_seconds=0"]
+    options = ["fit", *parts, "--config", DDP]
+    firstlight(*options, "--experiment=whole", cwd=tmp_path)
+    stop = ["--experiment=stopped", "--trainer.callbacks+=mine.Stop", "--trainer.callbacks.step=8"]
+    command = [sys.executable, "-m", "firstlight", *options, *stop]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300).returncode == 143
+    stopped = newest(tmp_path, "stopped")
+    progress = torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)["loops"]["fit_loop"]
+    assert 0 < progress["epoch_loop.batch_progress"]["current"]["ready"] < 6  # Each process has six batches.
+    firstlight("fit", "--run", str(stopped), "--trainer.callbacks=null", cwd=tmp_path)
+    ends = [
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (newest(tmp_path, "whole"), stopped)
+    ]
+    assert all(torch.equal(value, ends[1]["state_dict"][name]) for name, value in ends[0]["state_dict"].items())
+
+
 def test_same_command_with_resume_adds_a_callback_once(tmp_path):
     timer = ["--trainer.callbacks+=lightning.pytorch.callbacks.Timer", "--trainer.callbacks.duration=01:00:00:00"]
     for _ in range(2):
