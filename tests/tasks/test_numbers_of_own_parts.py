@@ -6,19 +6,21 @@ import math
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 from torchmetrics import MeanAbsoluteError
 
 from firstlight.callbacks import RandomState
 from firstlight.errors import UsageError
 from firstlight.losses import ContrastiveLoss
 from firstlight.optim import build
+from firstlight.preflight.rules import repeated_samples
 from firstlight.tasks import (
     BinaryClassification,
     Classification,
@@ -159,6 +161,18 @@ def test_metrics_take_batches_of_several_lengths(tmp_path):
     for split in ("train", "val"):
         assert found[f"{split}/mae"] == pytest.approx(errors.abs().mean().item(), rel=1e-6)
         assert found[f"{split}/loss"] == pytest.approx(errors.square().mean().item(), rel=1e-6)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return zip(INPUTS, NUMBERS, strict=True)
+
+
+def test_a_task_takes_loaders_without_a_length(tmp_path):
+    task = Task(**parts(nn.Linear(5, 1), nn.MSELoss()) | {"optimizer": STILL})
+    found = logged(task, DataLoader(Stream(), batch_size=7), tmp_path)
+    assert found["val/loss"] == pytest.approx((task(INPUTS) - NUMBERS).square().mean().item(), rel=1e-6)
+    assert repeated_samples(SimpleNamespace(val_dataloaders=DataLoader(Stream()))) == ""
 
 
 def test_batches_of_several_lengths_are_not_taken_for_even_ones():

@@ -153,7 +153,8 @@ def repeated_samples(trainer: Trainer) -> str:
 
     torch's `DistributedSampler`, which Lightning adds to a DataLoader, gives each process as many samples.
     """
-    loaders = CombinedLoader(trainer.val_dataloaders or [], "sequential").flattened
+    given = trainer.val_dataloaders
+    loaders = CombinedLoader([] if given is None else given, "sequential").flattened  # Some loaders have no length.
     samplers = [getattr(each, "sampler", None) for each in loaders]
     foreign = [each for each in samplers if not isinstance(each, ResumableDistributedSampler)]
     padded = [each for each in foreign if isinstance(each, DistributedSampler) and not each.drop_last]

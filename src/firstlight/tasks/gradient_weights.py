@@ -1,10 +1,11 @@
 """How the gradients of the batches of a step become the gradient of the mean over all that they scored."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sized
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DistributedSampler, TensorDataset, default_collate
 
@@ -104,11 +105,11 @@ def may_hold(loader: Any, target: int) -> bool:
 
 
 def repeated_samples(loader: Any) -> int:
-    """Return how many samples torch's DistributedSampler gives to two processes, so that all have the same number."""
-    sampler = getattr(loader, "sampler", None)
-    if not isinstance(sampler, DistributedSampler) or _is_of_firstlight(sampler):
-        return 0
-    return max(0, sampler.total_size - len(sampler.dataset))  # type: ignore[arg-type]
+    """Return how many samples torch's DistributedSampler gives to two processes, so that all get the same number."""
+    loaders = CombinedLoader([] if loader is None else loader, "sequential").flattened  # Some loaders have no length.
+    samplers = [getattr(each, "sampler", None) for each in loaders]
+    padded = [each for each in samplers if isinstance(each, DistributedSampler) and not _is_of_firstlight(each)]
+    return sum(max(0, each.total_size - len(cast(Sized, each.dataset))) for each in padded)
 
 
 def _is_of_firstlight(part: Any) -> bool:
