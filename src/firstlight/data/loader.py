@@ -1,10 +1,11 @@
 """Loaders whose order depends only on a seed and the epoch, so that a run can resume after any batch."""
 
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -110,7 +111,7 @@ class Loader(DataLoader[Batch]):
             num_workers=num_workers,
             collate_fn=_identity,
             generator=torch.Generator(),
-            worker_init_fn=partial(_ignore_stop_signals, os.getpid()),
+            worker_init_fn=start_worker,
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader annotates its own iterator class
@@ -219,12 +220,23 @@ def _block_stop_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _ignore_stop_signals(parent: int, worker: int) -> None:
-    """Ignore signals, which terminals and schedulers send to all processes: the main process stops its workers."""
-    if os.getppid() != parent:
-        os._exit(1)  # The main process was killed meanwhile; torch 2.13 would wait for it forever.
-    for number in _STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def start_worker(worker: int) -> None:
+    """Let a worker process obey the main process only: terminals and schedulers send their signals to all processes.
+
+    The worker ends when the main process asks for it or is gone. torch 2.13 misses that with the start method
+    `forkserver`, or if the main process is killed while the worker starts.
+    """
+    if hasattr(signal, "sigtimedwait"):  # Not on macOS, where signals end the workers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        threading.Thread(target=_obey, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _obey(parent: Any) -> None:
+    while parent.is_alive():
+        received = signal.sigtimedwait(_STOP_SIGNALS, 1)
+        if received and received.si_pid == parent.pid:
+            os._exit(0)
+    os._exit(1)
 
 
 def _identity(batch: Any) -> Batch:
