@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 from lightning.pytorch import seed_everything
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler, default_collate
 
+from firstlight.callbacks import RandomState
 from firstlight.data import Tensors
 from firstlight.losses import SupervisedContrastiveLoss
 from firstlight.schedules import Constant
@@ -331,3 +333,82 @@ def collectives(ranks):
 def test_processes_ask_each_other_only_where_weights_may_differ(tmp_path):
     Ranks(collectives, 2, cwd=tmp_path, ranks=2).succeed()
     assert json.loads((tmp_path / "0").read_text()) == {"plain": 1, "weights": 6}
+
+
+class Counted:
+    """Counts how often processes ask each other in backward."""
+
+    asked = 0
+
+    def backward(self, *args, **kwargs):
+        strategy = self.trainer.strategy
+        reduce = strategy.reduce
+
+        def count(*args, **kwargs):
+            self.asked += 1
+            return reduce(*args, **kwargs)
+
+        strategy.reduce = count
+        super().backward(*args, **kwargs)
+        strategy.reduce = reduce
+
+
+class CountedModel(Counted, LanguageModel):
+    pass
+
+
+class CountedTask(Counted, Task):
+    pass
+
+
+class Positives(nn.CrossEntropyLoss):
+    """Scores targets above 0, and tells their number as an integer."""
+
+    def batch_weight(self, targets):
+        return int((targets > 0).sum())
+
+    def forward(self, outputs, targets):
+        return cross_entropy(outputs, targets, ignore_index=0)
+
+
+def with_padding(samples):
+    inputs, targets = default_collate(samples)
+    return inputs, targets.where(inputs[:, :1] > 3, 0)
+
+
+TOKENS = torch.randint(1, 7, (22, 5), generator=torch.Generator().manual_seed(0))
+PADDED = TOKENS.where(torch.arange(5) < torch.arange(22)[:, None] % 5 + 1, 0)
+LANGUAGE = {
+    "no padding": (TOKENS, CountedModel, nn.CrossEntropyLoss(ignore_index=0), None, 1),
+    "padding": (PADDED, CountedModel, nn.CrossEntropyLoss(ignore_index=0), None, 3),
+    "padding by the collate function": (TOKENS, CountedModel, nn.CrossEntropyLoss(ignore_index=0), with_padding, 3),
+    "an integer weight of the loss": (PADDED[:, 3], CountedTask, Positives(), None, 3),
+}
+
+
+def language(ranks):
+    found = {}
+    for name, (targets, kind, loss, collate, _) in LANGUAGE.items():
+        torch.manual_seed(0)
+        network = nn.Embedding(7, 7)
+        if targets.ndim == 1:
+            network = nn.Sequential(network, nn.Flatten(), nn.Linear(35, 7))
+        task = kind(**parts(network, loss) | {"optimizer": partial(torch.optim.SGD, lr=0.5)})
+        run = trainer(
+            ".", max_epochs=1, devices=ranks, strategy="ddp" if ranks > 1 else "auto", limit_val_batches=0,
+            callbacks=[RandomState()],
+        )  # fmt: skip
+        sampler = DistributedSampler(TOKENS, ranks, int(os.environ.get("LOCAL_RANK", 0)), shuffle=False)
+        run.fit(task, loader(TOKENS, targets, batch_size=8 // ranks, sampler=sampler, collate_fn=collate))
+        found[name] = task.asked, [value.tolist() for value in task.state_dict().values()]
+    Path(f"{ranks}-{run.global_rank}").write_text(json.dumps(found))
+
+
+def test_language_models_ask_other_processes_only_if_there_is_padding(tmp_path):
+    for ranks in (1, 2):
+        Ranks(language, ranks, cwd=tmp_path, ranks=ranks).succeed()
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("1-0", "2-0"))
+    for name, (*_, asked) in LANGUAGE.items():
+        assert (name, one[name][0], two[name][0]) == (name, 0, asked)
+        for mine, theirs in zip(one[name][1], two[name][1], strict=True):
+            torch.testing.assert_close(torch.tensor(theirs), torch.tensor(mine), rtol=1e-5, atol=1e-6)

@@ -20,7 +20,7 @@ class ResumableLoader:
     batches again without training on them. So samplers, datasets and worker processes draw what they drew before. A
     loader with `state_dict` and `load_state_dict` restores itself instead.
 
-    All other attributes are those of the loader.
+    All other attributes are those of the loader, and `isinstance` takes it for one of its class.
 
     Args:
         loader: A `DataLoader` or another iterable of batches.
@@ -44,6 +44,11 @@ class ResumableLoader:
         own["restores_itself"] = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
         own["start"], own["used"], own["ahead"], own["resumed"] = {}, 0, None, None
         own["allow_inexact"] = False
+
+    @property
+    def __class__(self) -> Any:
+        """The class of the loader."""
+        return type(vars(self)["loader"])
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the loader."""

@@ -18,6 +18,7 @@ from firstlight.metrics.whole_split import exact
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
 from firstlight.tasks.checks import at_least_float32
+from firstlight.tasks.gradient_weights import may_hold
 
 
 class LanguageModel(Task):
@@ -41,6 +42,7 @@ class LanguageModel(Task):
     ) -> None:
         metrics = {"perplexity": Perplexity(), "bits_per_byte": BitsPerByte()}
         super().__init__(network, optimizer, schedule, loss, metrics, **options)
+        self._scores_all = False  # Whether no training target is padding.
 
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the loss over all tokens of the batch."""
@@ -53,8 +55,19 @@ class LanguageModel(Task):
         nats = cross_entropy(at_least_float32(outputs.detach()).flatten(0, 1), targets.flatten(), ignore_index=0)
         return nats[None], (targets != 0).sum()[None]
 
+    def on_train_start(self) -> None:
+        """Count scored tokens at each step, which several processes tell each other, only if there is padding."""
+        is_count = self.averages_over == "samples" or (
+            self.averages_over == "targets" and self.loss.weight is None and self.loss.ignore_index == 0
+        )
+        is_own = any(map(self.is_overridden, ("training_step", "shared_step", "batch_weight")))
+        self._scores_all = is_count and not is_own and not may_hold(self.trainer.train_dataloader, 0)
+        super().on_train_start()
+
     def batch_weight(self, targets: Tensor) -> Tensor | int:
         """Return the number of scored tokens, or the sum of their class weights."""
+        if self._scores_all and self.training:
+            return targets.numel()
         return (targets != 0).sum() if self.averages_over == "samples" else super().batch_weight(targets)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
