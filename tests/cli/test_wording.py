@@ -26,6 +26,7 @@ CAUSES = {
     "not an import path": [f"--data={ROOT / 'configs' / 'data' / 'wine.csv'}"],
     "expected type": ["--model.network.hidden=[x]"],
     "folder instead of a file": ["--config=."],
+    "not a subclass": ["--data=torch.nn.Linear"],
     "unknown class": ["--model.optimizer=AdamX"],
     "broken file": ["--config=broken.yaml"],
     "file without options": ["--config=list.yaml"],

@@ -9,6 +9,7 @@ from firstlight.callbacks.gradient_norm import GradientNorm
 from firstlight.callbacks.hparams import HParams
 from firstlight.callbacks.learning_rate import LearningRate
 from firstlight.callbacks.nonfinite import NonFinite
+from firstlight.callbacks.other_package import refuse_other_package
 from firstlight.callbacks.progress import Progress
 from firstlight.callbacks.random_state import RandomState
 
@@ -27,3 +28,6 @@ __all__ = [
     "RandomState",
     "defaults",
 ]
+
+for _callback in [each for each in list(globals().values()) if isinstance(each, type)]:
+    refuse_other_package(_callback)

@@ -28,6 +28,7 @@ WORDING = {
     "not an import path": r"Unexpected import path format: (.+)",
     "expected type": r"Expected an? <class '(?!NoneType)",
     "folder instead of a file": r"Path is not a file: '([^']+)'",
+    "not a subclass": r"does not correspond to a subclass of (\w+)\s[\s\S]*Given value: (\S+)",
     "unknown class": r"but ([A-Z]\w*) either not accessible or invalid",
     "broken file": r"Problems parsing config",
     "file without options": r"Unexpected config",
@@ -79,6 +80,8 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
         return f"{prefix}{found[1][:60]} is not a class{hint}"
     if found := search("folder instead of a file"):
         return f"{prefix}{found[1]} is not a file"
+    if (found := search("not a subclass")) and _is_of_other_package(found[2]):
+        return f"{prefix}{found[2]} is a {found[1]} of pytorch_lightning: import it from lightning.pytorch"
     if found := search("unknown class"):
         keys = _nested_keys(where, message)
         return (f"{keys}: " if keys else "") + f"unknown class {found[1]}{near_class(keys, found[1])}"
@@ -163,6 +166,13 @@ def import_fault(error: BaseException) -> str:
 
 def _is_library(file: str) -> bool:
     return not Path(file).is_absolute() or file.startswith(_LIBRARIES)  # A frame of a compiled library has no path.
+
+
+def _is_of_other_package(class_path: str) -> bool:
+    """Return whether an imported class is one of `pytorch_lightning`, whose classes `lightning` does not know."""
+    module, _, name = class_path.rpartition(".")
+    bases = inspect.getmro(getattr(sys.modules.get(module), name, object))
+    return any(each.__module__.startswith("pytorch_lightning.") for each in bases)
 
 
 def _module_hint(module: str) -> str:

@@ -85,7 +85,7 @@ class Experiment:
         plugins = as_list(self.options["plugins"]) + ([] if self._has_own_io() else [AtomicCheckpointIO()])
         try:
             return let_fused_optimisers_clip(Trainer(**{**self.options, **changes, "plugins": plugins}))
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:  # A strategy may need a package.
             raise UsageError(f"trainer: {error}") from error
 
     def callbacks(self, folder: Path) -> list[Callback]:
