@@ -199,14 +199,30 @@ def test_batches_of_one_sample_are_refused_before_the_run(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("options", "is_refused"), [({}, True), ({"drop_last": True}, False), ({"rest": 2}, False)])
+def test_check_counts_the_samples_that_each_process_will_get(tmp_path):
+    options = ["--config", DDP, "--data.batch_size=2", "--data.batch_size_is=global"]
+    found = called("check", "--config", BATCHNORM, *options, cwd=tmp_path, code=2)
+    assert "a training batch has one sample, and MLP cannot train on it" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "is_refused"),
+    [
+        ({}, True),
+        ({"drop_last": True}, False),
+        ({"rest": 2}, False),
+        ({"rest": 2, "processes": 2}, False),
+        ({"rest": -6, "processes": 2}, True),  # Each of them gets 9 samples.
+    ],
+)
 def test_last_batch_of_one_sample_of_any_loader_is_refused(options, is_refused, tmp_path):
-    rest, inputs = options.pop("rest", 1), torch.randn(26, 4)
+    options = dict(options)
+    rest, processes, inputs = options.pop("rest", 1), options.pop("processes", 1), torch.randn(26, 4)
     rows = TensorDataset(inputs[: 24 + rest], torch.arange(24 + rest) % 2)
     task = Classification(
         MLP(4, [5], 2, norm="batch"), nn.CrossEntropyLoss(), partial(torch.optim.SGD, lr=0.1), Constant(), classes=2
     )
-    refuse = LambdaCallback(on_train_start=lambda trainer, _: refuse_single_samples(trainer))
+    refuse = LambdaCallback(on_train_start=lambda trainer, _: refuse_single_samples(trainer, processes))
     run = Trainer(
         max_epochs=1, accelerator="cpu", logger=False, callbacks=[refuse], enable_checkpointing=False,
         enable_progress_bar=False, default_root_dir=tmp_path,

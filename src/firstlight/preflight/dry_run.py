@@ -86,6 +86,7 @@ class DryRun(Callback):
     def __init__(self, callbacks: Sequence[Callback], record: Callable[[str, Callable[[], str]], None]) -> None:
         self.callbacks = callbacks
         self.record = record
+        self.processes = 1  # Of the fit; the dry run itself has one.
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for each monitor among the metrics that validation logged."""
@@ -103,7 +104,7 @@ class DryRun(Callback):
         Then stop the fit.
         """
         if isinstance(pl_module, Task):
-            refuse_single_samples(trainer)  # The other checks train on such a batch.
+            refuse_single_samples(trainer, self.processes)  # The other checks train on such a batch.
 
         def batches() -> str:
             refuse_no_validation(trainer, self.callbacks)

@@ -98,7 +98,9 @@ def _finding(name: str, call: Callable[[], str]) -> Finding:
 
 def _run(dry_run: DryRun, fit: Fit) -> None:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    rules.refuse_sizes(fit.datamodule, fit.trainer(callbacks=[], **quiet))
+    planned = fit.trainer(callbacks=[], **quiet)
+    rules.refuse_sizes(fit.datamodule, planned)
+    dry_run.processes = planned.num_devices * planned.num_nodes
     one_process = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     # A minimum length would keep the trainer from stopping before the first step.
     no_minimum = {"min_epochs": None, "min_steps": None, "fast_dev_run": False}

@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence, Sized
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, cast
@@ -191,15 +191,21 @@ def refuse_sizes(datamodule: LightningDataModule, trainer: Trainer) -> None:
                 )
 
 
-def refuse_single_samples(trainer: Trainer) -> None:
+def refuse_single_samples(trainer: Trainer, processes: int = 1) -> None:
     """Refuse a training batch of one sample if the network cannot train on one, as batch normalisation cannot.
 
     Call it when training starts. It tries a copy of the network. Only batches of a DataLoader are known.
+
+    Args:
+        trainer: Of the fit, or of a dry run on one process.
+        processes: How many processes will share the batches of this trainer.
     """
     network, loader = getattr(trainer.lightning_module, "network", None), trainer.train_dataloader
     if not isinstance(network, nn.Module) or not normalises_batches(network):
         return
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or _smallest(loader) > 1:
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return
+    if _smallest(loader, trainer, processes) > 1:
         return
     with isolate_rng(), torch.no_grad():
         data: Any = loader.dataset
@@ -215,15 +221,19 @@ def refuse_single_samples(trainer: Trainer) -> None:
             ) from error
 
 
-def _smallest(loader: DataLoader[Any]) -> int:
-    """Return the size of the smallest batch of a loader; 2 if it is unknown."""
-    sampler = loader.sampler
+def _smallest(loader: DataLoader[Any], trainer: Trainer, processes: int) -> int:
+    """Return the size of the smallest batch of a loader that processes share; 2 if it is unknown."""
+    sampler, data = loader.sampler, trainer.datamodule  # type: ignore[attr-defined]  # set outside the class
     if isinstance(sampler, ResumableDistributedSampler):
+        if processes > 1 and isinstance(data, DataModule):
+            sampler = copy(sampler)
+            sampler.num_replicas = processes
+            sampler.batch_size = per_process(data.batch_size, data.batch_size_is, processes)
         return sampler.smallest
     size, drop = getattr(loader.batch_sampler, "batch_size", None), getattr(loader.batch_sampler, "drop_last", True)
     if not isinstance(size, int) or not isinstance(sampler, Sized):
         return 2
-    rest = len(sampler) % size
+    rest = -(-len(sampler) // processes) % size  # Lightning's sampler gives each process as many samples.
     return rest if rest and not drop else size
 
 
