@@ -12,12 +12,13 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from firstlight import callbacks
-from firstlight.callbacks.gradient_norm import norms
+from firstlight.callbacks.gradient_norm import let_sharded_gradients_clip, norms
 from firstlight.data import Digits, Tensors
 from firstlight.networks import MLP
 from firstlight.schedules import Constant
@@ -29,10 +30,10 @@ SIZES = (3, 7, 31, 64, 65, 73, 97)
 
 def trainer(ranks, **options):
     options = {"logger": False, "enable_checkpointing": False, "log_every_n_steps": 1, **options}
+    options.setdefault("strategy", "ddp" if ranks > 1 else "auto")
     return Trainer(
         accelerator="cpu",
         devices=ranks,
-        strategy="ddp" if ranks > 1 else "auto",
         enable_progress_bar=False,
         enable_model_summary=False,
         **options,
@@ -187,6 +188,8 @@ def shard(ranks):
     net = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3))
     inputs = torch.randn(4, 7)
     found = []
+    strategy = ModelParallelStrategy(process_group_backend="gloo")
+    clip = let_sharded_gradients_clip(trainer(1, strategy=strategy)).precision_plugin.clip_grad_by_norm
     meshes = (
         init_device_mesh("cpu", (ranks,)),
         init_device_mesh("cpu", (1, ranks), mesh_dim_names=("one", "all"))["all"],
@@ -200,11 +203,17 @@ def shard(ranks):
         net.zero_grad()
         net(inputs).square().sum().backward()
         found.append(norms({name: [p.grad for p in part.parameters()] for name, part in net.named_children()}))
+        clip(torch.optim.SGD(net.parameters()), 0.5)
+        clipped = norms({name: [p.grad for p in part.parameters()] for name, part in net.named_children()})
+        found[-1] |= {f"clipped {name}": value for name, value in clipped.items()}
     Path(str(distributed.get_rank())).write_text(json.dumps(found))
 
 
 def test_norms_of_sharded_gradients_equal_those_of_whole_ones(tmp_path):
     for whole, *sharded in found_by(shard, 2, tmp_path):
+        assert whole["total"] > 0.6
+        for name in ("total", "0", "2"):
+            assert whole[f"clipped {name}"] == pytest.approx(whole[name] * 0.5 / whole["total"], rel=1e-5)
         for each in sharded:
             assert each == pytest.approx(whole, rel=1e-5)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -99,6 +100,25 @@ def norms(gradients: Mapping[str, list[Tensor]]) -> dict[str, float]:
         for name, _ in parts
     }
     return {"total": math.hypot(*read), **blocks}
+
+
+def let_sharded_gradients_clip(trainer: Trainer) -> Trainer:
+    """Let a trainer clip the norm of gradients of which only some are DTensors, and return the trainer.
+
+    Lightning 2.6.6 calls a function of torch 2.13 that raises for a mixture. This can go when torch takes both.
+    """
+    precision: Any = trainer.precision_plugin
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+
+        def clip_grad_by_norm(optimizer: Optimizer, clip_val: float) -> None:
+            gradients = [p.grad for p in precision.main_params(optimizer) if p.grad is not None]
+            factor = clip_val / (norms({"": gradients})["total"] + 1e-6)  # As torch does.
+            if factor < 1:
+                for gradient in gradients:
+                    gradient.mul_(factor)
+
+        precision.clip_grad_by_norm = clip_grad_by_norm
+    return trainer
 
 
 def _values(gradient: Tensor) -> Tensor:

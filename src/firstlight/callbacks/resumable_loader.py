@@ -45,7 +45,7 @@ class ResumableLoader:
         own["start"], own["used"], own["ahead"], own["resumed"] = {}, 0, None, None
         own["allow_inexact"] = False
 
-    @property
+    @property  # type: ignore[misc]  # `object` lets it be set
     def __class__(self) -> Any:
         """The class of the loader."""
         return type(vars(self)["loader"])

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from firstlight.callbacks import FinalCheckpoint, GracefulShutdown, defaults
 from firstlight.callbacks.defaults import MONITORING, Monitored
 from firstlight.callbacks.graceful_shutdown import interruptible
+from firstlight.callbacks.gradient_norm import let_sharded_gradients_clip
 from firstlight.checkpoints.io import (
     AtomicCheckpointIO,
     first_index,
@@ -84,9 +85,10 @@ class Experiment:
             raise UsageError(f"trainer.default_root_dir={root} is not used: --runs DIR is the folder of all runs")
         plugins = as_list(self.options["plugins"]) + ([] if self._has_own_io() else [AtomicCheckpointIO()])
         try:
-            return let_fused_optimisers_clip(Trainer(**{**self.options, **changes, "plugins": plugins}))
+            trainer = Trainer(**{**self.options, **changes, "plugins": plugins})
         except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:  # A strategy may need a package.
             raise UsageError(f"trainer: {error}") from error
+        return let_sharded_gradients_clip(let_fused_optimisers_clip(trainer))
 
     def callbacks(self, folder: Path) -> list[Callback]:
         """Return the callbacks of a fit in the run directory `folder`: the user's and the default ones."""
