@@ -151,8 +151,37 @@ def test_signal_to_one_of_two_processes_ends_both_with_a_checkpoint(whom, number
     assert torch.load(newest(tmp_path) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
 
 
-def test_signal_to_a_process_group_with_loader_workers_ends_the_run_cleanly(tmp_path):
-    command = [sys.executable, "-m", "firstlight", "fit", "--config", CONFIG, *LONG, "--data.num_workers=2"]
+SLOW = """
+import time, torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+class Slow(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return torch.randn(1, 8, 8), index
+
+class Data(LightningDataModule):
+    def __init__(self, num_workers: int):
+        super().__init__()
+        self.num_workers = num_workers
+
+    def train_dataloader(self):
+        return DataLoader(Slow(), 1, num_workers=self.num_workers)
+
+    def val_dataloader(self):
+        return DataLoader(Slow(), 8)
+"""
+
+
+@pytest.mark.parametrize("data", ["firstlight.data.Digits", "slow.Data"])
+def test_signal_to_a_process_group_with_loader_workers_ends_the_run_cleanly(data, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    options = [*LONG, f"--data={data}", "--data.num_workers=1"]
+    command = [sys.executable, "-m", "firstlight", "fit", "--config", CONFIG, *options]
     run = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

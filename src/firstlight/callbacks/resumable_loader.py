@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from firstlight.callbacks.state import describe, find_stateful, get_states, restore, set_states, snapshot
+from firstlight.data.loader import obedient_workers
 from firstlight.errors import UsageError
 
 __all__ = ["ResumableLoader", "cannot_resume"]
@@ -81,7 +82,8 @@ class ResumableLoader:
             if not self.restores_itself:
                 restore(resumed["start"]["random"])
         self.start = self._state()
-        batches = iter(self.loader)
+        with obedient_workers(self.loader):
+            batches = iter(self.loader)
         if resumed:
             if not self.restores_itself:
                 for _ in range(resumed["used"]):

@@ -4,8 +4,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -18,7 +19,15 @@ from torch.utils.data import DataLoader, DistributedSampler
 from firstlight.data.samples import Batch, TensorBatches
 from firstlight.errors import UsageError
 
-__all__ = ["BatchSizeIs", "Loader", "ResumableDistributedSampler", "keep_on_device", "make_loader", "per_process"]
+__all__ = [
+    "BatchSizeIs",
+    "Loader",
+    "ResumableDistributedSampler",
+    "keep_on_device",
+    "make_loader",
+    "obedient_workers",
+    "per_process",
+]
 
 BatchSizeIs = Literal["per_process", "global"]
 
@@ -111,7 +120,6 @@ class Loader(DataLoader[Batch]):
             num_workers=num_workers,
             collate_fn=_identity,
             generator=torch.Generator(),
-            worker_init_fn=start_worker,
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # DataLoader annotates its own iterator class
@@ -122,7 +130,7 @@ class Loader(DataLoader[Batch]):
                 self.sampler.batches_consumed += 1
                 yield dataset.__getitems__(indices)
             return
-        with _block_stop_signals():  # A worker that a signal ends before it ignores signals would end the run.
+        with obedient_workers(self):
             batches = super().__iter__()
         for batch in batches:
             self.sampler.batches_consumed += 1
@@ -220,15 +228,33 @@ def _block_stop_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_worker(worker: int) -> None:
-    """Let a worker process obey the main process only: terminals and schedulers send their signals to all processes.
+@contextmanager
+def obedient_workers(loader: Any) -> Iterator[None]:
+    """Let workers that a `DataLoader` starts in this context obey this process only; see `start_worker`."""
+    if not isinstance(loader, DataLoader) or not loader.num_workers:
+        yield
+        return
+    own = loader.worker_init_fn
+    loader.worker_init_fn = partial(start_worker, own)
+    try:
+        with _block_stop_signals():  # A worker that a signal ends before it ignores signals would end the run.
+            yield
+    finally:
+        loader.worker_init_fn = own
 
+
+def start_worker(own: Callable[[int], object] | None, worker: int) -> None:
+    """Let a worker process obey the main process only, and call `own`.
+
+    Terminals and schedulers send their signals to all processes; the main process decides what they mean.
     The worker ends when the main process asks for it or is gone. torch 2.13 misses that with the start method
     `forkserver`, or if the main process is killed while the worker starts.
     """
     if hasattr(signal, "sigtimedwait"):  # Not on macOS, where signals end the workers.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         threading.Thread(target=_obey, args=(multiprocessing.parent_process(),), daemon=True).start()
+    if own is not None:
+        own(worker)
 
 
 def _obey(parent: Any) -> None:
