@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from tests.helpers import CONFIG, called
+
 SCRIPT = """
 import multiprocessing, os, sys
 from firstlight.data import Digits
@@ -35,3 +37,32 @@ def test_workers_obey_and_end_with_their_own_process_only(method, case, code, tm
     )
     assert done.returncode == code, done.stderr
     assert done.stdout.split() == (["32", "1225"] if case == "all" else ["32"])
+
+
+MINE = """
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+class Data(LightningDataModule):
+    def __init__(self, method: str):
+        super().__init__()
+        self.method = method
+
+    def train_dataloader(self):
+        rows = TensorDataset(torch.randn(8, 1, 8, 8), torch.arange(8))
+        rows.change = lambda sample: sample
+        return DataLoader(rows, 4, num_workers=1, multiprocessing_context=self.method)
+
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(torch.randn(8, 1, 8, 8), torch.arange(8)), 4)
+"""
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_data_that_cannot_be_sent_to_a_worker_is_refused_in_one_line(method, tmp_path):
+    (tmp_path / "unsendable.py").write_text(MINE)
+    options = ["--config", CONFIG, "--data=unsendable.Data", f"--data.method={method}", "--trainer.max_epochs=1"]
+    told = called("fit", *options, cwd=tmp_path, code=2).stderr
+    assert "firstlight: num_workers needs data that Python can send to a new process" in told
+    assert "lambda" in told and "use num_workers=0" in told

@@ -2,6 +2,7 @@
 
 import math
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -193,6 +194,11 @@ class Experiment:
         except Exception as error:
             if isinstance(error, RuntimeError) and shutdown and shutdown.failed_rank:
                 raise TrainingError(f"{shutdown.failed_rank}\n{self._interrupted(trainer, folder)}") from error
+            if _is_from_pickling(error):
+                raise UsageError(
+                    "num_workers needs data that Python can send to a new process, because multiprocessing forks none "
+                    f"here ({error}): define it at the top of a module, or use num_workers=0"
+                ) from error
             raise_fault(error, checkpoint)
         if not self._trained:
             rules.refuse_no_batches(trainer)
@@ -273,6 +279,12 @@ class Experiment:
 def is_first_process() -> bool:
     """Return whether this is the first process of a run, which prints and writes."""
     return not rank_zero_only.rank  # type: ignore[attr-defined]
+
+
+def _is_from_pickling(error: BaseException) -> bool:
+    """Return whether an exception was raised while an object was sent to a process that is started."""
+    modules = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return "multiprocessing.popen_spawn_posix" in modules or "multiprocessing.popen_forkserver" in modules
 
 
 @contextmanager
