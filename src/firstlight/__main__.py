@@ -1,10 +1,11 @@
 """`firstlight VERB ...`. Only the verb's own module is imported, so that `firstlight --help` is instant."""
 
 import os
-import select
 import sys
 import traceback
+from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 from firstlight import __version__
 from firstlight.cli import VERBS
@@ -24,40 +25,51 @@ def main(args: list[str] | None = None) -> int:
     """Run a verb and return the exit code: 0, 2 for wrong use, or 1 for a run that cannot continue.
 
     Wrong use is printed in one line. `FIRSTLIGHT_TRACEBACK=1` adds the traceback. Any other exception is a bug and is
-    not caught.
+    not caught. If standard output fails, the verb still does its work and writes its files.
     """
     verb, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # The shell closed it with `>&-`.
-            setattr(sys, name, open(os.devnull, "w"))  # for the life of the process
+    outputs = _Output(sys.stdout), _Output(sys.stderr)
+    sys.stdout, sys.stderr = outputs  # type: ignore[assignment]
     here = os.getcwd()  # Unlike `python -m`, a console script does not look for the user's modules there.
     is_added = here not in sys.path and "" not in sys.path
     if is_added:
         sys.path.append(here)
+    try:
+        try:
+            code = _call(verb, rest)
+        except SystemExit as stopped:  # For example after the help of a class.
+            sys.stdout.flush()
+            if stopped.code or outputs[0].error is None:
+                raise
+            code = 0
+        sys.stdout.flush()
+        error = outputs[0].error
+        if code or error is None:
+            return code
+        if isinstance(error, BrokenPipeError):
+            return 128 + 13  # The reader of the output, for example `head`, has ended.
+        sys.stderr.write(f"firstlight: cannot write to standard output: {error.strerror}\n")
+        return 1
+    finally:
+        if is_added and here in sys.path:
+            sys.path.remove(here)
+        sys.stdout, sys.stderr = (each.close() for each in outputs)
+
+
+def _call(verb: str, args: list[str]) -> int:
+    """Call a verb and return the exit code."""
     try:
         if verb in ("--help", "-h"):
             print(_HELP)
         elif verb == "--version":
             print(f"firstlight {__version__}")
         elif verb in VERBS:
-            getattr(import_module("firstlight.cli.verbs"), verb)(rest)
+            getattr(import_module("firstlight.cli.verbs"), verb)(args)
         else:
             raise UsageError(f"unknown verb {verb}; available: {', '.join(VERBS)}" + did_you_mean(verb, VERBS))
-        sys.stdout.flush()
     except KeyboardInterrupt:  # Before a run has started, or after its end.
         sys.stderr.write("firstlight: interrupted\n")
         return 130
-    except BrokenPipeError:
-        reader = select.poll()
-        reader.register(sys.stdout.fileno(), 0)
-        if not reader.poll(0):
-            raise  # Another pipe broke.
-        return 128 + 13  # The reader of the output, for example `head`, has ended.
-    except OSError as error:
-        if error.filename is not None or not _stdout_fails():
-            raise
-        sys.stderr.write(f"firstlight: cannot write to standard output: {error.strerror}\n")
-        return 1
     except (UsageError, TrainingError) as error:
         if os.environ.get("FIRSTLIGHT_TRACEBACK") == "1":
             traceback.print_exc()
@@ -66,24 +78,47 @@ def main(args: list[str] | None = None) -> int:
             # One write, because several processes may write at the same time.
             sys.stderr.write(f"firstlight: {error}\n")
         return 2 if isinstance(error, UsageError) else 1
-    finally:
-        if is_added and here in sys.path:
-            sys.path.remove(here)
-        try:
-            sys.stdout.flush()
-        except OSError:  # Python would flush again at exit, and print a message.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
-def _stdout_fails() -> bool:
-    """Return whether standard output cannot be written, for example because its disk is full."""
-    try:
-        sys.stdout.write("\n")  # What could not be written before is gone.
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
+class _Output:
+    """Standard output or error, whose failure ends no run: a disk is full, or the reader of a pipe has ended.
+
+    Args:
+        stream: The stream, or `None` if the shell closed it with `>&-`.
+
+    Attributes:
+        error: The first fault; nothing is written after it.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._own = stream
+        self._stream = open(os.devnull, "w") if stream is None else stream  # for the life of the process
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def close(self) -> Any:
+        """Return the stream, which Python flushes once more when it exits."""
+        self.flush()
+        if self.error is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        return self._own
+
+    def _try(self, call: Callable[..., object], *args: str) -> None:
+        if self.error is None:
+            try:
+                call(*args)
+            except OSError as error:
+                self.error = error
 
 
 if __name__ == "__main__":

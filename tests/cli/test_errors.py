@@ -8,6 +8,7 @@ import pytest
 
 from firstlight.__main__ import main
 from firstlight.cli.parser_errors import explain
+from tests.helpers import newest, results
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "digits_mlp.yaml")
 
@@ -324,6 +325,23 @@ def test_a_closed_or_full_output_is_told_in_one_line(redirected, code, told):
     done = subprocess.run(f"{sys.executable} -m firstlight {redirected}", shell=True, capture_output=True, text=True)
     assert done.returncode == code
     assert re.fullmatch(told, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "told"),
+    [
+        (">/dev/full", 1, "firstlight: cannot write to standard output: No space left on device"),
+        ("| head -1", 141, ""),
+        (">&- 2>&-", 0, ""),
+        ("2>/dev/full", 0, ""),
+    ],
+)
+def test_results_are_kept_if_an_output_fails(redirected, code, told, tmp_path):
+    command = f"{sys.executable} -m firstlight run --config {CONFIG} --trainer.max_epochs=1 {redirected}"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code
+    assert told in done.stderr and "Traceback" not in done.stderr
+    assert results(newest(tmp_path))["metrics"]["test/accuracy"] > 0.5
 
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook", "fsdp"])

@@ -7,8 +7,6 @@ from lightning.pytorch import Callback
 
 from firstlight.errors import UsageError
 
-__all__ = ["refuse_other_package"]
-
 
 def refuse_other_package(kind: type[Callback]) -> None:
     """Let the `setup` of a callback refuse a trainer of `pytorch_lightning`, a copy of `lightning.pytorch`.
