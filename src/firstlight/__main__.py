@@ -29,7 +29,7 @@ def main(args: list[str] | None = None) -> int:
     """
     verb, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
     outputs = _Output(sys.stdout), _Output(sys.stderr)
-    sys.stdout, sys.stderr = outputs  # type: ignore[assignment]
+    sys.stdout, sys.stderr = outputs
     here = os.getcwd()  # Unlike `python -m`, a console script does not look for the user's modules there.
     is_added = here not in sys.path and "" not in sys.path
     if is_added:

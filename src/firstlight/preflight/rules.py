@@ -225,11 +225,11 @@ def _smallest(loader: DataLoader[Any], trainer: Trainer, processes: int) -> int:
     """Return the size of the smallest batch of a loader that processes share; 2 if it is unknown."""
     sampler, data = loader.sampler, trainer.datamodule  # type: ignore[attr-defined]  # set outside the class
     if isinstance(sampler, ResumableDistributedSampler):
+        shared: ResumableDistributedSampler = copy(sampler)
         if processes > 1 and isinstance(data, DataModule):
-            sampler = copy(sampler)
-            sampler.num_replicas = processes
-            sampler.batch_size = per_process(data.batch_size, data.batch_size_is, processes)
-        return sampler.smallest
+            shared.num_replicas = processes
+            shared.batch_size = per_process(data.batch_size, data.batch_size_is, processes)
+        return shared.smallest
     size, drop = getattr(loader.batch_sampler, "batch_size", None), getattr(loader.batch_sampler, "drop_last", True)
     if not isinstance(size, int) or not isinstance(sampler, Sized):
         return 2
