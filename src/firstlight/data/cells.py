@@ -126,7 +126,7 @@ def notation(value: str) -> str:
     >>> notation("apple"), notation("1.5")
     ('', '')
     """
-    text = _tidy(value)
+    text = _tidy(value).replace("\u2019", "'")  # Swiss thousands separator
     return next((means for pattern, means in _NOTATIONS.items() if re.fullmatch(pattern, text)), "")
 
 

@@ -129,6 +129,11 @@ def test_max_length_below_one_is_refused(tmp_path):
         LabelledText("texts.csv", max_length=0)
 
 
+def test_text_that_is_its_own_label_is_refused():
+    with pytest.raises(UsageError, match="given text=label and label=label: they must be two columns"):
+        LabelledText("texts.csv", text="label")
+
+
 def test_unicode_names_have_the_category_of_their_character():
     data = UnicodeNames()
     data.setup()

@@ -211,6 +211,11 @@ BAD = {
         {"columns": ["age", "label"], "categorical": []},
         "column label is an input and",
     ),
+    "a target twice": (
+        rows(),
+        {"target": ["age", "age"], "kind": "regression", "columns": ["height"], "categorical": []},
+        r"target=\['age', 'age'\]: age is named twice",
+    ),
     "an input twice": (rows(), {"columns": ["age", "age"], "categorical": []}, "column age is an input twice"),
     "an integer beyond float64": (
         changed(5, "age", str(2**53 + 1)),
@@ -361,8 +366,8 @@ def test_new_file_with_an_empty_target_column_is_predicted(path, tmp_path):
 @pytest.mark.parametrize(
     ("column", "values", "warning"),
     [
-        ("age", lambda row: "7", "column age has one value in all training rows: 7"),
-        ("city", lambda row: "Rome", "column city has one value in all training rows: Rome"),
+        ("age", lambda row: "7", "column age (7) has one value in all training rows"),
+        ("city", lambda row: "Rome", "column city (Rome) has one value in all training rows"),
         ("city", lambda row: f"A{row}", "column city has another category in each training row: leave it out"),
         ("age", lambda row: str(row + 1), "column age counts the rows of the file: leave it out"),
         (
@@ -378,6 +383,15 @@ def test_column_without_use_is_told(column, values, warning, tmp_path, caplog):
         line[HEADER.index(column)] = values(row)
     ready(Table(write(tmp_path / "a.csv", lines), "label", "multiclass", **INPUTS))
     assert [line for line in caplog.messages if re.sub("2024[0-9]{4}", "2024DATE", line).endswith(warning)]
+
+
+def test_many_columns_with_one_value_are_told_in_one_line(tmp_path, caplog):
+    lines = [[str(row * row % 7), *["0"] * 2000, "ab"[row % 2]] for row in range(40)]
+    ready(Table(write(tmp_path / "a.csv", lines, ["x", *(f"c{i}" for i in range(2000)), "y"]), "y", "multiclass"))
+    (line,) = caplog.messages
+    assert line.endswith(
+        "columns c0 (0), c1 (0), c2 (0), c3 (0), c4 (0) and 1,995 more have one value in all training rows"
+    )
 
 
 def test_integers_beyond_float64_are_different_classes_and_categories(tmp_path):

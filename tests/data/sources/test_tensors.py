@@ -39,6 +39,11 @@ def test_inputs_that_are_not_numbers_are_refused():
         Tensors(np.array([["apple"]]), np.zeros(1))
 
 
+def test_two_classes_with_one_name_are_refused():
+    with pytest.raises(UsageError, match=r"class_names=\['a', 'a'\]: each name must be another one"):
+        Tensors(NUMBERS, class_names=["a", "a"])
+
+
 def test_training_without_targets_is_refused():
     with pytest.raises(UsageError, match="Tensors was given no targets"):
         Tensors(NUMBERS).setup()

@@ -81,6 +81,8 @@ class LabelledText(Texts):
 
     def __init__(self, path: str, text: str = "text", label: str = "label", **options: Any) -> None:
         super().__init__(**options)
+        if text == label:
+            raise UsageError(f"LabelledText was given text={text} and label={label}: they must be two columns")
         self.path = path
         self.text = text
         self.label = label

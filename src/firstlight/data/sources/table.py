@@ -21,7 +21,7 @@ from firstlight.errors import UsageError
 _log = logging.getLogger(__name__)
 
 _MAX_LISTED = 5
-"""Unknown categories that a warning names."""
+"""Unknown categories, and columns, that a warning names."""
 _EXACT_DIGITS = 15
 """Integers with so many digits are exact in float64."""
 _MIN_ROWS = 20
@@ -72,6 +72,8 @@ class Table(DataModule):
         self.split_column = split
         self._columns: list[str] = []
         self._categories: dict[str, list[str]] = {}  # By column, all categories of the file; inputs hold their indices.
+        if twice := next((name for name in self.targets if self.targets.count(name) > 1), ""):
+            raise UsageError(f"Table was given target={self.targets}: {twice} is named twice")
         count = len(self.targets)
         if kind in ("multiclass", "binary") and count != 1:
             raise UsageError(f"Table was given kind={kind} and {count} targets: it must have 1")
@@ -153,6 +155,7 @@ class Table(DataModule):
     def _check_columns(self, inputs: Tensor) -> None:
         """Refuse empty columns of the training inputs `(N, C)`; warn if one is constant, a date or identifies a row."""
         rows = torch.from_numpy(self.rows("train"))
+        constant = []
         for name, column in zip(self._columns, inputs.unbind(1), strict=True):
             values = column[~column.isnan()]
             if not len(values):
@@ -160,9 +163,7 @@ class Table(DataModule):
                     f"{self.path}: column {name} has no value in the training split: leave it out of columns"
                 )
             if len(values) > 1 and (values == values[0]).all():
-                _log.warning(
-                    f"{self.path}: column {name} has one value in all training rows: {self._shown(name, values)}"
-                )
+                constant.append(f"{name} ({self._shown(name, values)})")
             elif name in self.categorical:
                 if len(values) >= _MIN_ROWS and len(np.unique(values)) == len(values):
                     _log.warning(f"{self.path}: column {name} has another category in each training row: leave it out")
@@ -172,6 +173,11 @@ class Table(DataModule):
                 )
             elif len(values) >= _MIN_ROWS and (column - rows == column[0] - rows[0]).all():
                 _log.warning(f"{self.path}: column {name} counts the rows of the file: leave it out")
+        if constant:
+            listed = ", ".join(constant[:_MAX_LISTED])
+            listed += f" and {len(constant) - _MAX_LISTED:,} more" * (len(constant) > _MAX_LISTED)
+            columns = f"column {listed} has" if len(constant) == 1 else f"columns {listed} have"
+            _log.warning(f"{self.path}: {columns} one value in all training rows")
 
     def _shown(self, name: str, values: Tensor) -> str:
         return self._categories[name][int(values[0])] if name in self.categorical else f"{values[0]:g}"

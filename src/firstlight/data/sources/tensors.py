@@ -42,6 +42,8 @@ class Tensors(DataModule):
         super().__init__(**options)
         self._inputs = _array(inputs, "inputs")
         self._targets = None if targets is None else _array(targets, "targets")
+        if class_names and len({*class_names}) < len(class_names):
+            raise UsageError(f"Tensors was given class_names={class_names}: each name must be another one")
         self._class_names = class_names
         self._split = None if split is None else np.array(split)
 
