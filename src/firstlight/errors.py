@@ -3,8 +3,9 @@
 import difflib
 import math
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import UnionType
 
 
 class UsageError(Exception):
@@ -73,6 +74,32 @@ def check_range(owner: str, interval: str, **values: float | Sequence[float]) ->
             raise UsageError(
                 f"{owner} was given {name}={value}: {'each' if isinstance(value, Sequence) else 'it'} must be {rule}"
             )
+
+
+def check_saved(owner: str, state: object, **kinds: type | UnionType) -> None:
+    """Refuse the saved state of `owner` if it is not a mapping whose entries have these types; a bool is no int.
+
+    >>> check_saved("the loader", {"epoch": 1}, epoch=int)
+    >>> check_saved("the loader", {"epoch": "x"}, epoch=int)
+    Traceback (most recent call last):
+    firstlight.errors.UsageError: the checkpoint is damaged: epoch of the loader is a str
+    """
+    found = state if isinstance(state, Mapping) else {}
+    for name, kind in kinds.items():
+        value = found.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UsageError(f"the checkpoint is damaged: {name} of {owner} is a {type(value).__name__}")
+
+
+@contextmanager
+def restoring(owner: str) -> Iterator[None]:
+    """Raise a `UsageError` for any error while the saved state of `owner` is restored; call no code of the user."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"the checkpoint is damaged: {owner} cannot be restored ({error!r:.100})") from error
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

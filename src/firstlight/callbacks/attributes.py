@@ -108,7 +108,7 @@ def set_changed(objects: Mapping[str, Any], initial: Any, saved: Any, fresh: Any
     now = _all_attributes(objects)
     holds = Counter(id(value) for values in now.values() for value in values.values())
     for key, name, value in _to_restore(initial, saved, fresh):
-        if key in now:
+        if key in now and _is_own(objects[key], name):
             current = now[key].get(name)
             if _find_lost(value, current) is None:
                 # In place, because a sampler or an optimiser may use the same object.
@@ -144,7 +144,7 @@ def _attributes(owner: Any) -> dict[str, Any]:
         return {name: getattr(owner, name) for name in _OPTIONS}
     if isinstance(owner, Metric):
         return {name: getattr(owner, name) for name in [*owner._defaults, "_update_count", "_computed"]}
-    values = {name: each for name, each in vars(owner).items() if name not in _base_names()}
+    values = {name: each for name, each in vars(owner).items() if _is_own(owner, name)}
     if isinstance(owner, nn.Module):
         values |= {name: owner._buffers[name] for name in owner._non_persistent_buffers_set}
         if _package(type(owner)) == "torch":
@@ -152,11 +152,15 @@ def _attributes(owner: Any) -> dict[str, Any]:
     return {
         name: each
         for name, each in values.items()
-        if not name.startswith("__")
-        and not is_generator(each)
+        if not is_generator(each)
         and not isinstance(each, Trainer | LightningModule | LightningDataModule | DataLoader)
         and not isinstance(each, Dataset | Sampler)  # `ResumableLoader` compares them.
     }
+
+
+def _is_own(owner: Any, name: str) -> bool:
+    """Return whether an attribute may be saved and set: not one of a base class, which a crafted checkpoint may name."""
+    return name in _OPTIONS if isinstance(owner, Trainer) else name not in _base_names() and not name.startswith("__")
 
 
 def _inner(key: str, owner: Any) -> Iterator[tuple[str, Any]]:

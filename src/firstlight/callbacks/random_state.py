@@ -1,7 +1,6 @@
 """Random states and positions in loaders in each checkpoint, so that a resumed run has the same batches and bits."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -15,7 +14,7 @@ from firstlight.callbacks.resumable_loader import ResumableLoader, cannot_resume
 from firstlight.callbacks.state import find_stateful, get_states, is_generator, restore, set_states, snapshot
 from firstlight.data.loader import Loader
 from firstlight.distributed import all_gather_objects
-from firstlight.errors import UsageError
+from firstlight.errors import UsageError, about, check_range, check_saved, restoring
 
 __all__ = ["RandomState"]
 
@@ -86,7 +85,8 @@ class RandomState(Callback):
             checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the states of the checkpoint until training starts."""
+        """Keep the states of the checkpoint until training starts, or refuse damaged ones."""
+        _check_states(checkpoint)
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"] if "loops" in checkpoint else {}
         self._loaded = {
             "states": checkpoint.get("random_state", []),
@@ -107,8 +107,7 @@ class RandomState(Callback):
         if loaded is None or not trainer.ckpt_path:
             return
         _refuse_wrong_shapes(trainer)
-        with _readable(trainer):
-            lost = self._find_lost(trainer, pl_module, loaded)
+        lost = self._find_lost(trainer, pl_module, loaded)
         # One process may lose what the others keep.
         faults = [each for each in all_gather_objects(trainer, lost) if each]
         if faults and not self.allow_inexact:
@@ -128,7 +127,9 @@ class RandomState(Callback):
         for each, saved in zip(loaders, state["loaders"], strict=True):
             if (found := each.lost(saved, loaded["epoch"])) is not None:
                 return found
-        return find_lost(holders(trainer, module), **state["attributes"], fresh=self._initial)
+        objects, values = holders(trainer, module), state["attributes"]
+        with restoring("an attribute"):
+            return find_lost(objects, values["initial"], values["saved"], self._initial)
 
     def _resume(self, trainer: Trainer, module: LightningModule, loaded: dict[str, Any], start: Any) -> None:
         """Start the first epoch of a resumed run with the states of the checkpoint."""
@@ -136,12 +137,11 @@ class RandomState(Callback):
         state = states[trainer.global_rank] if len(states) == trainer.world_size else {}
         objects, values = holders(trainer, module), dict[str, Any](initial={}, saved={})
         if state:
-            with _readable(trainer):
-                values = state["attributes"]
-                set_changed(objects, **values, fresh=self._initial)
-                set_states(_generators(objects), state["generators"])
-                set_states(_evaluation_objects(trainer), state["evaluation"])
-                restore(state)
+            values = state["attributes"]
+            set_changed(objects, values["initial"], values["saved"], self._initial)
+            set_states(_generators(objects), state["generators"])
+            set_states(_evaluation_objects(trainer), state["evaluation"])
+            restore(state)
             for name, parameter in module.named_parameters():
                 parameter.requires_grad_(name not in loaded["frozen"])
             for name, each in module.named_modules():
@@ -158,7 +158,7 @@ class RandomState(Callback):
         loop._restarting = loop._restarting and not loop.restarted_mid_epoch
         if skips_hooks:
             _repeat_epoch_start(trainer, module)
-            set_changed(objects, **values, fresh=self._initial)
+            set_changed(objects, values["initial"], values["saved"], self._initial)
             set_states(_generators(objects), state.get("generators", {}))
         loaders, saved = self._current(trainer), state.get("loaders", [])
         for index, each in enumerate(loaders):
@@ -205,14 +205,24 @@ def _refuse_wrong_shapes(trainer: Trainer) -> None:
                     )
 
 
-@contextmanager
-def _readable(trainer: Trainer) -> Iterator[None]:
-    """Refuse a checkpoint whose states have another form than `on_save_checkpoint` gave them."""
-    try:
-        yield
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        text = f"{type(error).__name__}: {str(error)[:200]}"
-        raise UsageError(f"{trainer.ckpt_path} cannot be restored: {' '.join(text.split())}") from error
+def _check_states(checkpoint: dict[str, Any]) -> None:
+    """Refuse states of another form than `on_save_checkpoint` and `ResumableLoader` give them."""
+    if not checkpoint.get("random_state", []):
+        return
+    check_saved("the run", checkpoint, random_state=list, frozen=list, evaluating=list, callback_metrics=dict)
+    for state in checkpoint["random_state"]:
+        check_saved("the random states", state, attributes=dict, generators=dict, loaders=list, evaluation=dict)
+        check_saved("the attributes", state["attributes"], initial=dict, saved=dict)
+        for values in state["attributes"].values():
+            check_saved("the attributes", values, **dict.fromkeys(values, dict))
+        for each in state["loaders"]:
+            check_saved("the training loader", each, start=dict, used=int, ahead=dict | None)
+            with about("the checkpoint is damaged"):
+                check_range("the training loader", "[0, 1e18]", used=each["used"])
+            if each["start"]:
+                check_saved("the training loader", each["start"], random=dict, objects=dict, values=dict)
+            if each["ahead"]:
+                check_saved("the training loader", each["ahead"], random=dict)
 
 
 def _evaluating(trainer: Trainer, module: LightningModule) -> list[str]:

@@ -1,6 +1,8 @@
 """Make any training loader resume after the last batch that was used."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from lightning.fabric.utilities.data import _set_sampler_epoch
@@ -86,8 +88,7 @@ class ResumableLoader:
             batches = iter(self.loader)
         if resumed:
             if not self.restores_itself:
-                for _ in range(resumed["used"]):
-                    next(batches, None)
+                deque(islice(batches, resumed["used"]), maxlen=0)  # Takes them, and keeps none.
             self.used, self.ahead = resumed["used"], resumed["ahead"]
             restore(self.ahead["random"] if self.ahead else now)
             if not self.ahead:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from firstlight.errors import restoring
+
 __all__ = [
     "describe",
     "digest",
@@ -59,13 +61,14 @@ def restore(states: Mapping[str, Any]) -> None:
     >>> first == (random.random(), np.random.rand(), torch.rand(1))
     True
     """
-    version, words, *gauss = states["python"]
-    random.setstate((version, tuple(torch.as_tensor(words).tolist()), *gauss))
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, np.asarray(keys).astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if states["devices"] and len(states["devices"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["devices"])
+    with restoring("a random state"):
+        version, words, *gauss = states["python"]
+        random.setstate((version, tuple(torch.as_tensor(words).tolist()), *gauss))
+        kind, keys, *rest = states["numpy"]
+        np.random.set_state((kind, np.asarray(keys).astype(np.uint32), *rest))
+        torch.set_rng_state(states["torch"])
+        if states["devices"] and len(states["devices"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(states["devices"])
 
 
 def is_generator(value: Any) -> bool:
@@ -203,17 +206,19 @@ def _get(each: Any) -> Any:
 
 
 def _set(each: Any, state: Any) -> None:
-    if isinstance(each, torch.Generator):
-        each.set_state(state)
-    elif isinstance(each, np.random.Generator):
-        each.bit_generator.state = _arrays(state)
-    elif isinstance(each, np.random.RandomState):
-        each.set_state(_arrays(state))
-    elif isinstance(each, random.Random):
-        version, words, gauss = state
-        each.setstate((version, tuple(words), gauss))
-    else:
+    if not is_generator(each):
         each.load_state_dict(state)
+        return
+    with restoring("a random state"):
+        if isinstance(each, torch.Generator):
+            each.set_state(state)
+        elif isinstance(each, np.random.Generator):
+            each.bit_generator.state = _arrays(state)
+        elif isinstance(each, np.random.RandomState):
+            each.set_state(_arrays(state))
+        else:
+            version, words, gauss = state
+            each.setstate((version, tuple(words), gauss))
 
 
 def _plain(state: Any) -> Any:

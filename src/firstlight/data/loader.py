@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, DistributedSampler
 
 from firstlight.data.samples import Batch, TensorBatches
-from firstlight.errors import UsageError
+from firstlight.errors import UsageError, about, check_range, check_saved
 
 __all__ = [
     "BatchSizeIs",
@@ -153,8 +153,12 @@ class Loader(DataLoader[Batch]):
 
         Raises:
             UsageError: If the number of samples, the batch size or the number of processes differs: so would the order.
+                Also if the state is damaged.
         """
         now = self.state_dict()
+        check_saved("the training loader", state_dict, **dict.fromkeys(now, int))
+        with about("the checkpoint is damaged"):
+            check_range("the training loader", "[0, inf)", **{name: state_dict[name] for name in now})
         changed = [name for name in ("samples", "batch_size", "processes") if state_dict[name] != now[name]]
         if changed:
             found = ", ".join(f"{name} was {state_dict[name]} and is {now[name]}" for name in changed)

@@ -297,4 +297,6 @@ def _ignored_warnings(resumes: bool) -> Iterator[None]:
             # The folder holds the run's own checkpoints, and callbacks may be left out.
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
             warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
+            # The folder of the run was moved; BestCheckpoint restores its state nevertheless.
+            warnings.filterwarnings("ignore", "The dirpath has changed from")
         yield

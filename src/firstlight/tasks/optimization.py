@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._pytree import tree_leaves
 
-from firstlight.errors import UsageError
+from firstlight.errors import UsageError, check_saved, restoring
 from firstlight.optim import build
 from firstlight.schedules import Schedule
 
@@ -118,8 +119,9 @@ class Optimization:
         self._groups = [{**group, "params": None} for group in optimizer.param_groups]
         parameters = dict(module.named_parameters())
         for names in saved.get("added", []):  # By a callback, which may add them at a later epoch only.
-            added = [parameters[name].requires_grad_() for name in names]
-            optimizer.add_param_group({"params": added})
+            with restoring("a parameter group"):
+                added = [parameters[name].requires_grad_() for name in names]
+                optimizer.add_param_group({"params": added})
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @property
@@ -208,7 +210,17 @@ class Optimization:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep the plan of the run that is resumed."""
+        """Keep the plan of the run that is resumed, or refuse a damaged one."""
+        if state.get("configured"):
+            names = ("steps", "epochs", "batches")
+            check_saved("the plan", state, configured=list, limits=list, found=dict, added=list)
+            check_saved("the plan", state, first_total=int | float, total=int | float, **dict.fromkeys(names, int))
+            if state["found"]:
+                check_saved("the plan", state["found"], configured=list, rates=list)
+            for each in tree_leaves([state["configured"], state["limits"], state["found"]]):
+                check_saved("the plan", {"an entry": each}, **{"an entry": int | float | Tensor})
+                if isinstance(each, Tensor) and each.ndim:
+                    raise UsageError("the checkpoint is damaged: an entry of the plan is a tensor with an axis")
         self._saved = state
 
     def _resumed(self, trainer: Trainer) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from firstlight.distributed import all_gather_objects
+from firstlight.errors import check_saved, restoring
 from firstlight.loggers import is_logged_step
 from firstlight.metrics.split_metrics import SplitMetrics
 
@@ -35,7 +36,8 @@ class TrainLog:
         if not all(saved["batches"]):  # All processes compute together, so all restore or none.
             return
         self._logged_step = saved["logged_step"]
-        self.metrics.load_state_dict(saved["batches"][trainer.global_rank], device)
+        with restoring("the log"):
+            self.metrics.load_state_dict(saved["batches"][trainer.global_rank], device)
         # A callback writes the checkpoint of a step before that step is logged, except at the end of an epoch.
         if values := self.compute_if_due(trainer):
             trainer.callback_metrics.update(values)
@@ -64,5 +66,9 @@ class TrainLog:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Keep the state until `start`."""
+        """Keep the state until `start`, or refuse a damaged one."""
+        if state:
+            check_saved("the log", state, logged_step=int, epoch=int, callback_metrics=dict, batches=list)
+            for name, value in state["callback_metrics"].items():
+                check_saved("the log", {name: value}, **{str(name): Tensor})
         self._saved = state
