@@ -2,12 +2,14 @@
 
 import logging
 import os
+import random
 import signal
 import sys
 import threading
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -29,6 +31,7 @@ def state():
         "log levels": {name: logging.getLogger(name).level for name in names},
         "environment": dict(os.environ),
         "path": list(sys.path),
+        "flags": (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark),
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
     }
 
@@ -38,7 +41,12 @@ FIT = ["fit", "--config", CONFIG, "--trainer.max_epochs=1", "--trainer.limit_tra
 
 @pytest.mark.parametrize(
     "args",
-    [FIT, ["check", *FIT[1:]], ["fit", "--config", CONFIG, "--data.batch_size=0"], ["fit", "--config", "missing.yaml"]],
+    [
+        [*FIT, "--trainer.deterministic=true"],
+        ["check", *FIT[1:]],
+        ["fit", "--config", CONFIG, "--data.batch_size=0"],
+        ["fit", "--config", "missing.yaml"],
+    ],
     ids=["fit", "check", "refused", "no file"],
 )
 def test_a_command_leaves_the_process_as_it_was(args, tmp_path, monkeypatch, capsys):
@@ -46,8 +54,16 @@ def test_a_command_leaves_the_process_as_it_was(args, tmp_path, monkeypatch, cap
     # Lightning 2.6.6 sets this variable when it is imported.
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     before = state()
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
+    drawn = random.random(), np.random.rand(), torch.rand(1)
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
     main(args)
     assert state() == before
+    assert drawn == (random.random(), np.random.rand(), torch.rand(1))
 
 
 def test_parts_change_nothing_when_they_are_built():
@@ -57,7 +73,7 @@ def test_parts_change_nothing_when_they_are_built():
     )
     callbacks.defaults(task)
     Digits()
-    Tensors(torch.randn(40, 4).numpy(), (torch.arange(40) % 2).numpy()).setup()
+    Tensors(np.ones((40, 4), np.float32), (torch.arange(40) % 2).numpy()).setup()
     assert state() == before
 
 

@@ -2,12 +2,14 @@
 
 import logging
 import os
+import random
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
@@ -45,17 +47,26 @@ _OUTER_LINES = (
 def without_side_effects() -> Iterator[None]:
     """Ignore the known warnings in this context, and restore what it changes in the process.
 
-    These are the warning filters, the levels of Lightning's loggers and the environment: Lightning 2.6.6 sets
-    `PL_GLOBAL_SEED`, and for several processes `LOCAL_RANK` and others, which the next run would obey.
+    These are the warning filters, the levels of Lightning's loggers, the random states on the CPU, torch's flags for
+    deterministic algorithms and cuDNN benchmarks, and the environment. Lightning 2.6.6 sets `PL_GLOBAL_SEED`, and for
+    several processes `LOCAL_RANK` and others, which the next run would obey.
     """
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels, environment = [logger.level for logger in loggers], dict(os.environ)
+    is_deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     with warnings.catch_warnings():
         for message in _KNOWN:
             warnings.filterwarnings("ignore", message)
         try:
             yield
         finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
+            torch.use_deterministic_algorithms(is_deterministic, warn_only=warns_only)
+            torch.backends.cudnn.benchmark = benchmark
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
             for name in [name for name in os.environ if name not in environment]:

@@ -55,6 +55,21 @@ def test_gan_without_a_monitor_trains_and_is_told_what_is_off(here):
     assert "gradients  skipped  GAN is not a firstlight task" in checked.stdout
 
 
+def test_module_that_draws_numbers_has_the_same_metrics_in_run_and_in_test(here):
+    with (here / "mine.py").open("a") as file:
+        file.write(
+            "\n\nclass Noisy(Plain):\n"
+            "    def validation_step(self, batch, batch_idx):\n        self.log('noise', torch.rand(()))\n\n"
+            "    test_step = validation_step\n"
+        )
+    noisy = ["--model", "mine.Noisy", "--data", "mine.Data", "--monitor=noise", "--mode=min"]
+    called("run", *noisy, "--trainer.max_epochs=1", cwd=here)
+    run = newest(here, "unnamed")
+    called("test", "--run", str(run), cwd=here)
+    (again,) = run.glob("evaluations/test-*")
+    assert results(run)["metrics"] == results(again)["metrics"] and "noise" in results(again)["metrics"]
+
+
 def test_module_that_declares_a_monitor_needs_no_option(here):
     with (here / "mine.py").open("a") as file:
         file.write("\n\nclass Own(GAN):\n    monitor, mode = 'val_distance', 'min'\n")

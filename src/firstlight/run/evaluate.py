@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -142,6 +143,7 @@ def _outputs(experiment: Experiment, verb: str, path: Path) -> list[Any]:
         enable_progress_bar=any(isinstance(each, ProgressBar) for each in [*own, *progress]),
         callbacks=[*own, *progress],
     )
+    reset_seed()  # A module that draws numbers draws the same ones in `run` and `test`.
     if verb == "predict":
         let_loaders_predict(experiment.datamodule)
     quiet = {} if verb == "predict" else {"verbose": False}
