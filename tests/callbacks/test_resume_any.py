@@ -5,6 +5,7 @@ import random
 import signal
 from collections import defaultdict, deque
 from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ from torch.utils.data import (
 )
 
 from firstlight.callbacks import GracefulShutdown, LastCheckpoint, RandomState
+from firstlight.callbacks.attributes import plain_values, set_changed
+from firstlight.callbacks.resumable_loader import ResumableLoader
+from firstlight.callbacks.state import snapshot
 from firstlight.checkpoints.io import AtomicCheckpointIO
 from firstlight.errors import UsageError
 
@@ -559,3 +563,19 @@ def test_attribute_that_is_configured_otherwise_keeps_its_new_value(tmp_path):
     made = []
     fit(tmp_path, module=lambda: made.append(Counts(strength=2.0)) or made[0], resume=True)
     assert made[0].strength == 2.0 and made[0].seen == 28
+
+
+def test_crafted_checkpoint_sets_no_attribute_of_a_base_class():
+    objects = {"module": Counts()}
+    fresh = plain_values(objects)
+    crafted = {"module": {**fresh["module"], "seen": 5, "_parameters": {}, "__dict__": {}, "training": "x"}}
+    set_changed(objects, fresh, crafted, fresh)
+    module = objects["module"]
+    assert module.seen == 5 and module.training is True and list(module.parameters())
+
+
+def test_crafted_number_of_used_batches_ends_with_the_batches():
+    fit_loop = SimpleNamespace(_data_fetcher=SimpleNamespace(length=3))
+    loader = ResumableLoader([1, 2, 3], SimpleNamespace(fit_loop=fit_loop))
+    loader.resumed = {"used": 10**15, "start": {"random": snapshot()}, "ahead": None}
+    assert list(loader) == [] and list(loader) == [1, 2, 3]

@@ -159,7 +159,7 @@ def _attributes(owner: Any) -> dict[str, Any]:
 
 
 def _is_own(owner: Any, name: str) -> bool:
-    """Return whether an attribute may be saved and set: not one of a base class, which a crafted checkpoint may name."""
+    """Return whether an attribute may be saved and set; a crafted checkpoint may name those of a base class."""
     return name in _OPTIONS if isinstance(owner, Trainer) else name not in _base_names() and not name.startswith("__")
 
 
