@@ -26,7 +26,7 @@ from torch.utils.data import (
 )
 
 from firstlight.callbacks import GracefulShutdown, LastCheckpoint, RandomState
-from firstlight.callbacks.attributes import plain_values, set_changed
+from firstlight.callbacks.attributes import digests, set_changed
 from firstlight.callbacks.resumable_loader import ResumableLoader
 from firstlight.callbacks.state import snapshot
 from firstlight.checkpoints.io import AtomicCheckpointIO
@@ -566,12 +566,13 @@ def test_attribute_that_is_configured_otherwise_keeps_its_new_value(tmp_path):
 
 
 def test_crafted_checkpoint_sets_no_attribute_of_a_base_class():
-    objects = {"module": Counts()}
-    fresh = plain_values(objects)
-    crafted = {"module": {**fresh["module"], "seen": 5, "_parameters": {}, "__dict__": {}, "training": "x"}}
+    objects = {"trainer": Trainer(accelerator="cpu", logger=False), "module": Counts()}
+    fresh = digests(objects)
+    crafted = {"module": {"seen": 5, "_parameters": 1, "__dict__": 1, "training": "x"}, "trainer": {"callbacks": 1}}
     set_changed(objects, fresh, crafted, fresh)
     module = objects["module"]
     assert module.seen == 5 and module.training is True and list(module.parameters())
+    assert objects["trainer"].callbacks != 1
 
 
 def test_crafted_number_of_used_batches_ends_with_the_batches():
