@@ -12,7 +12,8 @@ from shutil import copytree
 
 import pytest
 
-from tests.helpers import CONFIG, firstlight, newest
+from firstlight.__main__ import main
+from tests.helpers import CONFIG, Ranks, newest
 
 # A shell that starts the tests in the background lets them and their processes ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -68,7 +69,7 @@ def pytest_terminal_summary(terminalreporter, config):
 @pytest.fixture(scope="session")
 def finished_once(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    return folder, firstlight("run", "--config", CONFIG, "--trainer.max_epochs=4", cwd=folder)
+    return folder, Ranks(main, ["run", "--config", CONFIG, "--trainer.max_epochs=4"], cwd=folder).succeed()
 
 
 @pytest.fixture

@@ -78,30 +78,44 @@ class Ranks:
 
     Args:
         function: Called with `args` in each process; must be importable. Its return value is the exit code.
-        cwd: Working directory of the processes. The output of rank 0 goes to its file `printed`.
+        cwd: Working directory of the processes. Rank 0 writes its output to the files `printed` and `errors` there,
+            another rank to `printed-RANK` and `errors-RANK`.
         ranks: Number of processes.
     """
 
     def __init__(self, function, *args, cwd, ranks=1):
-        self.printed = Path(cwd) / "printed"
-        self.printed.unlink(missing_ok=True)
+        self.cwd = Path(cwd)
+        for path in (*self.cwd.glob("printed*"), *self.cwd.glob("errors*")):
+            path.unlink()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.processes = [
-            _processes.Process(target=_rank, args=(function, args, str(cwd), rank, ranks, port))
+            _processes.Process(target=_rank, args=(function, args, str(cwd), rank, ranks, port, dict(os.environ)))
             for rank in range(ranks)
         ]
         for process in self.processes:
             process.start()
 
+    def _read(self, name):
+        return "".join(path.read_text() for path in sorted(self.cwd.glob(f"{name}*")))
+
+    @property
+    def stdout(self):
+        """What all ranks printed, rank 0 first."""
+        return self._read("printed")
+
+    @property
+    def stderr(self):
+        return self._read("errors")
+
     def wait_for(self, text):
-        """Wait until rank 0 has printed a text or has ended; return whether it still runs."""
+        """Wait until a rank has printed a text or rank 0 has ended; return whether rank 0 still runs."""
         deadline = time.monotonic() + 300
-        while not (self.printed.is_file() and text in self.printed.read_text()):
+        while text not in self.stdout:
             if self.processes[0].exitcode is not None:
                 return False
-            assert time.monotonic() < deadline, f"{self.printed} never had {text!r}"
+            assert time.monotonic() < deadline, f"the run never printed {text!r}"
             time.sleep(0.002)
         return True
 
@@ -118,16 +132,18 @@ class Ranks:
         return [process.exitcode for process in self.processes]
 
     def succeed(self):
-        """Wait until all processes have ended, and check their exit codes."""
-        assert set(self.wait()) == {0}, self.printed.read_text()
+        """Wait until all processes have ended, check their exit codes, and return this object."""
+        assert set(self.wait()) == {0}, self.stdout + self.stderr
+        return self
 
 
-def _rank(function, args, cwd, rank, ranks, port):
+def _rank(function, args, cwd, rank, ranks, port, environment):
+    os.environ |= environment  # The process that forks this one has an older environment.
     multiprocessing.set_start_method("fork", force=True)  # Not "forkserver", which is inherited.
     os.chdir(cwd)
-    output = os.open("printed" if rank == 0 else os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for descriptor in (1, 2):
-        os.dup2(output, descriptor)
+    for descriptor, name in ((1, "printed"), (2, "errors")):
+        name += f"-{rank}" if rank else ""
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     if ranks > 1:
         from lightning.pytorch.utilities import rank_zero_only
 

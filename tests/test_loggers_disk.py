@@ -8,19 +8,18 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from firstlight.loggers import MetricsCSV, TensorBoard
-from tests.checkpoints.test_io import files_of_at_most
-from tests.helpers import CONFIG, called, firstlight, newest, results
+from tests.checkpoints.test_io import limited
+from tests.helpers import CONFIG, Ranks, newest, results
 from tests.test_loggers import read
 
 
 def test_run_whose_log_files_cannot_grow_ends_with_the_same_weights(tmp_path):
     options = ["--model.network.hidden=[4]", "--trainer.log_every_n_steps=1", "--trainer.max_epochs=12"]
-    runs = []
-    for limit, start in ((10_000_000, called), (60_000, firstlight)):
+    args, runs = ["fit", "--config", CONFIG, "--disable=[progress]", *options], []
+    for limit in (10_000_000, 60_000):
         folder = tmp_path / str(limit)
         folder.mkdir()
-        with files_of_at_most(limit):
-            done = start("fit", "--config", CONFIG, "--disable=[progress]", *options, cwd=folder)
+        done = Ranks(limited, limit, args, cwd=folder).succeed()
         runs.append(newest(folder))
     whole, short = runs
     said = done.stderr.splitlines()

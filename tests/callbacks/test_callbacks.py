@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from firstlight import callbacks
+from firstlight.__main__ import main
 from firstlight.callbacks.defaults import DEFAULTS
 from firstlight.callbacks.gradient_norm import norms
 from firstlight.data import Digits
@@ -18,7 +19,7 @@ from firstlight.loggers import MetricsCSV
 from firstlight.networks import MLP
 from firstlight.schedules import Constant
 from firstlight.tasks import Classification
-from tests.helpers import CONFIG, DDP, called, firstlight, logged, newest
+from tests.helpers import CONFIG, DDP, Ranks, called, logged, newest
 
 
 class Foreign(LightningModule):
@@ -124,8 +125,9 @@ def test_gradient_norm_of_two_processes_equals_that_of_one_with_the_same_batch(a
     options = ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", f"--trainer.overfit_batches={accumulate}"]
     options.append(f"--trainer.accumulate_grad_batches={accumulate}")
     values = []
-    for start, changes in ((called, ["--data.batch_size=32"]), (firstlight, ["--data.batch_size=16", "--config", DDP])):
-        start("fit", "--config", CONFIG, *options, "--model.network.dropout=0", *changes, cwd=tmp_path)
+    for ranks, changes in ((1, ["--data.batch_size=32"]), (2, ["--data.batch_size=16", "--config", DDP])):
+        args = ["fit", "--config", CONFIG, *options, "--model.network.dropout=0", *changes]
+        Ranks(main, args, cwd=tmp_path, ranks=ranks).succeed()
         values += [value for _, value in logged(newest(tmp_path), "grad_norm/total")]
     assert values[1] == pytest.approx(values[0], rel=1e-5)
 

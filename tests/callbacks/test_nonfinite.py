@@ -1,9 +1,7 @@
 import copy
 import math
-import os
-import subprocess
-import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +21,7 @@ from firstlight.loggers import MetricsCSV
 from firstlight.networks import MLP
 from firstlight.schedules import Constant
 from firstlight.tasks import Classification
-from tests.helpers import CONFIG, DDP, ROOT, firstlight, logged, newest
+from tests.helpers import CONFIG, DDP, Ranks, logged, newest
 
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=0.1)
@@ -351,15 +349,16 @@ def test_a_monitored_metric_that_is_not_finite_stops_the_run(action, tmp_path):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("overlay", [[], ["--config", DDP]], ids=["one process", "two"])
-def test_the_command_line_exits_with_1_and_names_the_layer_in_five_lines(overlay, tmp_path, figure):
-    options = ["--config", CONFIG, *overlay, "--trainer.max_epochs=2", "--model.optimizer.init_args.lr=1e37"]
-    done = firstlight("fit", *options, cwd=tmp_path, code=1)
-    said = done.stderr[done.stderr.index("firstlight: ") :].splitlines()
-    assert done.stderr.count("firstlight: ") == 1
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_command_line_exits_with_1_and_names_the_layer_in_five_lines(ranks, tmp_path, figure):
+    options = ["--config", CONFIG, *(["--config", DDP] if ranks == 2 else []), "--trainer.max_epochs=2"]
+    run = Ranks(main, ["fit", *options, "--model.optimizer.init_args.lr=1e37"], cwd=tmp_path, ranks=ranks)
+    assert set(run.wait()) == {1}
+    said = run.stderr[run.stderr.index("firstlight: ") :].splitlines()
+    assert run.stderr.count("firstlight: ") == 1
     assert len(said) <= 5
-    assert "Traceback" not in done.stderr
-    assert "layer whose output is not finite: network." in done.stderr
+    assert "Traceback" not in run.stderr
+    assert "layer whose output is not finite: network." in run.stderr
     with figure("a loss that is not finite: exit code 1, the layer is named, no checkpoint") as case:
         case.trial(list(newest(tmp_path).glob("checkpoints/*.ckpt")))
 
@@ -376,35 +375,29 @@ def test_the_traceback_of_a_stopped_run_is_shown_on_request(monkeypatch, capsys)
     assert "Traceback" in capsys.readouterr().err
 
 
-TWO = """
-import math, sys, torch
-from pathlib import Path
-from lightning.pytorch import Trainer
-from firstlight.callbacks import NonFinite
-from firstlight.errors import TrainingError
-from tests.callbacks.test_nonfinite import Net, loader
-
 class OnOne(Net):
+    """On the second process, the loss of the third batch is infinite."""
+
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
-        bad = self.global_rank == 1 and batch_idx == 2
-        return loss + math.inf if bad else loss
+        return loss + math.inf if self.global_rank == 1 and batch_idx == 2 else loss
 
-if __name__ == "__main__":
-    action, accumulate = sys.argv[1], int(sys.argv[2])
-    guard = NonFinite(action)
-    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False, log_every_n_steps=1,
+
+def decide(action, accumulate):
+    guard, module = NonFinite(action), OnOne()
+    trainer = Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False, log_every_n_steps=1,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[guard],
-        accumulate_grad_batches=accumulate)
-    module = OnOne()
+        accumulate_grad_batches=accumulate,
+    )  # fmt: skip
     try:
         trainer.fit(module, loader(None, 8))
     except TrainingError as error:
-        Path(sys.argv[3], str(trainer.global_rank)).write_text(str(error))
-        sys.exit(1)
+        Path(str(trainer.global_rank)).write_text(str(error))
+        return 1
     sums = [parameter.double().sum().item() for parameter in module.parameters()]
-    Path(sys.argv[3], str(trainer.global_rank)).write_text(f"skipped {guard.skipped}, {sums}")
-"""
+    Path(str(trainer.global_rank)).write_text(f"skipped {guard.skipped}, {sums}")
+    return 0
 
 
 @pytest.mark.parametrize(
@@ -417,22 +410,14 @@ if __name__ == "__main__":
     ],
 )
 def test_two_processes_decide_alike_when_one_has_an_infinite_loss(action, accumulate, tmp_path):
-    script = tmp_path / "two.py"
-    script.write_text(TWO)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), action, str(accumulate), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-    )
+    codes = Ranks(decide, action, accumulate, cwd=tmp_path, ranks=2).wait()
     said = [(tmp_path / rank).read_text() for rank in "01"]
     assert said[0] == said[1]
     if action == "stop":
-        assert done.returncode != 0, done.stderr  # gloo's threads abort the interpreter's exit now and then
+        assert 0 not in codes  # gloo's threads abort the interpreter's exit now and then
         assert f"step {2 // accumulate} (epoch 1, batch_idx 2 of process 1)" in said[0]
     else:
-        assert done.returncode == 0, done.stderr
+        assert codes == [0, 0]
         assert said[0].startswith("skipped 1, ")
 
 

@@ -2,8 +2,6 @@
 
 import inspect
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from hypothesis import strategies as st
 
 from firstlight.checkpoints.allowed import allowed_classes, judge, without_locations
 from firstlight.errors import UsageError
+from tests.helpers import Ranks
 
 
 def refused(values, **options):
@@ -177,7 +176,9 @@ assert not found, found
 """
 
 
-def test_no_listed_class_of_a_library_opens_a_file_or_an_address_when_it_is_built():
-    done = subprocess.run([sys.executable, "-c", OPENS], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) > 300
+def execute(code):
+    exec(code, {})
+
+
+def test_no_listed_class_of_a_library_opens_a_file_or_an_address_when_it_is_built(tmp_path):
+    assert int(Ranks(execute, OPENS, cwd=tmp_path).succeed().stdout) > 300

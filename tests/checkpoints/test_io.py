@@ -19,13 +19,14 @@ from lightning.pytorch.demos.boring_classes import BoringModel, ManualOptimBorin
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from torch import nn
 
+from firstlight.__main__ import main
 from firstlight.callbacks import BestCheckpoint, LastCheckpoint
 from firstlight.callbacks.finite import not_finite
 from firstlight.checkpoints.io import AtomicCheckpointIO, find_corruption, newest_resumable, remove_leftovers
 from firstlight.cli import parser as cli
 from firstlight.errors import UsageError
 from firstlight.run import directory
-from tests.helpers import CONFIG, DDP, called, firstlight, newest
+from tests.helpers import CONFIG, DDP, Ranks, called, firstlight, newest
 
 IO = AtomicCheckpointIO()
 WIDE = ["--model.network.hidden=[1024,512]", "--disable=[early_stopping]"]  # 7 MB a checkpoint, with AdamW's moments
@@ -70,7 +71,7 @@ def write_on_and_on(path, elsewhere, done, io):
         done.value = number
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_kill_in_a_write_leaves_a_complete_checkpoint_and_the_next_start_removes_leftovers(kills, figure, tmp_path):
     other = Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
@@ -238,6 +239,12 @@ def files_of_at_most(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def limited(size, args):
+    """Run the command line with a limit on the size of files."""
+    with files_of_at_most(size):
+        return main(args)
+
+
 def refused_for_room(folder, match):
     kept = IO.load_checkpoint(folder / "last.ckpt")
     with pytest.raises(UsageError, match=match) as refused:
@@ -313,8 +320,8 @@ def test_run_with_a_file_size_limit_keeps_its_checkpoints(tmp_path, figure):
     run = newest(tmp_path)
     kept = (run / "checkpoints" / "last.ckpt").read_bytes()
     with figure(FULL) as count:
-        with files_of_at_most(4_000_000):
-            done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=2", cwd=tmp_path, code=2)
+        done = Ranks(limited, 4_000_000, ["fit", "--run", str(run), "--trainer.max_epochs=2"], cwd=tmp_path)
+        assert done.wait() == [2]
         whole_after_no_room(done, run)
         assert (run / "checkpoints" / "last.ckpt").read_bytes() == kept
         count.trial()

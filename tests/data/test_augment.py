@@ -6,12 +6,13 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from firstlight.__main__ import main
 from firstlight.data import Digits
 from firstlight.networks import MLP
 from firstlight.schedules import Constant
 from firstlight.tasks import Classification
 from tests.data.helpers import images, ready
-from tests.helpers import CONFIG, firstlight, newest
+from tests.helpers import CONFIG, Ranks, called, newest
 
 augmentation = pytest.importorskip("kornia.augmentation", reason="kornia, from the extra `vision`, is not installed")
 
@@ -84,11 +85,10 @@ def test_config_can_name_augmentations(tmp_path):
         "      - kornia.augmentation.RandomHorizontalFlip\n"
     )
     config = ["--config", CONFIG, "--config", "augment.yaml", "--trainer.max_epochs=1"]
-    done = firstlight("run", *config, cwd=tmp_path)
-    assert done.stderr == ""
+    assert Ranks(main, ["run", *config], cwd=tmp_path).succeed().stderr == ""
     run = newest(tmp_path)
     assert "degrees: 10.0" in (run / "config.yaml").read_text()
-    firstlight("predict", "--run", str(run), "--ckpt", str(run / "checkpoints" / "best.ckpt"), cwd=tmp_path)
+    called("predict", "--run", str(run), "--ckpt", str(run / "checkpoints" / "best.ckpt"), cwd=tmp_path)
     (written,) = run.glob("evaluations/predict-*/predictions.csv")
     assert len(list(csv.reader(written.read_text().splitlines()))) == 271
     loaded = Digits.load_from_checkpoint(run / "checkpoints" / "best.ckpt", weights_only=True, trust="kornia")

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from firstlight import callbacks
+from firstlight.__main__ import main
 from firstlight.data import Tensors
 from firstlight.errors import UsageError
 from firstlight.networks import MLP
@@ -28,7 +29,7 @@ from firstlight.preflight.rules import (
 )
 from firstlight.schedules import Constant
 from firstlight.tasks import Classification
-from tests.helpers import CONFIG, DDP, ROOT, called, firstlight
+from tests.helpers import CONFIG, DDP, ROOT, Ranks, called
 
 OPTIONS = {
     "max_epochs": 3,
@@ -187,9 +188,9 @@ def test_last_batch_of_one_sample_is_merged_for_batch_normalisation(tmp_path):
 
 
 def test_last_batch_of_one_sample_for_each_process_is_merged(tmp_path):
-    data = ["--data.batch_size=628", "--trainer.max_epochs=1"]  # 1,257 = 2 * 628 + 1; with 2 * 627, 3 are left.
-    for size in (628, 627):
-        firstlight("fit", "--config", BATCHNORM, "--config", DDP, *data, f"--data.batch_size={size}", cwd=tmp_path)
+    options = ["--config", BATCHNORM, "--config", DDP, "--trainer.max_epochs=1"]
+    for size in (628, 627):  # 1,257 = 2 * 628 + 1; with 2 * 627, 3 are left.
+        Ranks(main, ["fit", *options, f"--data.batch_size={size}"], cwd=tmp_path, ranks=2).succeed()
 
 
 def test_batches_of_one_sample_are_refused_before_the_run(tmp_path):

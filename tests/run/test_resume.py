@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 
+from firstlight.__main__ import main
 from firstlight.run import directory
 from firstlight.schedules import WarmupCosine
-from tests.helpers import CONFIG, DDP, called, files, firstlight, logged, newest, results
+from tests.helpers import CONFIG, Ranks, called, files, logged, newest, results
 
 
 def test_resumed_run_moves_its_schedule_once_to_the_new_length(tmp_path):
@@ -19,10 +20,10 @@ def test_resumed_run_moves_its_schedule_once_to_the_new_length(tmp_path):
     called("fit", "--config", CONFIG, "--trainer.max_epochs=2", *common, cwd=tmp_path)
     run = newest(tmp_path)
     before = (run / "metrics.csv").read_bytes()
-    done = firstlight("fit", "--run", str(run), "--trainer.max_epochs=3", cwd=tmp_path)
+    resumed = Ranks(main, ["fit", "--run", str(run), "--trainer.max_epochs=3"], cwd=tmp_path).succeed()
     assert newest(tmp_path) == run
     assert (run / "metrics.csv").read_bytes().startswith(before)
-    assert "the plan changes from 80 to 120 optimiser steps: at step 80" in done.stderr
+    assert "the plan changes from 80 to 120 optimiser steps: at step 80" in resumed.stderr
     rates = [value for _, value in logged(run, "lr")]
     first, then = WarmupCosine(), WarmupCosine(warmup_steps=4)
     expected = [first(step, 80) for step in range(80)] + [then(step, 120) for step in range(80, 120)]
@@ -46,27 +47,17 @@ class Kill(Callback):
 """
 
 
-@pytest.mark.parametrize(
-    ("overlay", "step", "last"),
-    [
-        pytest.param([], 53, 49, id="within an epoch"),
-        pytest.param(["--config", DDP], 53, 49, id="two processes", marks=pytest.mark.slow),
-        pytest.param(["--trainer.limit_train_batches=10"], 21, 20, id="at the end of an epoch with a limit"),
-    ],
-)
-def test_killed_run_ends_with_the_bits_of_an_uninterrupted_one(overlay, step, last, tmp_path):
+def test_run_killed_at_the_end_of_an_epoch_with_a_limit_ends_with_the_bits_of_an_uninterrupted_one(tmp_path):
     (tmp_path / "mine.py").write_text(KILL)
-    options = ["--config", CONFIG, *overlay, "--trainer.max_epochs=4", "--trainer.log_every_n_steps=1"]
-    options += ["--last.every_n_steps=7", "--last.min_seconds=0"]
-    start = firstlight if overlay == ["--config", DDP] else called
-    start("fit", *options, "--experiment=whole", cwd=tmp_path)
+    options = ["--config", CONFIG, "--trainer.limit_train_batches=10", "--trainer.max_epochs=4"]
+    options += ["--trainer.log_every_n_steps=1", "--last.every_n_steps=7", "--last.min_seconds=0"]
+    called("fit", *options, "--experiment=whole", cwd=tmp_path)
     whole = newest(tmp_path, "whole")
-    kill = ["--trainer.callbacks+=mine.Kill", f"--trainer.callbacks.step={step}", "--experiment=killed"]
-    command = [sys.executable, "-m", "firstlight", "fit", *options, *kill]
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300).returncode != 0
+    kill = ["--trainer.callbacks+=mine.Kill", "--trainer.callbacks.step=21", "--experiment=killed"]
+    assert Ranks(main, ["fit", *options, *kill], cwd=tmp_path).wait() == [-9]
     killed = newest(tmp_path, "killed")
-    assert torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == last
-    start("fit", "--run", str(killed), "--trainer.callbacks=null", cwd=tmp_path)
+    assert torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 20
+    called("fit", "--run", str(killed), "--trainer.callbacks=null", cwd=tmp_path)
     for name in ("last", "best"):
         ends = [torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for run in (whole, killed)]
         assert ends[0]["global_step"] == ends[1]["global_step"]
@@ -208,7 +199,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_prints_how_to_resume(tmp_path):
         re.search(r"interrupted at step ([\d,]+); resume with: firstlight fit --run", printed)[1].replace(",", "")
     )
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
-    firstlight("fit", "--run", str(run), f"--trainer.max_steps={step + 5}", cwd=tmp_path)
+    called("fit", "--run", str(run), f"--trainer.max_steps={step + 5}", cwd=tmp_path)
     assert results(run)["steps"] == step + 5
 
 
@@ -218,9 +209,10 @@ def test_ctrl_c_in_a_test_prints_how_to_test_again(tmp_path):
         "    def on_test_start(self, trainer, pl_module):\n        os.kill(os.getpid(), signal.SIGINT)\n"
     )
     options = ["--trainer.max_epochs=1", "--trainer.callbacks+=mine.Interrupt"]
-    done = firstlight("run", "--config", CONFIG, *options, cwd=tmp_path, code=130)
-    run = newest(tmp_path)
-    assert f"interrupted; run again with: firstlight test --run runs/digits_mlp/{run.name}\n" in done.stdout
+    interrupted = Ranks(main, ["run", "--config", CONFIG, *options], cwd=tmp_path)
+    assert interrupted.wait() == [130]
+    run, printed = newest(tmp_path), interrupted.stdout
+    assert f"interrupted; run again with: firstlight test --run runs/digits_mlp/{run.name}\n" in printed
     assert results(run)["steps"] == 40
 
 

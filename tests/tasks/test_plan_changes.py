@@ -211,7 +211,7 @@ def test_parameters_whose_gradients_processes_would_not_share_are_refused(tmp_pa
     options = ["--trainer.max_epochs=2", "--trainer.limit_train_batches=2", f"--trainer.callbacks+={__name__}.AddBias"]
     run = Ranks(main, ["fit", "--config", CONFIG, "--config", DDP, *options], cwd=tmp_path, ranks=2)
     assert run.wait() == [2, 2]
-    assert "a callback added parameters to the optimiser" in run.printed.read_text()
+    assert "a callback added parameters to the optimiser" in run.stderr
 
 
 def test_backbone_finetuning_trains(tmp_path):
