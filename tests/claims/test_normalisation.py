@@ -33,13 +33,13 @@ def final_loss(norm, init, lr, seed, steps):
     return descend(lambda: MLP(64, [64] * 4, 10, norm=norm, init=init), optimizer, Constant(), seed, steps)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_batch_normalisation_trains_at_a_learning_rate_that_diverges_without_it(seed):
     assert not final_loss(None, "kaiming", lr=2.0, seed=seed, steps=150) < UNIFORM_LOSS
     assert final_loss("batch", "kaiming", lr=2.0, seed=seed, steps=150) < 0.3  # measured over ten seeds: at most 0.09
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_batch_normalisation_learns_within_60_steps_and_the_plain_network_does_not(seed):
     assert final_loss(None, "default", lr=0.05, seed=seed, steps=60) > 0.95 * UNIFORM_LOSS
     assert final_loss("batch", "default", lr=0.05, seed=seed, steps=60) < 0.6  # measured over ten seeds: at most 0.35

@@ -1,6 +1,5 @@
 """Chapter 7: the best checkpoint."""
 
-import pytest
 import torch
 
 from firstlight.callbacks import BestCheckpoint, LastCheckpoint
@@ -11,11 +10,10 @@ from firstlight.schedules import Constant
 from tests.claims.training import SMALL, fit, loss
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_best_checkpoint_beats_the_last_one_when_the_run_overfits(seed, tmp_path):
+def test_best_checkpoint_beats_the_last_one_when_the_run_overfits(tmp_path):
     data = Digits(**SMALL)
     callbacks = [BestCheckpoint("val/loss", "min", tmp_path), LastCheckpoint(tmp_path)]
-    task = fit(lambda: MLP(64, [256, 128], 10), data, seed, epochs=60, schedule=Constant(), callbacks=callbacks)
+    task = fit(lambda: MLP(64, [256, 128], 10), data, seed=0, epochs=60, schedule=Constant(), callbacks=callbacks)
     best, last = tmp_path / "best.ckpt", tmp_path / "last.ckpt"
     assert read_checkpoint_metrics(best)["epoch"] < read_checkpoint_metrics(last)["epoch"] == 60
     # Measured over six seeds, best divided by last: 0.62 to 0.75 for validation, 0.66 to 0.80 for test.

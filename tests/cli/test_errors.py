@@ -94,7 +94,6 @@ CASES = {
         r"model\.network: unknown class MPL; did you mean firstlight\.networks\.MLP\?",
     ),
     "a file without --config": (["configs/x.yaml"], r"unknown option configs/x\.yaml: is it a --config\?"),
-    "no training batches": (["--trainer.limit_train_batches=0"], r"trainer\.limit_train_batches=0 trains nothing"),
     "a loss that is a sum": (
         ["--model.loss.init_args.reduction=sum"],
         r"CrossEntropyLoss returns the loss \S+ for some samples and \S+ for the same samples twice: it must be a mean",
@@ -110,13 +109,10 @@ CASES = {
         r"CrossEntropyLoss returns \(3,\) float32: it must return the mean loss",
     ),
     "no epochs": (["--trainer.max_epochs=0"], r"trainer\.max_epochs=0 trains nothing"),
-    "no steps": (["--trainer.max_steps=0"], r"trainer\.max_steps=0 trains nothing"),
-    "logging each -5 steps": (["--trainer.log_every_n_steps=-5"], r"log_every_n_steps=-5: it must be at least 0"),
     "a typing error within an option": (
         ["--model.optimzer.lr=0.1"],
         r"model\.optimzer\.lr is not an option of firstlight\.tasks\.Classification, .*; did you mean optimizer\?$",
     ),
-    "no accumulation": (["--trainer.accumulate_grad_batches=0"], r"accumulate_grad_batches=0 trains nothing"),
     "more processes than processors": (
         ["--trainer.accelerator=cpu", "--trainer.devices=999"],
         r"trainer\.devices=999 starts 999 processes on the CPU; at most \d+ fit here",
@@ -276,7 +272,7 @@ def test_ctrl_c_before_a_run_starts_exits_with_one_line(monkeypatch, capsys):
     assert_one_line(capsys, "interrupted")
 
 
-@pytest.mark.parametrize("args", [["--help"], ["fit", "--data.help", "Table"], ["fit", "--help"]])
+@pytest.mark.parametrize("args", [["--help"], ["fit", "--help"]])
 def test_closed_output_pipe_prints_no_error(args):
     command = [sys.executable, "-m", "firstlight", *args]
     shown = subprocess.run(f"{shlex.join(command)} | true", shell=True, capture_output=True, text=True)
@@ -315,8 +311,8 @@ def test_exception_in_a_user_class_passes_through(monkeypatch):
     ("redirected", "code", "told"),
     [
         ("--version >&-", 0, ""),
-        ("fit --config missing.yaml >&-", 2, r"firstlight: there is no file \S*missing\.yaml\n"),
-        ("fit --config missing.yaml 2>&-", 2, ""),
+        ("tset >&-", 2, r"firstlight: unknown verb tset.*\n"),
+        ("tset 2>&-", 2, ""),
         ("--version >/dev/full", 1, "firstlight: cannot write to standard output: No space left on device\n"),
         ("--help >/dev/full", 1, "firstlight: cannot write to standard output: No space left on device\n"),
     ],

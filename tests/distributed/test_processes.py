@@ -23,7 +23,7 @@ from firstlight.data import Digits, Tensors
 from firstlight.networks import MLP
 from firstlight.schedules import Constant
 from firstlight.tasks import Classification
-from tests.helpers import CONFIG, DDP, Ranks, firstlight
+from tests.helpers import CONFIG, DDP, Ranks, called
 
 SIZES = (3, 7, 31, 64, 65, 73, 97)
 
@@ -244,6 +244,6 @@ def test_early_stopping_and_the_best_checkpoint_decide_alike_on_every_rank(figur
 
 def test_a_global_batch_that_is_no_multiple_of_the_processes_is_refused(tmp_path):
     options = ["--config", DDP, "--data.batch_size=33", "--data.batch_size_is=global"]
-    done = firstlight("fit", "--config", CONFIG, *options, cwd=tmp_path, code=2)
-    assert done.stderr == ("firstlight: batch_size=33 is global: it must be a multiple of the 2 processes\n")
+    done = called("fit", "--config", CONFIG, *options, cwd=tmp_path, code=2)  # No other process is started.
+    assert done.stderr == "firstlight: batch_size=33 is global: it must be a multiple of the 2 processes\n"
     assert not list(tmp_path.rglob("*.ckpt"))

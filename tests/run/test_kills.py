@@ -26,7 +26,6 @@ OPTIONS = [
     "--model.monitor=val/accuracy",  # It soon is 1, so the best checkpoint is an early one and patience runs out.
     "--early_stopping.patience=5",
 ]
-every_mode = pytest.mark.parametrize("mode", MODES)
 
 
 def start(mode, cwd, *more):
@@ -106,8 +105,9 @@ def uninterrupted(tmp_path_factory):
     return get
 
 
-@every_mode
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("mode", "kills"), [("one process", 1), *(pytest.param(mode, 20, marks=pytest.mark.slow) for mode in MODES)]
+)
 def test_run_killed_at_a_random_moment_ends_with_the_bits_of_an_uninterrupted_one(
     kills, mode, uninterrupted, figure, tmp_path
 ):
@@ -127,7 +127,7 @@ def test_run_killed_at_a_random_moment_ends_with_the_bits_of_an_uninterrupted_on
                 break
 
 
-@every_mode
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.slow
 def test_run_killed_several_times_ends_with_the_bits_of_an_uninterrupted_one(mode, uninterrupted, figure, tmp_path):
     whole, seconds = uninterrupted(mode)

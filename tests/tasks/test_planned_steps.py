@@ -28,6 +28,7 @@ CASES = {
         [["--trainer.max_epochs=2", "--trainer.limit_train_batches=0.3", "--trainer.accumulate_grad_batches=5"]],
         [6],
     ),
+    "two processes": ([["--config", DDP, "--trainer.max_epochs=1"]], [20]),
     "two processes, accumulation": (
         [["--config", DDP, "--trainer.max_epochs=2", "--trainer.accumulate_grad_batches=3"]],
         [14],
@@ -48,7 +49,13 @@ CASES = {
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("fits", "totals"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("fits", "totals"),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] if name == "two processes" else [])
+        for name, case in CASES.items()
+    ],
+)
 def test_the_schedule_follows_the_optimiser_steps_of_the_run(fits, totals, figure, tmp_path):
     with figure(CASE) as count:
         for number, (options, total) in enumerate(zip(fits, totals, strict=True)):
