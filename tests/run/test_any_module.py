@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from firstlight.__main__ import main
 from firstlight.callbacks.defaults import MONITORING
-from tests.helpers import CONFIG, DDP, called, firstlight, logged, newest, results
+from tests.helpers import CONFIG, DDP, Ranks, called, logged, newest, results
 
 GAN = ["--model", "mine.GAN", "--data", "mine.Data", "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1"]
 MONITOR = ["--monitor=val_distance", "--mode=min"]
@@ -139,7 +140,7 @@ def test_samples_that_several_processes_validate_twice_are_told(here):
             "        self.log('val/mean', batch[0].mean(), batch_size=len(batch[0]), sync_dist=True)\n"
         )
     options = ["--model=mine.Mean", "--data=mine.Odd", "--monitor=val/mean", "--mode=min", "--trainer.max_epochs=1"]
-    done = firstlight("fit", *options, "--config", DDP, cwd=here)
+    done = Ranks(main, ["fit", *options, "--config", DDP], cwd=here, ranks=2).succeed()
     (value,) = (value for _, value in logged(newest(here, "ddp"), "val/mean"))
     assert value == sum(range(7)) / 8  # The sample that counts twice is 0.
     assert "2 processes take 8 samples of 7 in each validation: val/* count 1 of them twice" in done.stdout
