@@ -86,7 +86,7 @@ def test_each_logged_norm_is_that_of_the_first_step_in_its_batch(plan, tmp_path)
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("every", [2, 3, 5, 7])
+@pytest.mark.parametrize("every", [3, 7])
 def test_each_logged_index_has_one_norm_at_the_first_step_from_then_on(every, plan, tmp_path):
     fit(Manual(PLANS[plan]), tmp_path, every=every, epochs=2)
     due = list(range(every - 1, 2 * BATCHES, every))

@@ -32,7 +32,7 @@ from firstlight.callbacks.state import snapshot
 from firstlight.checkpoints.io import AtomicCheckpointIO
 from firstlight.errors import UsageError
 
-SAMPLES, BATCH, EPOCHS = 26, 4, 4  # Seven batches an epoch, the last one short.
+SAMPLES, BATCH, EPOCHS = 26, 4, 3  # Seven batches an epoch, the last one short.
 
 
 class Net(LightningModule):
@@ -204,7 +204,6 @@ EXACT = {
     "a stream and a loader": lambda: {"a": loader(shuffle=True, batch_size=9), "b": loader(Stream())},
 }
 WORKERS = {
-    "shuffle": lambda: loader(shuffle=True, num_workers=2),
     "noise of torch": lambda: loader(Rows(lambda: torch.rand(3)), shuffle=True, num_workers=2),
     "noise of its own": lambda: loader(Rows(generator=np.random.default_rng(3)), shuffle=True, num_workers=2),
     "stream": lambda: loader(Stream(), num_workers=1),
@@ -233,13 +232,12 @@ def fit(folder, make_loader=EXACT["shuffle"], module=Net, stop=None, callbacks=(
     last = LastCheckpoint(folder, min_seconds=0)
     trainer = Trainer(
         accelerator="cpu",
-        max_epochs=EPOCHS,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         plugins=[AtomicCheckpointIO()],
         callbacks=[*own, RandomState(allow_inexact=not exact), Terminate(stop), last, GracefulShutdown()],
-        **options,
+        **{"max_epochs": EPOCHS, **options},
     )
     path = folder / "last.ckpt" if resume else None
     try:
@@ -275,12 +273,12 @@ def test_any_loader_resumes_with_the_same_bits(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", WORKERS)
 def test_any_loader_with_worker_processes_resumes_with_the_same_bits(kind, tmp_path):
-    assert_resumes_exactly(tmp_path, WORKERS[kind])
+    assert_resumes_exactly(tmp_path, WORKERS[kind], stops=(8,))
 
 
 @pytest.mark.parametrize("kind", ["shuffle", "noise of its own", "stream", "loader with state_dict"])
 def test_loader_that_is_made_before_loops_are_restored_resumes_with_the_same_bits(kind, tmp_path):
-    assert_resumes_exactly(tmp_path, EXACT[kind], AsksForSteps, **({"max_steps": 28} if "sh" not in kind else {}))
+    assert_resumes_exactly(tmp_path, EXACT[kind], AsksForSteps, **({"max_steps": 21} if "sh" not in kind else {}))
 
 
 @pytest.mark.parametrize("kind", LOST)
@@ -384,7 +382,8 @@ CALLBACKS = {
 @pytest.mark.parametrize("kind", CALLBACKS)
 def test_callback_that_acts_at_the_start_of_an_epoch_resumes_with_the_same_bits(kind, tmp_path):
     stops = (7, 8) if kind == "accumulation by epoch" else (8, 13, 16)
-    assert_resumes_exactly(tmp_path, callbacks=[CALLBACKS[kind]], stops=stops)
+    epochs = 4 if kind == "averaged weights" else EPOCHS
+    assert_resumes_exactly(tmp_path, callbacks=[CALLBACKS[kind]], stops=stops, max_epochs=epochs)
 
 
 def test_module_that_acts_at_the_start_of_an_epoch_resumes_with_the_same_bits(tmp_path):
@@ -393,7 +392,7 @@ def test_module_that_acts_at_the_start_of_an_epoch_resumes_with_the_same_bits(tm
 
 @pytest.mark.parametrize("kind", ["shuffle", "stream"])
 def test_run_with_max_steps_resumes_with_the_same_bits(kind, tmp_path):
-    assert_resumes_exactly(tmp_path, EXACT[kind], max_steps=25)
+    assert_resumes_exactly(tmp_path, EXACT[kind], max_steps=18)
 
 
 def test_checkpoint_without_random_states_is_refused_unless_inexact_is_allowed(tmp_path):
@@ -562,7 +561,7 @@ def test_attribute_that_is_configured_otherwise_keeps_its_new_value(tmp_path):
     fit(tmp_path, module=Counts, stop=8)
     made = []
     fit(tmp_path, module=lambda: made.append(Counts(strength=2.0)) or made[0], resume=True)
-    assert made[0].strength == 2.0 and made[0].seen == 28
+    assert made[0].strength == 2.0 and made[0].seen == 21
 
 
 def test_crafted_checkpoint_sets_no_attribute_of_a_base_class():

@@ -21,7 +21,7 @@ from tests.helpers import ROOT
 
 NAMES = ("digits_mlp", "digits_supcon", "diabetes", "wine", "unicode_names", "corpus_lm")
 CONFIGS = {name: (ROOT / "configs" / f"{name}.yaml").read_text() for name in NAMES}
-how_often = pytest.mark.parametrize("examples", [50, pytest.param(1000, marks=pytest.mark.slow)])
+how_often = pytest.mark.parametrize("examples", [25, pytest.param(1000, marks=pytest.mark.slow)])
 
 
 ACCEPTED = []

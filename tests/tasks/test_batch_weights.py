@@ -63,7 +63,7 @@ def test_logged_losses_do_not_depend_on_the_batch_size(name, tmp_path):
     expected = whole_loss(task, name).item()
     is_scored = labels(name) != task.loss.ignore_index
     right = (task.network(INPUTS).argmax(1) == labels(name))[is_scored].double().mean().item()
-    for size in range(1, 24):
+    for size in (1, 2, 4, 7, 11, 12, 22, 23):
         (found,) = trainer(tmp_path).validate(task, loader(INPUTS, labels(name), batch_size=size), verbose=False)
         assert found == pytest.approx({"val/loss": expected, "val/accuracy": right}, rel=1e-5), size
 
