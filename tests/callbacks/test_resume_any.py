@@ -577,5 +577,5 @@ def test_crafted_checkpoint_sets_no_attribute_of_a_base_class():
 def test_crafted_number_of_used_batches_ends_with_the_batches():
     fit_loop = SimpleNamespace(_data_fetcher=SimpleNamespace(length=3))
     loader = ResumableLoader([1, 2, 3], SimpleNamespace(fit_loop=fit_loop))
-    loader.resumed = {"used": 10**15, "start": {"random": snapshot()}, "ahead": None}
+    loader.resumed = {**loader.state_dict(), "used": 10**15, "start": {"random": snapshot()}}
     assert list(loader) == [] and list(loader) == [1, 2, 3]

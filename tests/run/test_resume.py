@@ -12,7 +12,7 @@ import yaml
 from firstlight.__main__ import main
 from firstlight.run import directory
 from firstlight.schedules import WarmupCosine
-from tests.helpers import CONFIG, Ranks, called, files, logged, newest, results
+from tests.helpers import CONFIG, DDP, Ranks, called, files, firstlight, logged, newest, results
 
 
 def test_resumed_run_moves_its_schedule_once_to_the_new_length(tmp_path):
@@ -105,6 +105,7 @@ class Stop(Callback):
 """
 
 
+@pytest.mark.slow
 def test_foreign_loader_on_two_processes_stopped_within_an_epoch_resumes_with_the_same_bits(tmp_path):
     (tmp_path / "mine.py").write_text(FOREIGN)
     parts = ["--model=mine.Net", "--data=mine.Data", "--trainer.max_epochs=3", "--last.min_seconds=0"]

@@ -216,7 +216,7 @@ def _check_states(checkpoint: dict[str, Any]) -> None:
         for values in state["attributes"].values():
             check_saved("the attributes", values, **dict.fromkeys(values, dict))
         for each in state["loaders"]:
-            check_saved("the training loader", each, start=dict, used=int, ahead=dict | None)
+            check_saved("the training loader", each, start=dict, used=int, ahead=dict | None, now=dict)
             with about("the checkpoint is damaged"):
                 check_range("the training loader", "[0, 1e18]", used=each["used"])
             if each["start"]:
