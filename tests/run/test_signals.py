@@ -108,6 +108,15 @@ def test_interrupted_run_prints_how_to_resume_and_ends_with_the_same_bits(option
     assert same_end(expected, run)
 
 
+def test_interrupted_run_without_checkpoints_says_that_none_is_left(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    stop = ["--trainer.callbacks+=mine.SignalAtStep", "--trainer.callbacks.step=3", "--disable=[best,last]"]
+    run = Ranks(main, ["fit", "--config", CONFIG, "--trainer.max_epochs=2", *stop], cwd=tmp_path)
+    assert run.wait() == [143]
+    assert run.stdout.endswith("interrupted at step 4; checkpoints: none\n") and "Traceback" not in run.stderr
+    assert not list(newest(tmp_path).glob("checkpoints/*"))
+
+
 def same_end(one, other):
     """Return whether two runs ended with the same weights and logged the same lines."""
     ends = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other)]
