@@ -42,6 +42,12 @@ class SignalInValidation(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+class FaultEverywhere(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3:
+            raise ZeroDivisionError("the fault of this test")
+
+
 class Fault(Callback):
     def __init__(self, rank: int, kind: str) -> None:
         self.rank, self.kind = rank, kind
@@ -301,6 +307,15 @@ def test_failing_rank_of_a_launcher_ends_the_other_and_is_named(kind, code, tmp_
     run = Ranks(main, failing(1, kind), cwd=tmp_path, ranks=2)
     assert run.wait(60) == [1, code]
     assert re.search(told(1, kind), run.stderr), run.stderr
+
+
+def test_last_words_of_processes_that_all_raise_are_the_fault(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    options = ["--config", CONFIG, "--config", DDP, "--trainer.callbacks+=mine.FaultEverywhere"]
+    run = Ranks(main, ["fit", *options], cwd=tmp_path, ranks=2)
+    assert run.wait(60) == [1, 1]
+    assert run.stderr.rstrip().endswith("ZeroDivisionError: the fault of this test"), run.stderr
+    assert "interrupted" not in run.stdout
 
 
 @pytest.mark.faults
