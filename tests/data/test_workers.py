@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from tests.helpers import CONFIG, called
+from tests.helpers import CONFIG, called, newest
 
 SCRIPT = """
 import multiprocessing, os, sys
@@ -66,3 +67,29 @@ def test_data_that_cannot_be_sent_to_a_worker_is_refused_in_one_line(method, tmp
     told = called("fit", *options, cwd=tmp_path, code=2).stderr
     assert "firstlight: num_workers needs data that Python can send to a new process" in told
     assert "lambda" in told and "use num_workers=0" in told
+
+
+RUN = """
+import multiprocessing, sys
+from firstlight.__main__ import main
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow  # Each worker imports torch.
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_workers_of_each_start_method_train_to_the_same_bits(method, tmp_path):
+    (tmp_path / "script.py").write_text(RUN)
+    common = ["fit", "--config", CONFIG, "--trainer.max_epochs=1", "--disable=progress"]
+    command = [sys.executable, "script.py", method, *common, "--data.num_workers=1", "--experiment=workers"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    called(*common, "--experiment=alone", cwd=tmp_path)
+    ends = [
+        torch.load(newest(tmp_path, name) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("workers", "alone")
+    ]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
