@@ -3,15 +3,18 @@
 import warnings
 
 import pytest
+from lightning.fabric.utilities.rank_zero import rank_zero_module
 from lightning.pytorch import Callback
 
 from firstlight import callbacks
 from firstlight.errors import UsageError
 from tests.helpers import CONFIG, called
 
+log = rank_zero_module.log
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     other = pytest.importorskip("pytorch_lightning")
+rank_zero_module.log = log  # The other package replaces it, so that all later tests of this process log there.
 
 MINE = """
 import pytorch_lightning
