@@ -12,7 +12,7 @@ import yaml
 from firstlight.__main__ import main
 from firstlight.run import directory
 from firstlight.schedules import WarmupCosine
-from tests.helpers import CONFIG, DDP, Ranks, called, files, firstlight, logged, newest, results
+from tests.helpers import CONFIG, DDP, Ranks, called, files, logged, newest, results
 
 
 def test_resumed_run_moves_its_schedule_once_to_the_new_length(tmp_path):
@@ -105,19 +105,17 @@ class Stop(Callback):
 """
 
 
-@pytest.mark.slow
 def test_foreign_loader_on_two_processes_stopped_within_an_epoch_resumes_with_the_same_bits(tmp_path):
     (tmp_path / "mine.py").write_text(FOREIGN)
     parts = ["--model=mine.Net", "--data=mine.Data", "--trainer.max_epochs=3", "--last.min_seconds=0"]
     options = ["fit", *parts, "--config", DDP]
-    firstlight(*options, "--experiment=whole", cwd=tmp_path)
+    Ranks(main, [*options, "--experiment=whole"], cwd=tmp_path, ranks=2).succeed()
     stop = ["--experiment=stopped", "--trainer.callbacks+=mine.Stop", "--trainer.callbacks.step=8"]
-    command = [sys.executable, "-m", "firstlight", *options, *stop]
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300).returncode == 143
+    assert Ranks(main, [*options, *stop], cwd=tmp_path, ranks=2).wait() == [143, 143]
     stopped = newest(tmp_path, "stopped")
     progress = torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)["loops"]["fit_loop"]
     assert 0 < progress["epoch_loop.batch_progress"]["current"]["ready"] < 6  # Each process has six batches.
-    firstlight("fit", "--run", str(stopped), "--trainer.callbacks=null", cwd=tmp_path)
+    Ranks(main, ["fit", "--run", str(stopped), "--trainer.callbacks=null"], cwd=tmp_path, ranks=2).succeed()
     ends = [
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (newest(tmp_path, "whole"), stopped)
     ]
