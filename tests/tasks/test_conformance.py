@@ -11,7 +11,7 @@ from firstlight.errors import UsageError
 from firstlight.losses import SupervisedContrastiveLoss
 from firstlight.networks import MLP
 from firstlight.preflight.probe import probe
-from firstlight.tasks import Task
+from firstlight.tasks import Classification, Task
 from tests.tasks.helpers import loader, parts, predicted, trainer
 
 SAMPLES = 24
@@ -25,17 +25,66 @@ def zeros_and_ones(labels):
     return (inputs()[:, :labels] > 0.2).float()
 
 
-# By task: options, outputs, loss, targets, and its metrics with their mode.
+class Pair(nn.Module):
+    """Returns a code and a reconstruction of its inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(6, 2), nn.Linear(2, 6)
+
+    def forward(self, inputs):
+        code = self.encoder(inputs)
+        return code, self.decoder(code)
+
+
+class Autoencoding(Task):
+    """Two terms of its own, outputs that are a tuple, and no loss."""
+
+    __module__ = "firstlight.tasks.autoencoding"  # As if a contributor had added it.
+
+    def forward(self, inputs):
+        return inputs, *self.network(inputs)
+
+    def compute_loss(self, outputs, targets):
+        inputs, code, reconstruction = outputs
+        return {"reconstruction": (reconstruction - inputs).square().mean(), "size": code.square().mean()}
+
+    def predict_step(self, batch, batch_idx):
+        inputs, targets = batch
+        return {"code": self(inputs)[1], "target": targets}
+
+
+class Confident(Classification):
+    """A task of firstlight with a second term."""
+
+    __module__ = "firstlight.tasks.confident"
+
+    def compute_loss(self, outputs, targets):
+        penalty = outputs.softmax(1).square().sum(1).mean()
+        return {"cross_entropy": super().compute_loss(outputs, targets), "penalty": penalty}
+
+
+def token_network():
+    return MLP(6, [5], 28, norm="layer").append(nn.Unflatten(1, (4, 7)))
+
+
+# By task: options, outputs or what builds the network, loss or None, targets, and its metrics and terms with their
+# mode.
 EXAMPLES = {
+    "Autoencoding": ({}, Pair, None, torch.arange(SAMPLES), {"reconstruction": "min", "size": "min"}),
     "BinaryClassification": (
         {}, 1, nn.BCEWithLogitsLoss, zeros_and_ones(1), {"accuracy": "max", "auroc": "max", "f1": "max"},
     ),
     "Classification": ({"classes": 3}, 3, nn.CrossEntropyLoss, torch.arange(SAMPLES) % 3, {"accuracy": "max"}),
+    "Confident": (
+        {"classes": 3}, 3, nn.CrossEntropyLoss, torch.arange(SAMPLES) % 3,
+        {"accuracy": "max", "cross_entropy": "min", "penalty": "min"},
+    ),
     "Embedding": (
         {"k": 2}, 4, SupervisedContrastiveLoss, torch.arange(SAMPLES) % 3, {"nn_accuracy": "max", "recall_at_k": "max"},
     ),
     "LanguageModel": (
-        {}, 28, partial(nn.CrossEntropyLoss, ignore_index=0), torch.arange(4 * SAMPLES).view(-1, 4) % 7,
+        {}, token_network, partial(nn.CrossEntropyLoss, ignore_index=0), torch.arange(4 * SAMPLES).view(-1, 4) % 7,
         {"perplexity": "min", "bits_per_byte": "min"},
     ),
     "MultilabelClassification": (
@@ -45,19 +94,22 @@ EXAMPLES = {
         {"outputs": 2}, 2, nn.HuberLoss, 10 + 3 * inputs()[:, :2], {"mae": "min", "rmse": "min", "r2": "max"},
     ),
 }  # fmt: skip
-TASKS = [name for name in firstlight.tasks.__all__ if getattr(firstlight.tasks, name) is not Task]
+TASKS = {name: getattr(firstlight.tasks, name) for name in firstlight.tasks.__all__ if name != "Task"}
+TASKS |= {"Autoencoding": Autoencoding, "Confident": Confident}
 
 every_task = pytest.mark.parametrize("name", TASKS)
 
 
+def loss_of(name):
+    build = EXAMPLES[name][2]
+    return build and build()
+
+
 def made(name, **changes):
-    options, outputs, loss, _, _ = EXAMPLES[name]
+    options, outputs, _, _, _ = EXAMPLES[name]
     torch.manual_seed(0)
-    network = MLP(6, [5], outputs, norm="layer")
-    if name == "LanguageModel":
-        network.append(nn.Unflatten(1, (4, 7)))
-    given = parts(network, loss(), **options)
-    return getattr(firstlight.tasks, name)(**{**given, **changes})
+    network = outputs() if callable(outputs) else MLP(6, [5], outputs, norm="layer")
+    return TASKS[name](**{**parts(network, loss_of(name), **options), **changes})
 
 
 def batches(name, **options):
@@ -79,7 +131,7 @@ def test_loaded_checkpoint_predicts_the_same(name, tmp_path):
     run = trainer(tmp_path, max_steps=3)
     run.fit(task, batches(name), batches(name))
     run.save_checkpoint(tmp_path / "a.ckpt")
-    again = parts(made(name).network, EXAMPLES[name][2]())
+    again = parts(made(name).network, loss_of(name))
     loaded = type(task).load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True, **again)
     assert loaded.l1 == 1e-3 and loaded.hparams == task.hparams
     before, after = (predicted(each, batches(name), tmp_path) for each in (task, loaded))
@@ -94,9 +146,9 @@ def test_a_checkpoint_is_refused_without_a_part(name, tmp_path):
     task, run = made(name), trainer(tmp_path, max_steps=1)
     run.fit(task, batches(name), batches(name))
     run.save_checkpoint(tmp_path / "a.ckpt")
-    given = parts(task.network, EXAMPLES[name][2]())
-    del given["loss"]
-    with pytest.raises(UsageError, match="does not hold loss: pass"):
+    given = parts(task.network, loss_of(name))
+    del given["network"]
+    with pytest.raises(UsageError, match="does not hold network: pass"):
         type(task).load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True, **given)
 
 
@@ -119,7 +171,8 @@ def test_each_metric_can_be_monitored_in_its_direction(name):
     for metric, mode in {"loss": "min", **EXAMPLES[name][4]}.items():
         assert made(name, monitor=f"val/{metric}").mode == mode
     with pytest.raises(UsageError, match=f"unknown monitor=val/nothing; {name} logs val/loss, "):
-        made(name, monitor="val/nothing")
+        # A program learns of it when it builds the task, or a run before its first step if terms can be monitored.
+        probe(made(name, monitor="val/nothing"), (inputs()[:3], EXAMPLES[name][3][:3]), EXAMPLES[name][3])
 
 
 @every_task
@@ -148,8 +201,10 @@ def test_probe_accepts_good_samples_and_changes_nothing(name):
 
 @every_task
 def test_probe_refuses_inputs_that_the_network_cannot_take(name):
-    with pytest.raises(UsageError, match=r"MLP cannot take samples of shape \(5,\)"):
-        probe(made(name), (inputs()[:, :5][:3], EXAMPLES[name][3][:3]), EXAMPLES[name][3])
+    task = made(name)
+    network = type(task.network).__name__
+    with pytest.raises(UsageError, match=rf"{network} cannot take samples of shape \(5,\)"):
+        probe(task, (inputs()[:, :5][:3], EXAMPLES[name][3][:3]), EXAMPLES[name][3])
 
 
 @every_task

@@ -197,6 +197,18 @@ def test_a_task_with_its_own_compute_loss_takes_any_loss():
     assert task.outputs_are == "logits"
 
 
+@pytest.mark.parametrize("module", ["my_project", "firstlight.losses.two_terms"])
+def test_a_new_loss_of_terms_fits_any_task(module):
+    def forward(self, outputs, targets):
+        return {"entropy": nn.functional.cross_entropy(outputs, targets), "size": outputs.square().mean()}
+
+    forward.__module__ = module
+    kind = type("TwoTerms", (nn.Module,), {"__module__": module, "forward": forward})
+    task = Classification(**parts(nn.Linear(4, 3), kind()), classes=3, monitor="val/entropy")
+    probe(task, (INPUTS[:3], LABELS[:3]), LABELS)
+    assert task.mode == "min"
+
+
 @pytest.mark.parametrize("kind", [BinaryClassification, Classification, LanguageModel, Regression])
 def test_the_first_loss_of_each_task_is_the_one_that_it_recommends(kind):
     assert next(iter(kind.losses)) in (nn.BCEWithLogitsLoss, nn.CrossEntropyLoss, nn.MSELoss)

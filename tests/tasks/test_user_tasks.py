@@ -196,8 +196,11 @@ def test_metrics_that_cannot_read_the_outputs_are_named(tmp_path):
         predicted(task, loader(INPUTS, LABELS), tmp_path)
 
 
-def test_a_loss_of_the_user_may_take_a_tuple_and_return_terms():
+@pytest.mark.parametrize("module", ["my_project", "firstlight.losses.two_heads"])
+def test_a_new_loss_may_take_a_tuple_and_return_terms(module):
     class Loss(nn.Module):
+        __module__ = module
+
         def forward(self, outputs, targets):
             return {"a": nn.functional.cross_entropy(outputs[0], targets), "b": outputs[1].square().mean()}
 

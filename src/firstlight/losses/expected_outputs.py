@@ -89,7 +89,8 @@ def expected_outputs(owner: str, loss: Any, pairs: Pairs) -> Outputs:
         if isinstance(loss, kind):
             return outputs
     forward = getattr(type(loss), "forward", None)
-    if forward is not None and forward.__module__.partition(".")[0] in ("torch", "firstlight"):
+    is_of_torch = getattr(forward, "__module__", "").startswith("torch.")
+    if is_of_torch or any(forward is kind.forward for kind in EMBEDDINGS):
         name = type(loss).__name__
         expected = f", which expects {_NEEDS[name]}" if name in _NEEDS else ""
         example = f"{usual.__module__.replace('torch.nn.modules.loss', 'torch.nn')}.{usual.__name__}"

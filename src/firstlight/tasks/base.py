@@ -119,7 +119,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         self.train_log = TrainLog(self.train_metrics)
         self.undefined: Mapping[str, str] = {}  # By name, why metrics of the last validation or test are NaN.
         self._told: set[str] = set()
-        is_own = self.is_overridden("compute_loss") or not _is_library(type(loss))
+        is_own = self.is_overridden("compute_loss") or not self._knows_loss()
         self._unproved = _CHECKED_BATCHES if is_own and not self.pairwise_loss else 0
         self._evaluates_again = False
         self.monitor = monitor
@@ -380,7 +380,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
 
     def check_structure(self, outputs: Any) -> None:
         """Raise a UsageError if outputs that are no tensor reach a method that takes only tensors."""
-        passes_on = type(self).compute_loss is Task.compute_loss and not _is_library(type(self.loss))
+        passes_on = type(self).compute_loss is Task.compute_loss and not self._knows_loss()
         takes_tensors = {
             "compute_loss": not self.is_overridden("compute_loss") and not passes_on,
             "metric_inputs": not self.is_overridden("metric_inputs") and bool(self.val_metrics.names),
@@ -401,8 +401,13 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
             )
 
     def is_overridden(self, method: str) -> bool:
-        """Return whether a subclass outside firstlight overrides a method."""
-        return not _is_library(getattr(type(self), method))
+        """Return whether a subclass overrides a method of its task: the class of firstlight that declares `losses`."""
+        task = next(kind for kind in type(self).__mro__ if _is_library(kind) and "losses" in vars(kind))
+        return getattr(type(self), method) is not getattr(task, method)
+
+    def _knows_loss(self) -> bool:
+        """Return whether the loss is torch's or one that the task names: it takes tensors and returns one mean."""
+        return type(self.loss).__module__.startswith("torch.") or type(self.loss) in self.losses
 
     def _check_parts(self, network: object, optimizer: object, schedule: object, loss: object) -> None:
         """Refuse parts that cannot be called: the command line builds a part only if its annotation says what it is."""
@@ -432,7 +437,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         if self.monitor not in is_better_higher:
             # It may be a term of the loss, whose names are known when the loss is first computed.
             is_own = self.is_overridden("compute_loss") or self.is_overridden("validation_step")
-            if _is_library(type(self.loss)) and not is_own:
+            if self._knows_loss() and not is_own:
                 self.check_monitor(is_better_higher)
             return mode or "min"
         is_higher = is_better_higher[self.monitor]
@@ -462,5 +467,5 @@ def _name(part: Any) -> str:
     return part.__name__ if inspect.isfunction(part) else type(part).__name__
 
 
-def _is_library(part: Any) -> bool:
-    return part.__module__.partition(".")[0] in ("firstlight", "torch")
+def _is_library(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "firstlight"
