@@ -464,10 +464,15 @@ def test_schedule_that_follows_a_metric_resumes_with_the_same_bits(every, tmp_pa
 
 
 class Heat:
-    """An object of the user without hooks that save it."""
+    """An object of the user without hooks that firstlight could call to save it."""
 
     def __init__(self):
         self.degrees = 1.0
+
+    def state_dict(self, unit):
+        raise NotImplementedError
+
+    load_state_dict = state_dict
 
 
 class CountingSGD(torch.optim.SGD):

@@ -177,7 +177,8 @@ def _restores_itself(each: Any) -> bool:
     kind = type(each)
     if each is None or isinstance(each, type) or _package(kind) in _LIBRARIES:
         return True
-    return not all(_is_library(getattr(kind, hook, None)) for hook in _HOOKS)
+    hooks = _HOOKS if has_state_dict(each) else _HOOKS[1:]
+    return not all(_is_library(getattr(kind, hook, None)) for hook in hooks)
 
 
 def _package(kind: type) -> str:

@@ -1,5 +1,6 @@
 """Random states, and the state of objects that no checkpoint holds by itself."""
 
+import inspect
 import io
 import marshal
 import random
@@ -187,12 +188,14 @@ def _digest_array(array: Any, name: str) -> str:
 
 
 def has_state_dict(value: Any) -> bool:
-    """Return whether a value is an object that saves and restores its state."""
-    return (
-        not isinstance(value, type)
-        and callable(getattr(value, "state_dict", None))
-        and hasattr(value, "load_state_dict")
-    )
+    """Return whether a value is an object that saves its state without arguments, and restores it."""
+    if isinstance(value, type) or not hasattr(value, "state_dict") or not hasattr(value, "load_state_dict"):
+        return False
+    try:
+        inspect.signature(value.state_dict).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _get(each: Any) -> Any:
