@@ -15,8 +15,6 @@ from torchmetrics import Metric
 
 from firstlight.callbacks.state import digest, has_state_dict, is_generator
 
-__all__ = ["changed_values", "digests", "find_lost", "holders", "set_changed"]
-
 _LIBRARIES = {"lightning", "torch", "torchmetrics", "firstlight"}
 _HOOKS = ("state_dict", "on_save_checkpoint", "get_extra_state")
 _OPTIONS = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")

@@ -16,8 +16,6 @@ from firstlight.data.loader import Loader
 from firstlight.distributed import all_gather_objects
 from firstlight.errors import UsageError, about, check_range, check_saved, restoring
 
-__all__ = ["RandomState"]
-
 
 class RandomState(Callback):
     """Save what a checkpoint of Lightning leaves out, and restore it on resume, for any module and data.

@@ -9,11 +9,9 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from firstlight.callbacks.state import describe, find_stateful, get_states, restore, set_states, snapshot
+from firstlight.callbacks.state import find_stateful, fingerprints, get_states, restore, set_states, snapshot
 from firstlight.data.loader import obedient_workers
 from firstlight.errors import UsageError
-
-__all__ = ["ResumableLoader", "cannot_resume"]
 
 
 class ResumableLoader:
@@ -158,7 +156,7 @@ class ResumableLoader:
 
     def _now(self) -> dict[str, str]:
         """Describe the loader in a pass, without iterators, which the pass has made and moved."""
-        values = {} if self.restores_itself else describe(self._roots())
+        values = {} if self.restores_itself else fingerprints(self._roots())
         return {path: value for path, value in values.items() if not value.startswith("an iterator at ")}
 
     def _state(self) -> dict[str, Any]:
@@ -167,7 +165,7 @@ class ResumableLoader:
         return {
             "random": snapshot(),
             "objects": get_states(self._objects()),
-            "values": describe(self._roots()),
+            "values": fingerprints(self._roots()),
         }
 
     def _objects(self) -> dict[str, Any]:

@@ -17,18 +17,6 @@ from torch import nn
 
 from firstlight.errors import restoring
 
-__all__ = [
-    "describe",
-    "digest",
-    "find_stateful",
-    "get_states",
-    "has_state_dict",
-    "is_generator",
-    "restore",
-    "set_states",
-    "snapshot",
-]
-
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _GLOBAL = (random.random.__self__, np.random.mtrand._rand, torch.default_generator)  # type: ignore[attr-defined]
 """The generators that `snapshot` holds."""
@@ -94,7 +82,7 @@ def set_states(objects: Mapping[str, Any], states: Mapping[str, Any]) -> None:
             _set(each, states[path])
 
 
-def describe(roots: Mapping[str, Any]) -> dict[str, str]:
+def fingerprints(roots: Mapping[str, Any]) -> dict[str, str]:
     """Return by path a text for each plain value that is reachable from `roots` and that nothing else restores.
 
     Two equal texts mean the same value. Long containers and large arrays are described by their size.

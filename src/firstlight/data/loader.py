@@ -19,16 +19,6 @@ from torch.utils.data import DataLoader, DistributedSampler
 from firstlight.data.samples import Batch, TensorBatches
 from firstlight.errors import UsageError, about, check_range, check_saved
 
-__all__ = [
-    "BatchSizeIs",
-    "Loader",
-    "ResumableDistributedSampler",
-    "keep_on_device",
-    "make_loader",
-    "obedient_workers",
-    "per_process",
-]
-
 BatchSizeIs = Literal["per_process", "global"]
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -33,8 +33,6 @@ from firstlight.tasks.optimization import Optimization
 from firstlight.tasks.train_log import TrainLog
 from firstlight.tasks.weight_check import terms_of_other_weight
 
-__all__ = ["Task"]
-
 _log = logging.getLogger(__name__)
 _CHECKED_BATCHES = 8  # The first ones, on which a loss of the user is compared with the mean over two parts.
 

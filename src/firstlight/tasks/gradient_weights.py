@@ -11,8 +11,6 @@ from torch.utils.data import BatchSampler, DistributedSampler, TensorDataset, de
 
 from firstlight.metrics.whole_split import exact
 
-__all__ = ["GradientWeights", "holds_even_batches", "makes_new_batches", "may_hold", "repeated_samples"]
-
 
 class GradientWeights:
     """Weighs the batches of processes and of an accumulated window by what they scored.
