@@ -7,6 +7,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_module
 from lightning.pytorch import Callback
 
 from firstlight import callbacks
+from firstlight.data import Digits
 from firstlight.errors import UsageError
 from tests.helpers import CONFIG, called
 
@@ -47,3 +48,13 @@ def test_each_callback_refuses_a_trainer_of_the_other_package(name):
         trainer = other.Trainer.__new__(other.Trainer)
         with pytest.raises(UsageError, match=rf"^{name} was given to a Trainer of pytorch_lightning"):
             kind.setup(kind.__new__(kind), trainer, None, "fit")
+
+
+def test_a_data_module_refuses_a_trainer_of_the_other_package():
+    class Module(other.LightningModule):
+        pass
+
+    trainer = other.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    for call in (trainer.fit, trainer.test):
+        with pytest.raises(UsageError, match=r"^Digits was given to a Trainer of pytorch_lightning"):
+            call(Module(), datamodule=Digits())

@@ -16,6 +16,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
+from firstlight.errors import UsageError
+
 _KNOWN = (
     # Lightning 2.6.6 counts the batches of an epoch; here, logging counts the steps of the whole run.
     r"The number of training batches \(\d+\) is smaller than the logging interval",
@@ -124,3 +126,12 @@ def innermost_statement(message: str) -> str:
     text = re.sub(r"\. Got value: (.+?)(?=;|$)", r", got \1", text)
     given = re.findall(r"^\s*Given value: (?!NestedArg|Namespace|{'class_path')(.+)$", message, re.MULTILINE)
     return f"{text}, got {given[-1].split('. Got value')[0].strip()}" if given and "got " not in text else text
+
+
+def refuse_other_trainer(owner: str, trainer: Any) -> None:
+    """Refuse a trainer of `pytorch_lightning`, whose classes are others: each `isinstance` would be false."""
+    if type(trainer).__module__.startswith("pytorch_lightning."):
+        raise UsageError(
+            f"{owner} was given to a Trainer of pytorch_lightning, but works with the package lightning: "
+            "import Trainer, LightningModule and LightningDataModule from lightning.pytorch"
+        )

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from firstlight.errors import UsageError
+from firstlight.compat import refuse_other_trainer
 
 
 def refuse_other_package(kind: type[Callback]) -> None:
@@ -17,11 +17,7 @@ def refuse_other_package(kind: type[Callback]) -> None:
 
     @wraps(own)
     def setup(self: Callback, trainer: Any, *args: Any, **kwargs: Any) -> None:
-        if type(trainer).__module__.startswith("pytorch_lightning."):
-            raise UsageError(
-                f"{kind.__name__} was given to a Trainer of pytorch_lightning, but works with the package lightning: "
-                "import Trainer, LightningModule and LightningDataModule from lightning.pytorch"
-            )
+        refuse_other_trainer(kind.__name__, trainer)
         own(self, trainer, *args, **kwargs)
 
     kind.setup = setup  # type: ignore[method-assign]

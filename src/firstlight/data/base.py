@@ -9,13 +9,14 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from firstlight.checkpoints.hyperparameters import keep_hyperparameters
 from firstlight.checkpoints.trust import SafeLoading
+from firstlight.compat import refuse_other_trainer
 from firstlight.data.clean import Missing, MissingTargets, clean
 from firstlight.data.files import digest_of
 from firstlight.data.fitted import COMPARED_FIELDS, check_compatible, is_other_data
@@ -26,6 +27,14 @@ from firstlight.data.split import Indices, split
 from firstlight.errors import UsageError, about, check_range
 
 _log = logging.getLogger(__name__)
+
+
+class _RefusesOtherTrainer:
+    """The attribute `trainer`. A trainer of `pytorch_lightning` sets it before it calls any hook."""
+
+    def __set__(self, owner: LightningDataModule, trainer: Trainer | None) -> None:
+        refuse_other_trainer(type(owner).__name__, trainer)
+        vars(owner)["trainer"] = trainer  # There is no `__get__`, so reading it costs nothing.
 
 
 class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  # load_from_checkpoint takes fewer arguments
@@ -59,6 +68,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
     """
 
     dataset_class: ClassVar[type[TensorBatches]] = TensorBatches
+    trainer: Any = _RefusesOtherTrainer()
 
     def __init__(
         self,
