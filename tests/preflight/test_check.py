@@ -9,6 +9,7 @@ import sklearn.datasets
 from torch import nn
 
 from firstlight.__main__ import main
+from firstlight.preflight.report import CHECKS, readable
 from tests.helpers import CONFIG, ROOT, newest
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -68,7 +69,7 @@ def network(kind):
 
 def test_good_experiment_passes_without_a_warning_and_leaves_no_files(capsys, caplog):
     table, error = checked(capsys)
-    assert list(table) == "options output data start monitors batches gradients leak overfit".split()
+    assert tuple(table) == CHECKS
     assert all(line.split()[1] == "ok" for line in table.values()), table
     assert error == "" and caplog.text == ""
     assert not os.listdir()
@@ -84,14 +85,14 @@ def test_figures_of_the_table_are_those_of_the_run(capsys):
     assert sum(samples) == len(sklearn.datasets.load_digits().target)
     batches = [math.ceil(size / 32) for size in samples[:2]]
     assert figures(table["batches"]) == batches
-    needed, free = figures(table["output"])
-    assert free == pytest.approx(shutil.disk_usage(".").free, rel=0.1)
+    needed, free = re.search(r"need about ([\d.]+) MB, (.*) free$", table["output"]).groups()
+    assert free.split()[1] == readable(shutil.disk_usage(".").free).split()[1]
     assert main(["fit", "--config", CONFIG, "--trainer.max_epochs=1", "--disable=progress"]) == 0
     printed = capsys.readouterr().out
     assert f"{samples[0]:,} train, {samples[1]:,} val, {samples[2]:,} test samples" in printed
     assert f", {batches[0]} optimiser steps" in printed
     written = newest(".") / "checkpoints" / "last.ckpt"
-    assert needed == pytest.approx(3 * written.stat().st_size, rel=0.1)
+    assert 1e6 * float(needed) == pytest.approx(3 * written.stat().st_size, rel=0.1)
 
 
 def test_parameter_without_a_gradient_is_named(capsys):
@@ -106,6 +107,7 @@ def test_leak_between_samples_is_found(capsys):
     table, _ = checked(capsys, network(Leaking), code=2)
     assert "FAIL" in table["leak"]
     assert "Leaking mixes the samples" in table["leak"]
+    assert re.search(r"replacing one of 8 samples changes the outputs of the others by [\d.]+% ", table["leak"])
 
 
 def test_dropout_is_not_a_leak(capsys):
@@ -132,9 +134,10 @@ def test_exploding_loss_fails(capsys):
 
 
 def test_wrong_labels_end_the_check_before_the_dry_run(capsys):
-    table, _ = checked(capsys, "--model.classes=5", code=2)
+    table, error = checked(capsys, "--model.classes=5", code=2)
     assert "FAIL" in table["data"]
     assert "classes=5" in table["data"]
+    assert error == "firstlight: 1 of 3 checks failed: data; 6 more checks not tried\n"
     assert "overfit" not in table
 
 

@@ -77,7 +77,7 @@ def test_split_with_fewer_samples_than_processes_is_refused():
     data.indices["val"] = data.indices["val"][:1]
     with pytest.raises(UsageError) as refused:
         refuse_sizes(data, SimpleNamespace(num_devices=1, num_nodes=2))
-    assert str(refused.value) == "the val split has 1 samples, too few for 2 processes: start fewer"
+    assert str(refused.value) == "the val split has 1 sample, too few for 2 processes: start fewer processes"
 
 
 def test_callback_that_duplicates_a_default_one_is_refused():

@@ -141,7 +141,7 @@ def test_probe_refuses_wrong_targets(make, targets):
 
 @every_case
 def test_probe_refuses_a_network_without_a_logit_per_label(make, targets):
-    with pytest.raises(UsageError, match=r"MLP returns outputs of shape \(3, 5\) for 3 samples"):
+    with pytest.raises(UsageError, match=r"MLP returns 5 outputs per sample: set out_features=[13]$"):
         probe(make(network=MLP(4, [], 5)), (INPUTS[:3], targets[:3]), targets)
 
 

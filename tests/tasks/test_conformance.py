@@ -229,3 +229,11 @@ def test_mixed_precision_trains(name, tmp_path):
 def test_l1_outside_its_range_is_refused(name, value):
     with pytest.raises(UsageError, match=f"{name} was given l1={value}"):
         made(name, l1=value)
+
+
+@pytest.mark.parametrize(("classes", "mend"), [(4, "set out_features=4, or classes=3"), (2, "set out_features=2")])
+def test_a_wrong_number_of_classes_is_mended_in_either_place_that_can_be_right(classes, mend):
+    task, labels = made("Classification", classes=classes), torch.arange(SAMPLES) % min(classes, 3)
+    message = f"Classification has classes={classes}, but MLP returns 3 outputs per sample: {mend}"
+    with pytest.raises(UsageError, match=message):
+        probe(task, (inputs()[:3], labels[:3]), labels)

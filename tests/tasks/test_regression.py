@@ -193,7 +193,7 @@ def test_probe_refuses_wrong_targets_and_outputs():
     for wrong in (TARGETS[:, 0], SEVERAL, TARGETS.long(), TARGETS.half()):
         with pytest.raises(UsageError, match=r"they must be \(40, 1\) float64 or float32"):
             probe(regression(), (INPUTS[:3], wrong[:3]), wrong)
-    with pytest.raises(UsageError, match=r"has 1 target per sample, but MLP returns outputs of shape \(3, 3\)"):
+    with pytest.raises(UsageError, match=r"has outputs=1, but MLP returns 3 outputs per sample: set out_features=1$"):
         probe(regression(network=MLP(4, [], 3)), (INPUTS[:3], TARGETS[:3]), TARGETS)
 
 

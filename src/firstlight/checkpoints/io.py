@@ -143,7 +143,7 @@ def _load(path: Path, map_location: Any, mmap: bool) -> dict[str, Any]:
         if name in found and (not isinstance(found[name], kind) or isinstance(found[name], bool)):
             raise UsageError(f"{path} is damaged: {name} is a {type(found[name]).__name__}, not a {kind.__name__}")
     if not all(isinstance(name, str) for name in found):
-        raise UsageError(f"{path} is damaged: the name of a field is no text")
+        raise UsageError(f"{path} is damaged: a field name is not a string")
     for name, value in found.get("metrics", {}).items():
         if not isinstance(name, str) or type(value) not in (int, float, NoneType):
             raise UsageError(f"{path} is damaged: metrics holds what is not a number")

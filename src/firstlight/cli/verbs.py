@@ -3,6 +3,7 @@
 from firstlight.cli.parser import CLI
 from firstlight.compat import without_side_effects
 from firstlight.errors import UsageError
+from firstlight.preflight.report import CHECKS
 from firstlight.preflight.rules import refuse_no_step
 from firstlight.run import directory
 from firstlight.run.evaluate import evaluate, test_trained
@@ -51,7 +52,9 @@ def check(args: list[str]) -> None:
     for finding in findings:
         print(finding)
     if failed := [finding.check for finding in findings if finding.state == "FAIL"]:
-        raise UsageError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}")
+        untried = len(CHECKS) - len(findings)
+        more = f"; {untried} more check{'s' * (untried > 1)} not tried" if untried else ""
+        raise UsageError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}{more}")
 
 
 @without_side_effects()

@@ -116,7 +116,8 @@ class DryRun(Callback):
         self.record("batches", batches)
         trainer.should_stop = True
         if not isinstance(pl_module, Task):
-            self.record("gradients", lambda: _skip(f"{type(pl_module).__name__} is not a firstlight task"))
+            for name in ("gradients", "leak", "overfit"):
+                self.record(name, lambda: _skip(f"{type(pl_module).__name__} is not a firstlight task"))
             return
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
@@ -173,10 +174,13 @@ def _leak(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> str:
     inputs = batch[0][:8]
     with trainer.precision_plugin.forward_context():
         share = leak_between_samples(task.network, inputs)
-    figures = f"{len(inputs)} samples; replacing the first changes the outputs of the others by {share:.1e} (relative)"
+    replacing = f"replacing one of {len(inputs)} samples"
     if not share <= 1e-4:  # "not", so that NaN fails.
-        raise UsageError(f"{figures}: {type(task.network).__name__} mixes the samples of a batch")
-    return figures
+        raise UsageError(
+            f"{replacing} changes the outputs of the others by {share:.1%} of the largest output: "
+            f"{type(task.network).__name__} mixes the samples of a batch"
+        )
+    return f"{replacing} does not change the outputs of the others"
 
 
 def _loss(trainer: Trainer, task: Task, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -17,6 +17,9 @@ from firstlight.preflight import rules
 from firstlight.preflight.dry_run import DryRun, Skipped
 from firstlight.preflight.probe import probe_splits
 
+CHECKS = ("options", "output", "data", "start", "monitors", "batches", "gradients", "leak", "overfit")
+"""All checks, in their order. After a fault in one of the first four, later ones may not be tried."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -33,6 +36,19 @@ class Finding:
         leak       ok       8 samples
         """
         return f"{self.check:<10} {self.state:<8} {self.text}"
+
+
+def readable(size: float) -> str:
+    """Return a number of bytes in the largest fitting unit.
+
+    >>> readable(740), readable(5_400), readable(51_699_924_992)
+    ('740 bytes', '5.4 kB', '52 GB')
+    """
+    unit = "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size >= 999.5:
+            size, unit = size / 1000, larger
+    return f"{size:.{int(size < 9.95 and unit != 'bytes')}f} {unit}"
 
 
 class Fit(Protocol):
@@ -59,11 +75,11 @@ def check(fit: Fit, folder: Path) -> list[Finding]:
 
     def trainer_options() -> str:
         rules.refuse_options(fit.options)
-        return "the trainer options train something"
+        return "the trainer options are usable"
 
     def output() -> str:
         needed, free = rules.refuse_no_room(fit.task, fit.disable, folder)
-        return f"{folder}: checkpoints need about {needed:,} bytes, {free:,} are free"
+        return f"{folder}: checkpoints need about {readable(needed)}, {readable(free)} free"
 
     def data() -> str:
         datamodule = fit.datamodule

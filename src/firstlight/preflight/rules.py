@@ -186,8 +186,9 @@ def refuse_sizes(datamodule: LightningDataModule, trainer: Trainer) -> None:
         per_process(datamodule.batch_size, datamodule.batch_size_is, processes)
         for split, rows in datamodule.indices.items():
             if len(rows) < processes:
+                count = f"{len(rows)} sample{'s' * (len(rows) != 1)}"
                 raise UsageError(
-                    f"the {split} split has {len(rows)} samples, too few for {processes} processes: start fewer"
+                    f"the {split} split has {count}, too few for {processes} processes: start fewer processes"
                 )
 
 

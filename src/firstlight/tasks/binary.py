@@ -14,9 +14,9 @@ from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
 from firstlight.tasks.checks import (
     at_least_float32,
-    check_elementwise_outputs,
     check_elementwise_targets,
     check_same_shape,
+    check_width,
 )
 from firstlight.tasks.training_targets import (
     Weights,
@@ -125,7 +125,8 @@ class _ZeroOne(Task):
 
     def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse outputs without one logit per label."""
-        check_elementwise_outputs(type(self).__name__, type(self.network).__name__, outputs, self.width)
+        expected = f"{type(self).__name__} has {self.width} label{'s' * (self.width != 1)} per sample"
+        check_width(expected, self.network, outputs, self.width)
 
 
 class BinaryClassification(_ZeroOne):

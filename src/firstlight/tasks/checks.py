@@ -1,9 +1,10 @@
 """Checks of targets and outputs that several tasks share."""
 
+import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from firstlight.errors import UsageError
 
@@ -41,7 +42,7 @@ def check_labels(owner: str, labels: Tensor, hint: str = "") -> None:
 def check_elementwise_targets(
     owner: str, targets: Tensor, width: int, types: tuple[torch.dtype, ...] = (torch.float32,)
 ) -> None:
-    """Refuse targets of a split that are not `(N, width)` of one of the types."""
+    """Refuse targets whose shape is not `(N, width)` or whose dtype is not listed."""
     if targets.dtype not in types or targets.shape[1:] != (width,):
         names = " or ".join(str(each).removeprefix("torch.") for each in types)
         raise UsageError(
@@ -49,13 +50,27 @@ def check_elementwise_targets(
         )
 
 
-def check_elementwise_outputs(owner: str, network: str, outputs: Tensor, width: int) -> None:
-    """Refuse outputs that are not `(B, width)`: one for each target."""
-    if outputs.shape[1:] != (width,):
+def check_width(expected: str, network: nn.Module, outputs: Tensor, width: int, other: str = "") -> None:
+    """Refuse outputs that are not `(B, width)`.
+
+    Args:
+        expected: What the task expects, for the message.
+        network: Returned the outputs.
+        outputs: Of a few samples.
+        width: Outputs per sample.
+        other: Another mend, for the message.
+    """
+    if outputs.shape[1:] == (width,):
+        return
+    name, options = type(network).__name__, inspect.signature(type(network)).parameters
+    one = f"set out_features={width}" if "out_features" in options else f"{name} must return {width}"
+    if outputs.ndim != 2:
         raise UsageError(
-            f"{owner} has {width} target{'s' * (width != 1)} per sample, but {network} returns outputs of shape "
-            f"{tuple(outputs.shape)} for {len(outputs)} samples: it must return one output per target"
+            f"{expected}, but {name} returns outputs of shape {tuple(outputs.shape)} for {len(outputs)} samples: they "
+            f"must be ({len(outputs)}, {width})"
         )
+    found = outputs.shape[1]
+    raise UsageError(f"{expected}, but {name} returns {found} output{'s' * (found != 1)} per sample: {one}{other}")
 
 
 def check_same_shape(owner: str, outputs: Tensor, targets: Tensor) -> None:

@@ -13,7 +13,7 @@ from firstlight.losses.weights import ignore_index
 from firstlight.metrics.whole_split import MayBeUndefined, exact
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
-from firstlight.tasks.checks import check_labels, describe
+from firstlight.tasks.checks import check_labels, check_width, describe
 from firstlight.tasks.gradient_weights import may_hold
 from firstlight.tasks.training_targets import (
     Weights,
@@ -130,8 +130,7 @@ class Classification(Task):
 
     def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse outputs without one logit per class."""
-        if outputs.shape[1:] != (self.classes,):
-            raise UsageError(
-                f"{type(self).__name__} has classes={self.classes}, but {type(self.network).__name__} returns outputs "
-                f"of shape {tuple(outputs.shape)} for {len(outputs)} samples: it must return one logit per class"
-            )
+        expected = f"{type(self).__name__} has classes={self.classes}"
+        found = outputs.shape[-1]
+        other = f", or classes={found}" if found > max(1, int(targets.max())) else ""
+        check_width(expected, self.network, outputs, self.classes, other)

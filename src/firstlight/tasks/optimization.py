@@ -107,7 +107,9 @@ class Optimization:
         optimizer = build(self.build_optimizer, module)
         if isinstance(optimizer, LBFGS) and _windows(trainer) != [[0, 1]]:
             # Lightning 2.6.6 computes only the last batch of the window again for each evaluation.
-            raise UsageError("LBFGS evaluates a batch several times and cannot accumulate: accumulate_grad_batches=1")
+            raise UsageError(
+                "LBFGS evaluates batches several times and cannot accumulate: set accumulate_grad_batches=1"
+            )
         optimizer.register_load_state_dict_pre_hook(_fit_groups)
         total, saved, limits = self.total_steps(trainer), self._resumed(trainer), _limits(trainer)
         if saved and (total < saved["steps"] or 0 <= limits[1] < saved["epochs"]):

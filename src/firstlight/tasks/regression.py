@@ -14,9 +14,9 @@ from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
 from firstlight.tasks.checks import (
     at_least_float32,
-    check_elementwise_outputs,
     check_elementwise_targets,
     check_same_shape,
+    check_width,
 )
 from firstlight.tasks.training_targets import training_targets
 
@@ -131,4 +131,5 @@ class Regression(Task):
 
     def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse outputs that are not one for each target."""
-        check_elementwise_outputs(type(self).__name__, type(self.network).__name__, outputs, self.outputs)
+        expected = f"{type(self).__name__} has outputs={self.outputs}"
+        check_width(expected, self.network, outputs, self.outputs)

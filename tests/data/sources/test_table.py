@@ -235,7 +235,7 @@ BAD = {
     "an empty column": (
         [[*line[:2], "NA", *line[3:]] for line in rows()],
         {"missing": "mean"},
-        r"data\.csv: column height has no value in the training split: leave it out of columns",
+        r"data\.csv: column height has no value in the training split: name the other columns in columns=",
     ),
     "an empty category": (
         [[line[0], "?", *line[2:]] for line in rows()],
@@ -368,8 +368,16 @@ def test_new_file_with_an_empty_target_column_is_predicted(path, tmp_path):
     [
         ("age", lambda row: "7", "column age (7) has one value in all training rows"),
         ("city", lambda row: "Rome", "column city (Rome) has one value in all training rows"),
-        ("city", lambda row: f"A{row}", "column city has another category in each training row: leave it out"),
-        ("age", lambda row: str(row + 1), "column age counts the rows of the file: leave it out"),
+        (
+            "city",
+            lambda row: f"A{row}",
+            "has another category in each training row: name the other columns in columns=[...]",
+        ),
+        (
+            "age",
+            lambda row: str(row + 1),
+            "counts the rows of the file: name the other columns in columns=[...]",
+        ),
         (
             "age",
             lambda row: f"2024{row % 12 + 1:02}{row % 28 + 1:02}",

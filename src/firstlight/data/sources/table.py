@@ -156,23 +156,22 @@ class Table(DataModule):
         """Refuse empty columns of the training inputs `(N, C)`; warn if one is constant, a date or identifies a row."""
         rows = torch.from_numpy(self.rows("train"))
         constant = []
+        others = "name the other columns in columns=[...]"
         for name, column in zip(self._columns, inputs.unbind(1), strict=True):
             values = column[~column.isnan()]
             if not len(values):
-                raise UsageError(
-                    f"{self.path}: column {name} has no value in the training split: leave it out of columns"
-                )
+                raise UsageError(f"{self.path}: column {name} has no value in the training split: {others}")
             if len(values) > 1 and (values == values[0]).all():
                 constant.append(f"{name} ({self._shown(name, values)})")
             elif name in self.categorical:
                 if len(values) >= _MIN_ROWS and len(np.unique(values)) == len(values):
-                    _log.warning(f"{self.path}: column {name} has another category in each training row: leave it out")
+                    _log.warning(f"{self.path}: column {name} has another category in each training row: {others}")
             elif len(values) >= _MIN_ROWS and _are_dates(values):
                 _log.warning(
                     f"{self.path}: column {name} seems to hold dates like {values[0]:.0f}: write days, for example"
                 )
             elif len(values) >= _MIN_ROWS and (column - rows == column[0] - rows[0]).all():
-                _log.warning(f"{self.path}: column {name} counts the rows of the file: leave it out")
+                _log.warning(f"{self.path}: column {name} counts the rows of the file: {others}")
         if constant:
             listed = ", ".join(constant[:_MAX_LISTED])
             listed += f" and {len(constant) - _MAX_LISTED:,} more" * (len(constant) > _MAX_LISTED)
