@@ -3,6 +3,7 @@ import yaml
 from torch import nn
 
 from firstlight.__main__ import main
+from firstlight.cli import VERBS
 from firstlight.cli.parser import CLI
 from tests.helpers import CONFIG
 
@@ -11,9 +12,9 @@ class MLP(nn.Module):
     """A class with the name of a firstlight class, like one in torchvision."""
 
 
-def shown(capsys, *args):
+def shown(capsys, *args, verb="fit"):
     with pytest.raises(SystemExit):
-        main(["fit", *args])
+        main([verb, *args])
     return capsys.readouterr().out
 
 
@@ -56,8 +57,16 @@ def test_help_of_a_class_includes_inherited_options_and_no_parameters(capsys):
     assert "params" not in text.split("options:")[1].split("--model.optimizer.maximize")[0]
 
 
-def test_help_of_a_verb_lists_no_subclasses(capsys):
-    assert "known subclasses" not in " ".join(shown(capsys, "--help").split())
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_has_its_own_forms_and_null_and_no_subclasses(verb, capsys):
+    text = shown(capsys, "--help", verb=verb)
+    usage, _, options = text.partition("\n\n")
+    assert all(f" firstlight {verb} --" in line for line in usage.splitlines())
+    assert ("--ckpt PATH" in usage) is (verb in ("validate", "test", "predict"))
+    assert ("resume a run" in usage) is (verb in ("run", "fit"))
+    assert max(map(len, usage.splitlines())) <= 120
+    assert "known subclasses" not in " ".join(text.split())
+    assert "None" not in options and "default: null" in options
 
 
 def test_short_name_is_the_public_class_even_if_another_class_has_that_name(capsys):

@@ -29,10 +29,11 @@ _NOT_CONFIGURABLE = {"Task", "Samples", "Optimizer"}
 
 
 class ShortHelp(DefaultHelpFormatter):
-    """Help without the list of all imported subclasses."""
+    """Help without the list of all imported subclasses, and with `null` as YAML and the command line write it."""
 
     def _get_help_string(self, action: Action) -> str:
-        return re.sub(r", known subclasses: .*(?=\)$)", "", super()._get_help_string(action))
+        text = re.sub(r", known subclasses: .*(?=\)$)", "", super()._get_help_string(action))
+        return re.sub(r"(`*)\bNone\b\1", "null", text)
 
 
 def public_classes(option: str) -> dict[str, type]:

@@ -30,12 +30,18 @@ from firstlight.preflight.rules import monitored
 from firstlight.run import directory
 from firstlight.run.experiment import Experiment
 
-_USAGE = """firstlight {verb} --config FILE [--config OVERLAY] [options]    later files and options override
-       firstlight {verb} --run DIR [options]                           start from the configuration of a run
-       firstlight {verb} --ckpt PATH [options]                         test, validate, predict: a checkpoint is enough
-       firstlight {verb} --config FILE --print_config                  print the complete configuration
+_TRAIN = """firstlight {verb} --config FILE [--config OVERLAY] [options]    later files and options override
+       firstlight {verb} --run DIR [options]                           {resume} a run with its configuration
+"""
+_EVALUATE = """firstlight {verb} --run DIR [options]                           the best checkpoint, or --ckpt last
+       firstlight {verb} --ckpt PATH [options]                         any checkpoint; writes to runs/unnamed
+       firstlight {verb} --config FILE --ckpt PATH [options]           a checkpoint with another configuration
+"""
+_USAGE = """       firstlight {verb} --config FILE --print_config                  print the complete configuration
        firstlight {verb} --model.help                                  list the tasks; also --data.help and others
        firstlight {verb} --model.help CLASS                            list the options of a class"""
+
+_EVALUATIONS = ("validate", "test", "predict")
 
 _PER_COMMAND = {"run": None, "ckpt": None, "resume": False, "allow_inexact": False, "trust": None}
 """Options of one command, which `config.yaml` does not keep."""
@@ -73,7 +79,7 @@ class CLI(LightningCLI):
             self.experiment_dir = Path(early.runs).expanduser() / self.name
             self.trust = [] if early.trust is None else early.trust.split(",")
             is_configured = configs or early.model or early.data or early.ckpt in (None, *directory.CHECKPOINTS)
-            if not is_configured and verb in ("validate", "test", "predict"):
+            if not is_configured and verb in _EVALUATIONS:
                 self.stored = early.ckpt
                 args = ["--config", stored_config(self.stored, self.trust), *args]
             super().__init__(
@@ -89,7 +95,9 @@ class CLI(LightningCLI):
                 trainer_defaults={"enable_model_summary": False, "enable_autolog_hparams": False},
                 parser_kwargs={
                     "prog": f"firstlight {verb}",
-                    "usage": _USAGE.format(verb=verb),
+                    "usage": ((_EVALUATE if verb in _EVALUATIONS else _TRAIN) + _USAGE).format(
+                        verb=verb, resume="check" if verb == "check" else "resume"
+                    ),
                     "description": f"{VERBS[verb]}. --model.monitor names the metric that decides what is best.",
                     "exit_on_error": False,
                     "allow_abbrev": False,
@@ -109,7 +117,11 @@ class CLI(LightningCLI):
         """Add the options of a run, and one group of options for each default callback."""
         add = parser.add_argument
         add("--runs", type=str, default="runs", help="Folder of all runs.")
-        add("--experiment", type=str | None, help="Name of the experiment's folder; default: name of the first config.")
+        add(
+            "--experiment",
+            type=str | None,
+            help="Name of the experiment's folder; default: name of the first config, or unnamed.",
+        )
         add("--run", type=str | None, help="Folder of a run to resume or evaluate; options override its configuration.")
         add("--resume", action="store_true", help="Resume the newest run of the experiment, if there is one.")
         add("--monitor", type=str | None, help="Metric that decides what is best, if the module declares none.")
