@@ -39,6 +39,15 @@ def current_step(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
+def steps_done(trainer: Trainer) -> int:
+    """Return the number of optimiser steps done, or of batches with manual optimisation."""
+    module = trainer.lightning_module  # None before a fit
+    if module is None or module.automatic_optimization:
+        return trainer.global_step
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return int(batches.processed)
+
+
 def should_log(trainer: Trainer) -> bool:
     """Return whether the current optimiser step is logged."""
     return is_logged_step(current_step(trainer), trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set outside

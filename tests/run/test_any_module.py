@@ -46,6 +46,19 @@ def test_gan_with_a_monitor_trains_tests_and_predicts(here):
     assert len(rows) == 65
 
 
+def test_each_line_counts_the_batches_of_manual_optimization(here):
+    fitted = called("fit", *GAN, *MONITOR, cwd=here).stdout
+    run = newest(here, "unnamed")
+    assert "fit    2 epochs, 16 steps\n" in fitted and results(run)["steps"] == 16
+    best = results(run)["best"]
+    assert best["step"] == 8 * best["epoch"]
+    assert f"best   epoch {best['epoch']}, step {best['step']}, val_distance" in fitted
+    resumed = called("fit", "--run", str(run), "--trainer.max_epochs=3", cwd=here).stdout
+    assert "at step 16\n" in resumed and "24 steps\n" in resumed and "fit    3 epochs, 24 steps\n" in resumed
+    again = called("fit", "--run", str(run), "--trainer.max_epochs=3", cwd=here).stdout
+    assert "nothing to do: all 24 steps are done" in again
+
+
 def test_gan_without_a_monitor_trains_and_is_told_what_is_off(here):
     done = called("fit", *GAN, cwd=here)
     assert f"{', '.join(MONITORING)} are off: GAN declares no monitor, give --monitor NAME and --mode" in done.stdout

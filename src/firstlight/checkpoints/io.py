@@ -103,13 +103,18 @@ def read(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dic
 def read_checkpoint_metrics(path: str | Path) -> dict[str, float]:
     """Return when a checkpoint was written, and the validation metrics that the task stored in it, by name.
 
-    `epoch` counts from 1; `step` is the number of optimiser steps done.
+    `epoch` counts from 1; `step` is the number of optimiser steps done, or of batches with manual optimisation.
     """
     # Mapped, so that the weights are not read.
     checkpoint = _load(Path(path), "cpu", mmap=True)
     if missing := {"epoch", "global_step"} - checkpoint.keys():
         raise UsageError(f"{path} is not a checkpoint of a run: it holds no {' and no '.join(sorted(missing))}")
-    return {"epoch": checkpoint["epoch"] + 1, "step": checkpoint["global_step"], **checkpoint.get("metrics", {})}
+    step = checkpoint["global_step"]
+    with suppress(KeyError, TypeError, ValueError, RuntimeError, OverflowError):  # It may hold weights only.
+        loops = checkpoint["loops"]["fit_loop"]
+        if int(loops["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"]):
+            step = int(loops["epoch_loop.batch_progress"]["total"]["processed"])
+    return {"epoch": checkpoint["epoch"] + 1, "step": step, **checkpoint.get("metrics", {})}
 
 
 def first_index(path: str | Path) -> int:

@@ -33,7 +33,7 @@ from firstlight.compat import let_fused_optimisers_clip, skip_nvml_check
 from firstlight.data import DataModule
 from firstlight.errors import TrainingError, UsageError
 from firstlight.fast_loop import fast_loop
-from firstlight.loggers import all_loggers, as_list
+from firstlight.loggers import all_loggers, as_list, steps_done
 from firstlight.preflight import report, rules
 from firstlight.preflight.probe import probe_splits
 from firstlight.run import console, directory
@@ -207,7 +207,7 @@ class Experiment:
         ending = find_ending(trainer, trainer.callbacks, self.own_callbacks)  # type: ignore[attr-defined]
         if not self._trained:
             cause, advice = (ending.cause, ending.advice) if ending else ("", f"increase {limit(trainer)}")
-            print(console.nothing_to_do(trainer.global_step, cause, advice))
+            print(console.nothing_to_do(steps_done(trainer), cause, advice))
             if (folder / "results.json").is_file():
                 return None
         return self._results(trainer, folder, ending.cause if ending else "") | {"fast_loop": loop.reason or True}
@@ -256,17 +256,16 @@ class Experiment:
         kept = sorted(file.name for file in (folder / "checkpoints").glob("*.ckpt"))
         can_resume = "last" not in self.disable and "last.ckpt" in kept
         resume = f"firstlight {self.verb} --run {folder}" if can_resume else None
-        return console.interrupted(trainer.global_step, kept, resume)
+        return console.interrupted(steps_done(trainer), kept, resume)
 
     def _results(self, trainer: Trainer, folder: Path, cause: str) -> dict[str, Any]:
         """Return the content of `results.json`, and print it."""
         best = folder / "checkpoints" / "best.ckpt"
-        # Lightning counts the steps of all optimisers, which are not planned.
-        planned = self._planned(trainer) if self.task.automatic_optimization else math.inf
-        print(console.fitted(trainer.current_epoch, trainer.global_step, planned, cause))
+        steps = steps_done(trainer)
+        print(console.fitted(trainer.current_epoch, steps, self._planned(trainer), cause))
         if missed := missed_average(trainer, trainer.callbacks):  # type: ignore[attr-defined]
             print(missed)
-        results: dict[str, Any] = {"metrics": {}, "best": {}, "steps": trainer.global_step}
+        results: dict[str, Any] = {"metrics": {}, "best": {}, "steps": steps}
         if best.is_file():
             results |= {"best": read_checkpoint_metrics(best), "checkpoint": "checkpoints/best.ckpt"}
         if (folder / "checkpoints" / "final.ckpt").is_file():
