@@ -235,12 +235,12 @@ BAD = {
     "an empty column": (
         [[*line[:2], "NA", *line[3:]] for line in rows()],
         {"missing": "mean"},
-        r"data\.csv: column height has no value in the training split: name the other columns in columns=",
+        r"data\.csv: column height has no value in the training split: leave it out with columns=\[age,city,colour\]",
     ),
     "an empty category": (
         [[line[0], "?", *line[2:]] for line in rows()],
         {"missing": "mean"},
-        r"data\.csv: column city has no value in the training split: leave it out of columns",
+        r"data\.csv: column city has no value in the training split: leave it out with columns=\[age,height,colour\]",
     ),
     "words as target of a regression": (
         rows(),
@@ -371,12 +371,12 @@ def test_new_file_with_an_empty_target_column_is_predicted(path, tmp_path):
         (
             "city",
             lambda row: f"A{row}",
-            "has another category in each training row: name the other columns in columns=[...]",
+            "column city has another category in each training row: leave it out with columns=[age,height,colour]",
         ),
         (
             "age",
             lambda row: str(row + 1),
-            "counts the rows of the file: name the other columns in columns=[...]",
+            "column age counts the rows of the file: leave it out with columns=[city,height,colour]",
         ),
         (
             "age",

@@ -21,7 +21,7 @@ from firstlight.errors import UsageError
 _log = logging.getLogger(__name__)
 
 _MAX_LISTED = 5
-"""Unknown categories, and columns, that a warning names."""
+"""Unknown categories, and columns, that a message names."""
 _EXACT_DIGITS = 15
 """Integers with so many digits are exact in float64."""
 _MIN_ROWS = 20
@@ -156,27 +156,35 @@ class Table(DataModule):
         """Refuse empty columns of the training inputs `(N, C)`; warn if one is constant, a date or identifies a row."""
         rows = torch.from_numpy(self.rows("train"))
         constant = []
-        others = "name the other columns in columns=[...]"
         for name, column in zip(self._columns, inputs.unbind(1), strict=True):
             values = column[~column.isnan()]
             if not len(values):
-                raise UsageError(f"{self.path}: column {name} has no value in the training split: {others}")
+                found = f"{self.path}: column {name} has no value in the training split"
+                raise UsageError(f"{found}: {self._without(name)}")
             if len(values) > 1 and (values == values[0]).all():
                 constant.append(f"{name} ({self._shown(name, values)})")
             elif name in self.categorical:
                 if len(values) >= _MIN_ROWS and len(np.unique(values)) == len(values):
-                    _log.warning(f"{self.path}: column {name} has another category in each training row: {others}")
+                    _log.warning(
+                        f"{self.path}: column {name} has another category in each training row: {self._without(name)}"
+                    )
             elif len(values) >= _MIN_ROWS and _are_dates(values):
                 _log.warning(
                     f"{self.path}: column {name} seems to hold dates like {values[0]:.0f}: write days, for example"
                 )
             elif len(values) >= _MIN_ROWS and (column - rows == column[0] - rows[0]).all():
-                _log.warning(f"{self.path}: column {name} counts the rows of the file: {others}")
+                _log.warning(f"{self.path}: column {name} counts the rows of the file: {self._without(name)}")
         if constant:
             listed = ", ".join(constant[:_MAX_LISTED])
             listed += f" and {len(constant) - _MAX_LISTED:,} more" * (len(constant) > _MAX_LISTED)
             columns = f"column {listed} has" if len(constant) == 1 else f"columns {listed} have"
             _log.warning(f"{self.path}: {columns} one value in all training rows")
+
+    def _without(self, name: str) -> str:
+        """Return how to leave a column out."""
+        others = [each for each in self._columns if each != name]
+        listed = ",".join(others[:_MAX_LISTED]) + ",..." * (len(others) > _MAX_LISTED)
+        return f"leave it out with columns=[{listed}]"
 
     def _shown(self, name: str, values: Tensor) -> str:
         return self._categories[name][int(values[0])] if name in self.categorical else f"{values[0]:g}"
