@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from firstlight.__main__ import main
+from firstlight.callbacks.defaults import DEFAULTS
 from tests.helpers import ROOT, Ranks, called
 
 PAGE = (ROOT / "README.md").read_text()
@@ -47,6 +48,14 @@ def test_readme_commands_run_in_their_order(tmp_path):
             Ranks(main, args, cwd=tmp_path, ranks=2).succeed()
         else:
             called(*args, cwd=tmp_path)
+
+
+def test_readme_shows_the_verbs_and_the_configuration_as_they_are(tmp_path):
+    _, verbs, *_ = called("--help", cwd=tmp_path).stdout.split("\n\n")
+    assert f"```text\n{verbs}\n```" in PAGE
+    data = (ROOT / "configs" / "wine.yaml").read_text().partition("data:\n")[2].partition("trainer:")[0]
+    assert f"```yaml\ndata:\n{data}```" in PAGE
+    assert ", ".join(f"`{name}`" for name in DEFAULTS) in PAGE
 
 
 def test_links_to_files_have_a_target():
