@@ -65,9 +65,8 @@ def test_links_to_files_have_a_target():
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-ROWS = re.findall(
-    r"^\| [^|]+ \| `([\w/]+\.py)` \|([^|]*)\|$", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE
-)
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+ROWS = re.findall(r"^\| [^|]+ \| `([\w/]+\.py)` \|([^|]*)\|$", ARCHITECTURE, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("file", "names"), ROWS, ids=[f"{row[0]}{number}" for number, row in enumerate(ROWS)])
@@ -76,3 +75,17 @@ def test_architecture_page_names_files_and_functions_that_exist(file, names):
     for name in re.findall(r"`([\w.]+)`", names):
         pattern = rf"(def|class) {name.split('.')[-1]}\b|^{name}\b"
         assert re.search(pattern, source, re.MULTILINE), f"{file} has no {name}"
+
+
+@pytest.mark.parametrize("row", re.findall(r"^\| (`.*?) \|", ARCHITECTURE.partition("## Workarounds")[2], re.MULTILINE))
+def test_upstream_page_describes_each_workaround(row):
+    described = (ROOT / "docs" / "upstream.md").read_text()
+    for name in re.findall(r"`([\w.]+)`", row):
+        assert re.search(rf"\b{name.split('.')[-1]}\b", described), f"docs/upstream.md does not name {name}"
+
+
+def test_upstream_page_names_code_that_exists():
+    source = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    for sentence in re.findall(r"We\s+delete[^.]*(?:\.\w[^.]*)*\.", (ROOT / "docs" / "upstream.md").read_text()):
+        for name in re.findall(r"`([\w.]+)`", sentence):
+            assert re.search(rf"\b{name.split('.')[-1]}\b", source), f"docs/upstream.md names {name}"
