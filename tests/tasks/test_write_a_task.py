@@ -48,7 +48,7 @@ def test_page_gives_a_task_that_trains_predicts_resumes_and_loads(tmp_path):
         try:
             from my_project import Autoencoding
 
-            task = Autoencoding.load_from_checkpoint(run / "checkpoints" / "best.ckpt", trust="my_project")
+            task = Autoencoding.load_from_checkpoint(run / "checkpoints" / "best.ckpt", trust=["my_project"])
         finally:
             sys.path.remove(str(tmp_path))
             sys.modules.pop("my_project", None)
