@@ -154,8 +154,8 @@ def test_a_language_model_trains_on_sequences_without_a_scored_token(tmp_path):
         assert all(parameter.isfinite().all() for parameter in task.parameters())
 
 
-TOKENS = torch.randint(1, 7, (11, 5), generator=torch.Generator().manual_seed(0))
-TOKENS[torch.arange(11)[:, None] * 3 % 7 < torch.arange(5)] = 0  # Sequences of several lengths, padded.
+SEQUENCES = torch.randint(1, 7, (11, 5), generator=torch.Generator().manual_seed(0))
+SEQUENCES[torch.arange(11)[:, None] * 3 % 7 < torch.arange(5)] = 0  # Sequences of several lengths, padded.
 
 
 @pytest.mark.parametrize(("window", "size"), [(1, 3), (2, 2), (4, 1), (64, 4)])
@@ -165,14 +165,14 @@ def test_a_language_model_does_not_depend_on_batches_and_windows(window, size, t
     by_hand = copy.deepcopy(network)
     task = LanguageModel(**parts(network, nn.CrossEntropyLoss(ignore_index=0)) | {"optimizer": SGD})
     run = trainer(tmp_path, max_epochs=1, accumulate_grad_batches=window)
-    run.fit(task, loader(TOKENS, TOKENS, batch_size=size), loader(TOKENS, TOKENS))
+    run.fit(task, loader(SEQUENCES, SEQUENCES, batch_size=size), loader(SEQUENCES, SEQUENCES))
     for rows in torch.arange(11).split(size * window):
-        loss = cross_entropy(by_hand(TOKENS[rows]).flatten(0, 1), TOKENS[rows].flatten(), ignore_index=0)
+        loss = cross_entropy(by_hand(SEQUENCES[rows]).flatten(0, 1), SEQUENCES[rows].flatten(), ignore_index=0)
         (gradient,) = torch.autograd.grad(loss, by_hand.weight)
         by_hand.weight.data -= 0.5 * gradient
     torch.testing.assert_close(network.weight, by_hand.weight, rtol=1e-6, atol=1e-6)
-    nats = cross_entropy(network(TOKENS).flatten(0, 1), TOKENS.flatten(), ignore_index=0).double().item()
-    (found,) = run.validate(task, loader(TOKENS, TOKENS, batch_size=size), verbose=False)
+    nats = cross_entropy(network(SEQUENCES).flatten(0, 1), SEQUENCES.flatten(), ignore_index=0).double().item()
+    (found,) = run.validate(task, loader(SEQUENCES, SEQUENCES, batch_size=size), verbose=False)
     expected = {"val/loss": nats, "val/perplexity": math.exp(nats), "val/bits_per_byte": nats / math.log(2)}
     assert found == pytest.approx(expected, rel=1e-6)
 
@@ -258,7 +258,7 @@ def fitted(ranks, precision):
         task = LanguageModel(**parts(nn.Embedding(7, 7), nn.CrossEntropyLoss(ignore_index=0)) | {"optimizer": SGD})
         split = ["train"] * 10 + ["val"] * 10 + ["test"] * 10
         data = Tensors(
-            TOKENS[:10].repeat(3, 1), TOKENS[:10].repeat(3, 1), split=split, batch_size=4, batch_size_is="global"
+            SEQUENCES[:10].repeat(3, 1), SEQUENCES[:10].repeat(3, 1), split=split, batch_size=4, batch_size_is="global"
         )
         run = trainer(
             ".", max_epochs=2, accumulate_grad_batches=window, devices=ranks, precision=precision,

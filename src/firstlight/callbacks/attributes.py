@@ -3,6 +3,7 @@
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from functools import cache
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,7 @@ def _attributes(owner: Any) -> dict[str, Any]:
         name: each
         for name, each in values.items()
         if not is_generator(each)
+        and not isinstance(each, FunctionType | MethodType)  # Lightning adds `log` to callbacks while it calls them.
         and not isinstance(each, Trainer | LightningModule | LightningDataModule | DataLoader)
         and not isinstance(each, Dataset | Sampler)  # `ResumableLoader` compares them.
     }
