@@ -98,7 +98,7 @@ def skip_nvml_check() -> None:
 
 
 def let_loaders_predict(datamodule: LightningDataModule) -> None:
-    """Let Lightning 2.6.6 predict from loaders whose batch size has no keyword, for example `DataLoader(samples, 8)`.
+    """Let Lightning 2.6.6 predict from loaders that got their batch size by position, as `DataLoader(samples, 8)`.
 
     It builds each loader again from the arguments that it recorded, and passes the batch size twice. Without that
     record it reads the arguments from the loader. Remove this when Lightning passes them once.

@@ -127,7 +127,7 @@ class TensorBoard(_SurvivesDiskErrors, TensorBoardLogger):
 
     Args:
         folder: Folder of the event files.
-        from_step: First index of a resumed run: TensorBoard hides earlier events from this index on.
+        from_step: First index of a resumed run. TensorBoard hides events of the interrupted run at this index or later.
     """
 
     def __init__(self, folder: Path, from_step: int | None = None) -> None:

@@ -264,7 +264,7 @@ class FinalCheckpoint(Callback):
         self._before: dict[str, Any] | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the file of an earlier fit, which is resumed."""
+        """Delete the `final.ckpt` that this run wrote before it was resumed."""
         if trainer.is_global_zero:
             self.path.unlink(missing_ok=True)
 

@@ -17,7 +17,7 @@ Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cu
 class Compile(Callback):
     """Compile each child of the module that has parameters with `torch.compile`, for the time of a fit.
 
-    Weights, checkpoints and names do not change, and after the fit nothing is compiled. A warning tells if a training
+    Weights, checkpoints and names do not change, and after the fit nothing is compiled. A warning says so if a training
     step calls no compiled child. The first batch of each size takes seconds to minutes, so compiling pays in long runs
     on a GPU, if the network takes most of the time.
 

@@ -20,8 +20,9 @@ from firstlight.errors import UsageError, about, check_range, check_saved, resto
 class RandomState(Callback):
     """Save what a checkpoint of Lightning leaves out, and restore it on resume, for any module and data.
 
-    Saved are the states of Python's, NumPy's and torch's generators, devices included, the position in each training
-    loader (see `ResumableLoader`), the generators of loaders, samplers and data sets, and which parameters are frozen.
+    A checkpoint gets the states of Python's, NumPy's and torch's generators, devices included, the position in each
+    training loader (see `ResumableLoader`), the generators of loaders, samplers and data sets, and which parameters are
+    frozen.
     Attributes that change during training are restored too, unless their object saves its state itself: generators,
     numbers, texts, tensors, arrays, containers of these, and objects with `state_dict`. They may belong to the user's
     modules, data module, callbacks and optimisers, to layers and metrics, or to objects that these hold.

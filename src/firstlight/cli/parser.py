@@ -24,7 +24,7 @@ from firstlight.callbacks.defaults import DEFAULTS, LINKED
 from firstlight.checkpoints.trust import only_trusted, stored_config
 from firstlight.cli import VERBS
 from firstlight.cli.class_help import ShortHelp, class_help, full_names
-from firstlight.cli.parser_errors import explain, import_fault, read_yaml, refuse_bomb
+from firstlight.cli.parser_errors import explain, import_fault, read_yaml, refuse_huge_yaml
 from firstlight.errors import UsageError, root_cause
 from firstlight.preflight.rules import monitored
 from firstlight.run import directory
@@ -214,7 +214,7 @@ class _ReadConfig(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         path = Path(values).expanduser()
         namespace.config = [*namespace.config, path]
-        refuse_bomb(path)
+        refuse_huge_yaml(path)
         content = read_yaml(path)  # The main parser reports what is wrong with it.
         for name in ("run", "runs", "resume", "experiment", "ckpt", "trust"):
             value = content.get(name) if isinstance(content, dict) else None

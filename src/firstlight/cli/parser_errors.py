@@ -108,7 +108,7 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
     return prefix + innermost_statement(message) + hint
 
 
-def refuse_bomb(path: Path) -> None:
+def refuse_huge_yaml(path: Path) -> None:
     """Refuse a configuration file that would take forever to parse: too long, too deep, or with aliases that expand.
 
     Other faults of the file are left to the parser.

@@ -1,4 +1,4 @@
-"""What a loss averages over: the weight of a batch in every mean over batches, processes and accumulated windows.
+"""What a loss averages over: the weight of a batch in every mean over batches, processes and accumulated steps.
 
 Shapes: `B` batch, `C` classes, `...` further axes of targets.
 """
@@ -44,7 +44,7 @@ def averages_over(loss: Any) -> Averaged:
 
 
 def ignore_index(loss: Any) -> int | None:
-    """Return the target that a cross-entropy or likelihood leaves out, or None for other losses."""
+    """Return the target that a cross-entropy or NLL loss ignores, or None."""
     return loss.ignore_index if _is_likelihood(loss) else None
 
 

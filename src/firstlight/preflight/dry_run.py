@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from firstlight.data.loader import normalises_batches
 from firstlight.errors import UsageError
 from firstlight.preflight.rules import (
-    long_window,
+    long_accumulation,
     refuse_no_validation,
     refuse_single_samples,
     refuse_unknown_monitors,
@@ -110,8 +110,8 @@ class DryRun(Callback):
             refuse_no_validation(trainer, self.callbacks)
             val = sum(trainer.num_val_batches) if trainer.enable_validation else 0
             found = f"{trainer.num_training_batches:,} training, {val:,} validation an epoch"
-            window = long_window(trainer)
-            return f"{found}; {window}" if window else found
+            note = long_accumulation(trainer)
+            return f"{found}; {note}" if note else found
 
         self.record("batches", batches)
         trainer.should_stop = True

@@ -137,14 +137,14 @@ def refuse_no_validation(trainer: Trainer, callbacks: Sequence[Callback]) -> Non
     raise UsageError(f"the run never validates ({why}), and {names} need validation: use --disable early_stopping,best")
 
 
-def long_window(trainer: Trainer) -> str:
-    """Return that a window of accumulated batches is longer than an epoch, or `""`. Call it when training starts."""
-    window, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
-    if window <= batches:
+def long_accumulation(trainer: Trainer) -> str:
+    """Return that a step accumulates more batches than an epoch has, or `""`. Call it when training starts."""
+    accumulated, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
+    if accumulated <= batches:
         return ""
     return (
-        f"accumulate_grad_batches is {window:,}, but an epoch has {batches:,} batches: an epoch makes one step, of "
-        f"{batches:,} batches"
+        f"accumulate_grad_batches is {accumulated:,}, but an epoch has {batches:,} batches: an epoch makes one "
+        f"step, of {batches:,} batches"
     )
 
 

@@ -54,7 +54,12 @@ def fitted(epochs: int, steps: int, planned: float, cause: str = "") -> str:
 
 
 def nothing_to_do(steps: int, cause: str, advice: str) -> str:
-    """Return that a resumed run was finished already, the `cause` if something stopped it, and how to train on.
+    """Return the line for a resumed run that has nothing left to train.
+
+    Args:
+        steps: Steps done.
+        cause: What stopped the run, or `""` if it did all its steps.
+        advice: How to train on.
 
     >>> nothing_to_do(2400, "", "increase --trainer.max_epochs")
     'fit    nothing to do: all 2,400 steps are done; increase --trainer.max_epochs to continue'

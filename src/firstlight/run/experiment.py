@@ -231,8 +231,8 @@ class Experiment:
         trainable = sum(parameter.numel() for parameter in self.task.parameters() if parameter.requires_grad)
         note = caveat(trainer.callbacks, self.own_callbacks)  # type: ignore[attr-defined]
         print(console.plan(trainable, total, warmup, note), flush=True)
-        if window := rules.long_window(trainer):
-            print(f"window {window}", flush=True)
+        if note := rules.long_accumulation(trainer):
+            print(f"steps  {note}", flush=True)
         if not isinstance(self.task, Task) and (repeated := rules.repeated_samples(trainer)):  # A task says it.
             print(f"val    {repeated}", flush=True)
         log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class

@@ -249,7 +249,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
 
     def on_train_start(self) -> None:
         """Start or resume the plan of the optimiser and the log."""
-        self.gradient_weights.start_window()
+        self.gradient_weights.start_step()
         counts = "own" if self.is_overridden("batch_weight") else self.averages_over
         self.gradient_weights.is_even = holds_even_batches(self.trainer.train_dataloader, counts)
         self._evaluates_again = any(isinstance(each, LBFGS) for each in self.trainer.optimizers)
@@ -271,7 +271,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         self._look_at_loaders(self.test_metrics, self.trainer.test_dataloaders)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Back-propagate. The gradient of a step is that of the mean over all batches of its window and processes."""
+        """Back-propagate. The gradient of a step is that of the mean over all its batches, of all processes."""
         trainer = self.trainer
         if trainer.accumulate_grad_batches == 1 and trainer.world_size == 1:
             super().backward(loss, *args, **kwargs)
@@ -282,7 +282,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Set all gradients to None. torch's `zero_grad` also records a label for its profiler: 22 Python calls."""
-        self.gradient_weights.start_window()
+        self.gradient_weights.start_step()
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None

@@ -13,20 +13,20 @@ from firstlight.metrics.whole_split import exact
 
 
 class GradientWeights:
-    """Weighs the batches of processes and of an accumulated window by what they scored.
+    """Weighs the batches of processes, and those that are accumulated for one step, by what they scored.
 
-    Lightning lets all of them count alike, and divides a shorter last window by the full number of batches. Where all
+    Lightning lets all of them count alike, and divides a shorter last step by the full number of batches. Where all
     weights are equal, nothing is computed here. Processes ask each other only if their weights may differ: for weights
     that are tensors, for the last batch of an epoch, and for loaders whose batches may differ in size.
     """
 
     def __init__(self) -> None:
         self.is_even = True
-        self.start_window()
+        self.start_step()
 
-    def start_window(self) -> None:
-        """Forget the batches of a window that was left unfinished."""
-        self._unit: Any = None  # The weight that counts as 1 in this window, equal on all processes.
+    def start_step(self) -> None:
+        """Forget the batches of a step that was left unfinished."""
+        self._unit: Any = None  # The weight that counts as 1 in this step, equal on all processes.
         self._total: Any = 0.0
 
     def scale(self, trainer: Trainer, loss: Tensor, weight: Tensor | int) -> Tensor:
@@ -49,16 +49,16 @@ class GradientWeights:
         return loss if _is_one(relative) else loss * relative
 
     def finish(self, trainer: Trainer, parameters: Iterable[nn.Parameter]) -> None:
-        """Divide the gradients by the weight of the window, if a batch was its last one."""
-        window = trainer.accumulate_grad_batches
-        if window == 1 or trainer.fit_loop.epoch_loop._should_accumulate():
+        """Divide the gradients by the weight of all batches of the step, if a batch was its last one."""
+        accumulated = trainer.accumulate_grad_batches
+        if accumulated == 1 or trainer.fit_loop.epoch_loop._should_accumulate():
             return
         total = self._total
-        self.start_window()
+        self.start_step()
         parameters = [each for each in parameters if each.grad is not None]
         if parameters and self._may_differ(trainer, total):
             total = _mean_over_processes(trainer, total, parameters[0].device)
-        factor = _ratio(window, total)
+        factor = _ratio(accumulated, total)
         if not _is_one(factor):
             for parameter in parameters:
                 assert parameter.grad is not None

@@ -30,7 +30,7 @@ def planned_steps(
     batches: float,
     max_epochs: int,
     max_steps: int,
-    windows: Sequence[Sequence[int]],
+    accumulated: Sequence[Sequence[int]],
 ) -> float:
     """Return the optimiser steps of a whole run, infinite if nothing ends it.
 
@@ -41,20 +41,20 @@ def planned_steps(
         batches: Batches of an epoch; infinite if unknown.
         max_epochs: Epochs of the run, -1 for no limit.
         max_steps: Optimiser steps of the run, -1 for no limit.
-        windows: Pairs of an epoch and the batches that are accumulated for one step from that epoch on, sorted.
+        accumulated: Pairs of an epoch and the batches that are accumulated for a step from that epoch on, sorted.
 
-    >>> planned_steps(0, 0, 0, batches=40, max_epochs=4, max_steps=-1, windows=[(0, 1), (2, 4)])
+    >>> planned_steps(0, 0, 0, batches=40, max_epochs=4, max_steps=-1, accumulated=[(0, 1), (2, 4)])
     100
     """
     total: float = steps
     if max_epochs < 0 or math.isinf(batches):
         total = math.inf
-    ends = [*(start for start, _ in windows[1:]), max_epochs]
-    for (start, window), end in zip(windows, ends, strict=True):
-        per_epoch = math.ceil(batches / window) if math.isfinite(total) else 0
+    ends = [*(start for start, _ in accumulated[1:]), max_epochs]
+    for (start, size), end in zip(accumulated, ends, strict=True):
+        per_epoch = math.ceil(batches / size) if math.isfinite(total) else 0
         total += max(min(end, max_epochs) - max(start, epochs), 0) * per_epoch
         if start <= epochs < end:
-            total -= batch // window if batch < batches else per_epoch
+            total -= batch // size if batch < batches else per_epoch
     return total if max_steps < 0 else min(total, max_steps)
 
 
@@ -105,8 +105,8 @@ class Optimization:
         """
         self._origin, self._first_total, self._configured = (0, 0, 0), 0, []
         optimizer = build(self.build_optimizer, module)
-        if isinstance(optimizer, LBFGS) and _windows(trainer) != [[0, 1]]:
-            # Lightning 2.6.6 computes only the last batch of the window again for each evaluation.
+        if isinstance(optimizer, LBFGS) and _accumulated(trainer) != [[0, 1]]:
+            # Lightning 2.6.6 computes only the last batch of the step again for each evaluation.
             raise UsageError(
                 "LBFGS evaluates batches several times and cannot accumulate: set accumulate_grad_batches=1"
             )
@@ -262,17 +262,17 @@ class Optimization:
 
 
 def _limits(trainer: Trainer) -> list[Any]:
-    """Return what determines the steps of a run: batches of an epoch, epochs, steps, and windows of accumulation."""
+    """Return what determines the steps of a run: batches of an epoch, epochs, steps, and accumulated batches."""
     trainer.estimated_stepping_batches  # noqa: B018  # Lightning loads the training data, if it must.
     epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set outside the class
         if isinstance(callback, StochasticWeightAveraging):
             # Lightning 2.6.6 adds an epoch without a step, for the statistics of batch normalisation.
             epochs = min(epochs, getattr(callback, "_max_epochs", epochs))
-    return [trainer.num_training_batches, epochs, trainer.max_steps, _windows(trainer)]
+    return [trainer.num_training_batches, epochs, trainer.max_steps, _accumulated(trainer)]
 
 
-def _windows(trainer: Trainer) -> list[list[int]]:
+def _accumulated(trainer: Trainer) -> list[list[int]]:
     """Return pairs of an epoch and the batches that are accumulated for one step from that epoch on."""
     for callback in reversed(trainer.callbacks):  # type: ignore[attr-defined]  # set outside the class
         if isinstance(callback, GradientAccumulationScheduler):

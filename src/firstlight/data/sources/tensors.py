@@ -22,7 +22,8 @@ class Tensors(DataModule):
     Args:
         inputs: `(N, ...)`: floats for numbers, uint8 for pixels, int8 to int64 for tokens.
         targets: `(N,)` classes or `(N, K)`; None to predict with a checkpoint. Integers `(N,)` without `class_names`
-            are classes named 0, 1, and so on; booleans `(N,)` are the classes False and True, `(B, 1)` in a batch.
+            are classes named 0, 1, and so on. Booleans `(N,)` become the classes False and True; a batch holds them as
+            `(B, 1)`.
         class_names: Name of each class.
         split: `"train"`, `"val"` or `"test"` for each sample.
         **options: Arguments of `DataModule`.
