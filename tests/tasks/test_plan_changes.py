@@ -240,7 +240,7 @@ def test_lbfgs_trains_and_does_not_accumulate(tmp_path):
     lbfgs = partial(torch.optim.LBFGS, lr=0.5, max_iter=4)
     _, planned, done, _ = fit(tmp_path, model=task(lbfgs))
     assert planned == done == 40
-    with pytest.raises(UsageError, match="LBFGS evaluates a batch several times"):
+    with pytest.raises(UsageError, match="LBFGS evaluates batches several times"):
         fit(tmp_path, model=task(lbfgs), accumulate_grad_batches=2)
 
 
