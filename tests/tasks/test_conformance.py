@@ -37,10 +37,17 @@ class Pair(nn.Module):
         return code, self.decoder(code)
 
 
+def added_to_firstlight(kind):
+    """Make a class look as if a contributor had added it to firstlight."""
+    for each in [kind, *vars(kind).values()]:
+        if callable(each):
+            each.__module__ = f"firstlight.tasks.{kind.__name__.lower()}"
+    return kind
+
+
+@added_to_firstlight
 class Autoencoding(Task):
     """Two terms of its own, outputs that are a tuple, and no loss."""
-
-    __module__ = "firstlight.tasks.autoencoding"  # As if a contributor had added it.
 
     def forward(self, inputs):
         return inputs, *self.network(inputs)
@@ -54,10 +61,9 @@ class Autoencoding(Task):
         return {"code": self(inputs)[1], "target": targets}
 
 
+@added_to_firstlight
 class Confident(Classification):
     """A task of firstlight with a second term."""
-
-    __module__ = "firstlight.tasks.confident"
 
     def compute_loss(self, outputs, targets):
         penalty = outputs.softmax(1).square().sum(1).mean()
