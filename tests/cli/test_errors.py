@@ -129,7 +129,10 @@ CASES = {
         ["--model.classes=5"],
         r"classes=5, so labels must be 0 to 4, but 628 of 1257 are not",
     ),
-    "a network with too few logits": (["--model.network.out_features=9"], r"classes=10, but MLP returns .*\(3, 9\)"),
+    "a network with too few logits": (
+        ["--model.network.out_features=9"],
+        "classes=10, but MLP returns 9 outputs per sample: set out_features=10$",
+    ),
     "a network for other inputs": (
         ["--model.network=firstlight.networks.SimpleNet"],
         r"SimpleNet cannot take .*\(1, 8, 8\)",
