@@ -20,13 +20,9 @@ __all__ = ["fast_loop"]
 def fast_loop(trainer: Trainer, handles_signals: bool = False) -> Iterator[FastPath]:
     """Replace a trainer's epoch loop, validation loop and profiler in this context, if possible.
 
-    Args:
-        trainer: The trainer of the fit.
-        handles_signals: Whether a callback stops all processes after a SIGTERM to one of them. Otherwise all processes
-            ask each other before each batch, as in Lightning.
-
-    Yields:
-        An object whose `reason` is None, or one clause that says why Lightning's own loop trains.
+    With `handles_signals`, a callback stops all processes after a SIGTERM to one of them. Otherwise they ask each other
+    before each batch, as in Lightning. The object that is yielded has a `reason`: None, or one clause that says why
+    Lightning's own loop trains.
     """
     own: Any = trainer  # Its attributes are set outside the class.
     loop, val_loop, profiler = own.fit_loop.epoch_loop, own.fit_loop.epoch_loop.val_loop, own.profiler

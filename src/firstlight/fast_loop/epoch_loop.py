@@ -56,6 +56,10 @@ class FastEpochLoop(_TrainingEpochLoop):
         if (every and (self._batches_that_stepped + 1) % every == 0) or trainer.should_stop or trainer.fast_dev_run:
             trainer._logger_connector.update_train_step_metrics()
 
+    @property
+    def _is_training_done(self) -> bool:
+        return self._num_ready_batches_reached() or (self.max_steps != -1 and super()._is_training_done)
+
     def _should_accumulate(self) -> bool:
         return self._path.trainer.accumulate_grad_batches > 1 and super()._should_accumulate()
 

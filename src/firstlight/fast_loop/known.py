@@ -15,20 +15,20 @@ loops.optimization.automatic: Closure
 loops.optimization.automatic:_AutomaticOptimization. run _on_before_zero_grad _optimizer_step _optimizer_zero_grad
 loops.optimization.automatic:_AutomaticOptimization. _training_step
 loops.training_epoch_loop:_TrainingEpochLoop. advance _should_accumulate _update_learning_rates update_lr_schedulers
+loops.training_epoch_loop:_TrainingEpochLoop. _is_training_done
 plugins.precision.precision:Precision. pre_backward post_backward _wrap_closure _after_closure
 strategies.strategy:Strategy. backward optimizer_step
 trainer.call: _call_callback_hooks
 trainer.connectors.logger_connector.logger_connector:_LoggerConnector. on_batch_start on_batch_end
 """
-DIGEST = (
-    "a569cc0202a57cdbbffaaf36e002793569e5ed0505bea425acc088019dac5af8"  # Of their sources in Lightning 2.6.4 to 2.6.6.
-)
+DIGEST = "c4865826cf15af6efa5d1a72610e09ab231df581bc975bc56e6147240f8079a2"  # Lightning 2.6.4 to 2.6.6.
 
 
 def find_change() -> str | None:
     """Return, in one clause, that a replaced function is another one than in the known versions, or None."""
     lines = [line.split() for line in KNOWN.strip().splitlines()]
-    functions = tuple(resolve_name(f"lightning.pytorch.{place}{name}") for place, *names in lines for name in names)
+    found = [resolve_name(f"lightning.pytorch.{place}{name}") for place, *names in lines for name in names]
+    functions = tuple(getattr(each, "fget", each) for each in found)  # A property's own one.
     is_known = _digest(functions) == DIGEST
     return None if is_known else f"Lightning {lightning.__version__} has other functions than the fast loop replaces"
 
