@@ -20,7 +20,7 @@ from firstlight.callbacks import RandomState
 from firstlight.errors import UsageError
 from firstlight.losses import ContrastiveLoss
 from firstlight.optim import build
-from firstlight.preflight.rules import repeated_samples
+from firstlight.preflight.rules import tell_repeated_samples
 from firstlight.tasks import (
     BinaryClassification,
     Classification,
@@ -172,7 +172,7 @@ def test_a_task_takes_loaders_without_a_length(tmp_path):
     task = Task(**parts(nn.Linear(5, 1), nn.MSELoss()) | {"optimizer": STILL})
     found = logged(task, DataLoader(Stream(), batch_size=7), tmp_path)
     assert found["val/loss"] == pytest.approx((task(INPUTS) - NUMBERS).square().mean().item(), rel=1e-6)
-    assert repeated_samples(SimpleNamespace(val_dataloaders=DataLoader(Stream()))) == ""
+    assert tell_repeated_samples(SimpleNamespace(val_dataloaders=DataLoader(Stream()))) == ""
 
 
 def test_batches_of_several_lengths_are_not_taken_for_even_ones():

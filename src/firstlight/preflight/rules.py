@@ -7,23 +7,23 @@ from collections.abc import Collection, Mapping, Sequence, Sized
 from copy import copy, deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from firstlight.callbacks.defaults import DEFAULTS, Monitored
 from firstlight.data import DataModule
 from firstlight.data.loader import ResumableDistributedSampler, normalises_batches, per_process
 from firstlight.errors import UsageError, check_range, did_you_mean
 from firstlight.tasks import Task
+from firstlight.tasks.gradient_weights import repeated_samples
 
 
 def refuse_options(options: Mapping[str, Any]) -> None:
@@ -148,23 +148,14 @@ def long_accumulation(trainer: Trainer) -> str:
     )
 
 
-def repeated_samples(trainer: Trainer) -> str:
-    """Return how many samples each validation counts more than once, or `""`. Call it when training starts.
-
-    torch's `DistributedSampler`, which Lightning adds to a DataLoader, gives each process as many samples.
-    """
-    given = trainer.val_dataloaders
-    loaders = CombinedLoader([] if given is None else given, "sequential").flattened  # Some loaders have no length.
-    samplers = [getattr(each, "sampler", None) for each in loaders]
-    foreign = [each for each in samplers if not isinstance(each, ResumableDistributedSampler)]
-    padded = [each for each in foreign if isinstance(each, DistributedSampler) and not each.drop_last]
-    sizes = [(each.total_size, len(cast(Sized, each.dataset))) for each in padded]
-    taken, samples = (sum(column) for column in zip(*sizes, strict=True)) if sizes else (0, 0)
-    if taken == samples:
+def tell_repeated_samples(trainer: Trainer) -> str:
+    """Return how many samples each validation counts twice, or `""`. Call it when training starts."""
+    repeated = repeated_samples(trainer.val_dataloaders)
+    if not repeated:
         return ""
     return (
-        f"{trainer.world_size} processes take {taken:,} samples of {samples:,} in each validation: val/* count "
-        f"{taken - samples:,} of them twice (use one process, or a number of samples that {trainer.world_size} divides)"
+        f"the val loader gives {repeated:,} of its samples to two processes, so they count twice in val/*: use one "
+        f"process, or a number of samples that is a multiple of {trainer.world_size}"
     )
 
 

@@ -233,7 +233,7 @@ class Experiment:
         print(console.plan(trainable, total, warmup, note), flush=True)
         if note := rules.long_accumulation(trainer):
             print(f"steps  {note}", flush=True)
-        if not isinstance(self.task, Task) and (repeated := rules.repeated_samples(trainer)):  # A task says it.
+        if not isinstance(self.task, Task) and (repeated := rules.tell_repeated_samples(trainer)):  # A task says it.
             print(f"val    {repeated}", flush=True)
         log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
         if trainer.loggers and not 0 < log_every <= total:
