@@ -198,13 +198,14 @@ def test_a_task_with_its_own_compute_loss_takes_any_loss():
 
 
 @pytest.mark.parametrize("module", ["my_project", "firstlight.losses.two_terms"])
-def test_a_new_loss_of_terms_fits_any_task(module):
-    def forward(self, outputs, targets):
-        return {"entropy": nn.functional.cross_entropy(outputs, targets), "size": outputs.square().mean()}
+def test_a_new_loss_of_terms_fits_any_task(module, monkeypatch):
+    class TwoTerms(nn.Module):
+        def forward(self, outputs, targets):
+            return {"entropy": nn.functional.cross_entropy(outputs, targets), "size": outputs.square().mean()}
 
-    forward.__module__ = module
-    kind = type("TwoTerms", (nn.Module,), {"__module__": module, "forward": forward})
-    task = Classification(**parts(nn.Linear(4, 3), kind()), classes=3, monitor="val/entropy")
+    for each in (TwoTerms, TwoTerms.forward):
+        monkeypatch.setattr(each, "__module__", module)
+    task = Classification(**parts(nn.Linear(4, 3), TwoTerms()), classes=3, monitor="val/entropy")
     probe(task, (INPUTS[:3], LABELS[:3]), LABELS)
     assert task.mode == "min"
 

@@ -197,13 +197,12 @@ def test_metrics_that_cannot_read_the_outputs_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("module", ["my_project", "firstlight.losses.two_heads"])
-def test_a_new_loss_may_take_a_tuple_and_return_terms(module):
+def test_a_new_loss_may_take_a_tuple_and_return_terms(module, monkeypatch):
     class Loss(nn.Module):
-        __module__ = module
-
         def forward(self, outputs, targets):
             return {"a": nn.functional.cross_entropy(outputs[0], targets), "b": outputs[1].square().mean()}
 
+    monkeypatch.setattr(Loss, "__module__", module)
     probe(build(Task, TwoHeads(), loss=Loss(), monitor="val/b"), (INPUTS[:3], LABELS[:3]), LABELS)
 
 
