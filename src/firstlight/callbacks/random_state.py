@@ -145,7 +145,8 @@ class RandomState(Callback):
                 parameter.requires_grad_(name not in loaded["frozen"])
             for name, each in module.named_modules():
                 each.training = name not in loaded["evaluating"]
-        trainer._logger_connector._callback_metrics.update(loaded["callback_metrics"])
+        metrics = trainer._logger_connector._callback_metrics
+        metrics.update({**loaded["callback_metrics"], **metrics})  # A task may have logged a step that was due.
         progress: Any = loop.epoch_progress.current
         if progress.ready == progress.processed:
             if state:
