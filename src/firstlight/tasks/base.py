@@ -305,7 +305,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
     def _look_at_loaders(self, metrics: SplitMetrics, loader: Any) -> None:
         """Prepare for loaders that reuse memory, and tell if one gives samples to several processes."""
         metrics.copies_targets = not makes_new_batches(loader)
-        if repeated := repeated_samples(loader):
+        if self.trainer.world_size > 1 and (repeated := repeated_samples(loader)):
             self._tell(
                 f"{metrics.split} loader",
                 f"the {metrics.split} loader gives {repeated} of its samples to two processes, so they count twice in "
