@@ -145,7 +145,7 @@ def test_training_inputs_have_mean_zero_and_deviation_one(kind, build):
     inputs = as_numbers(data, "train")
     if not inputs.is_floating_point():
         pytest.skip("tokens are never scaled")
-    inputs = inputs.double()
+    inputs = inputs[:, : data.sizes().get("numeric_features")].double()  # Categories of a table stay 0 and 1.
     axes = [axis for axis in range(inputs.ndim) if axis != 1]
     mean, std = inputs.mean(axes), inputs.std(axes, correction=0)
     torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)
@@ -155,6 +155,8 @@ def test_training_inputs_have_mean_zero_and_deviation_one(kind, build):
 @every_module
 def test_all_splits_are_scaled_with_the_training_statistics(kind, build):
     data = ready(build(kind))
+    if kind is Table:
+        pytest.skip("its own test compares it with scikit-learn")
     inputs = {split: as_numbers(data, split) for split in SPLITS}
     if not inputs["train"].is_floating_point():
         pytest.skip("tokens are never scaled")

@@ -19,12 +19,14 @@ import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from firstlight.callbacks.defaults import DEFAULTS, LINKED
 from firstlight.checkpoints.trust import only_trusted, stored_config
 from firstlight.cli import VERBS
 from firstlight.cli.class_help import ShortHelp, class_help, full_names
 from firstlight.cli.parser_errors import explain, import_fault, read_yaml, refuse_huge_yaml
+from firstlight.cli.sizes import Holes
 from firstlight.errors import UsageError, root_cause
 from firstlight.preflight.rules import monitored
 from firstlight.run import directory
@@ -145,7 +147,9 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments. Lightning's own method warns when a program passes them."""
         with self._only_trusted():
-            self.config = _plain(parser.parse_args(args))
+            self.config = _plain(parser.parse_args(args, _skip_validation=True))
+            self.holes = Holes(self.config)
+            _validate(parser, self.config)
             _refuse_nulls(parser, self.config)
         if self.config.trust and self.stored is None:
             raise UsageError(
@@ -161,7 +165,7 @@ class CLI(LightningCLI):
         """Build task, data, and the arguments of trainers and callbacks."""
         try:
             with self._only_trusted():
-                self.config_init = self.parser.instantiate_classes(self.config)
+                self.config_init = self._build()
         except ValueError as error:
             # jsonargparse 4.53 wraps what a constructor raises in its own error.
             raise root_cause(error) from None
@@ -188,6 +192,21 @@ class CLI(LightningCLI):
             verb=self.verb,
             started=self.started,
         )
+
+    def _build(self) -> Any:
+        """Build everything that the configuration names. If sizes are left out, the data come first."""
+        if not self.holes:
+            return self.parser.instantiate_classes(self.config)
+        with isolate_rng():  # The network starts with the same weights as if the sizes were given.
+            data = self.parser.instantiate_classes(Namespace(data=self.config.data)).data  # type: ignore[no-untyped-call]
+            self.holes.fill(data)
+        _validate(self.parser, self.config)
+        del self.config_dump  # Lightning's copy of the configuration, which the task keeps.
+        config = self.config.clone()
+        del config["data"]
+        built = self.parser.instantiate_classes(config)
+        built["data"] = data
+        return built
 
     def training(self) -> Experiment:
         """Return the experiment of `run`, `fit` or `check`, and refuse `--ckpt`."""
@@ -273,6 +292,13 @@ def _dump(parser: LightningArgumentParser, config: Namespace) -> str:
             raise UsageError(
                 f"config.yaml cannot hold a value of this configuration: {' '.join(reason.split())}"
             ) from error
+
+
+def _validate(parser: LightningArgumentParser, config: Namespace) -> None:
+    try:
+        parser.validate(config)
+    except (TypeError, KeyError) as error:
+        parser.error(str(error), error)
 
 
 def _refuse_nulls(parser: LightningArgumentParser, config: Namespace) -> None:

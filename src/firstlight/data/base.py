@@ -127,6 +127,10 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         """Return the inputs to scale for cleaned inputs `(N, ...)`. `fitted` holds what `fit` returned."""
         return inputs
 
+    def scale_statistics(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of training inputs `(N, C, ...)`, both `(C, 1, ...)`."""
+        return statistics(features)
+
     def setup(self, stage: str | None = None) -> None:
         """Load, clean, split and fit the data once. Other stages than `fit` do so when a checkpoint is loaded."""
         if stage in (None, "fit") and not self.indices:
@@ -136,6 +140,24 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
     def class_names(self) -> list[str]:
         """Name of each class; empty for targets that are not classes, and before `setup`."""
         return cast(list[str], self.fitted.get("class_names", []))
+
+    def sizes(self) -> dict[str, Any]:
+        """Return the arguments of networks and tasks that the data determine, by name.
+
+        `in_features`: the values of a sample; `in_channels` of images; `out_features`: the numbers that a network
+        returns for a sample, one for each class, label or target, and one for two classes with targets `(N, 1)`;
+        `classes` or `labels`. The command line fills arguments of these names that are left out.
+        """
+        inputs, targets = self.on_after_batch_transfer(self.dataset("train")[[0]], 0)
+        found = {"in_features": inputs[0].numel()}
+        if inputs.ndim == 4:
+            found["in_channels"] = inputs.shape[1]
+        count = len(self.class_names)
+        if targets.ndim == 1 and count:
+            return {**found, "classes": count, "out_features": count}
+        if targets.ndim == 2:
+            found["out_features"] = targets.shape[1]
+        return {**found, "labels": count} if count > 1 and targets.shape[1] > 1 else found
 
     def rows(self, split: Split) -> Indices:
         """Return for each sample of a split its row in the loaded data, before rows were dropped."""
@@ -253,8 +275,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             with about(self._source):
                 self.indices = split(samples, self._rows, self.val_fraction, self.test_fraction, self.split_seed)
         if self.fitted:
-            columns = self.transform(torch.from_numpy(samples.inputs[:1])).shape[1]
-            check_compatible(self.fitted, samples, self._source, columns, self._split_digest)
+            first = torch.from_numpy(samples.inputs[:1])
+            check_compatible(self.fitted, samples, self._source, lambda: self.transform(first), self._split_digest)
         else:
             self._fit(samples)
 
@@ -278,7 +300,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         self.fitted |= self.fit(train)
         if train.is_floating_point() or train.dtype == torch.uint8:
             with about(self._source):
-                mean, std = statistics(self.transform(train))
+                mean, std = self.scale_statistics(self.transform(train))
         self.fitted |= {"mean": mean, "std": std}
 
     def _scale(self, inputs: Tensor) -> Tensor:

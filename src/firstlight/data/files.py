@@ -1,20 +1,25 @@
 """Read the user's files, or refuse them in one line that names the file."""
 
 import csv
+import gzip
 import hashlib
 import io
+import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from firstlight.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas
 
 _MAGIC = {
     b"\xff\xfe": "text in UTF-16",
     b"\xfe\xff": "text in UTF-16",
-    b"\x1f\x8b": "compressed by gzip",
     b"PK\x03\x04": "a zip archive, like .xlsx and .npz",
-    b"PAR1": "a Parquet file",
     b"\x93NUMPY": "a .npy file",
 }
 """How other kinds of files begin."""
@@ -62,22 +67,68 @@ def read_text(content: bytes, path: str, hint: str = "") -> str:
         raise UsageError(f"{path} is not UTF-8: line {line} has the byte 0x{content[error.start]:02x}{hint}") from error
 
 
-def read_csv(path: str) -> Csv:
-    """Return the content of a CSV file in UTF-8.
+def read_table(path: str) -> Csv:
+    """Return the content of a CSV or Parquet file. Numbers and dates of a Parquet file become text, as in a CSV file.
+
+    A CSV file is read by the standard library, which tells the line of each row; pandas and polars do not.
 
     Raises:
-        UsageError: If it cannot be read, is not separated by commas, has empty or equal column names, or a row has
-            more or fewer values than the header.
+        UsageError: If it cannot be read, has empty or equal column names, or a row has more or fewer values than the
+            header.
     """
     content = read_bytes(path)
+    if content.startswith(b"PAR1"):
+        return _read_parquet(content, path)
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UsageError(f"{path} is damaged: {error}") from error
+    return _read_csv(content, path)
+
+
+def _read_parquet(content: bytes, path: str) -> Csv:
+    try:
+        import pandas  # Imported here: it takes half a second.
+
+        frame = pandas.read_parquet(io.BytesIO(content))
+    except ImportError as error:
+        raise UsageError(f"{path} is a Parquet file: pip install 'firstlight[parquet]' reads it") from error
+    except Exception as error:  # What pyarrow raises for damaged files has many types.
+        raise UsageError(f"{path} is not a Parquet file that can be read: {' '.join(str(error).split())}") from error
+    return from_frame(frame, path, digest_of(content))
+
+
+def from_frame(frame: "pandas.DataFrame", path: str, digest: str = "") -> Csv:
+    """Return a pandas DataFrame as the content of the CSV file that would hold it."""
+    header = [str(name).strip() for name in frame.columns]
+    _check_header(header, path)
+    if not len(frame):
+        raise UsageError(f"{path} has no rows below its header")
+    columns = [[*map(_as_text, frame.iloc[:, index])] for index in range(len(header))]
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return Csv(header, rows, [*range(2, len(rows) + 2)], digest)
+
+
+def _as_text(value: Any) -> str:
+    """Return a value as a CSV file would hold it."""
+    if value is None or str(value) in ("<NA>", "nan", "NaT"):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # An integer column with gaps holds floats.
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _read_csv(content: bytes, path: str) -> Csv:
     for magic, kind in _MAGIC.items():
         if content.startswith(magic):
-            raise UsageError(f"{path} is {kind}: it must be a CSV file in UTF-8")
+            raise UsageError(f"{path} is {kind}: it must be a CSV file in UTF-8, or a Parquet file")
     text = read_text(content, path)
     if (at := content.find(b"\0")) >= 0:
         line = content.count(b"\n", 0, at) + 1
         raise UsageError(f"{path} is not a CSV file: line {line} has the byte 0x00")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    separator = _separator(text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     found: list[tuple[int, list[str]]] = []
     begins = 1
     limit = csv.field_size_limit(max(len(text), 1))  # Texts may be longer than its default, 131,072.
@@ -94,23 +145,30 @@ def read_csv(path: str) -> Csv:
         raise UsageError(f"{path} is empty: its first line must name the columns")
     (_, header), *rows = found
     header = [name.strip() for name in header]
-    for separator in (";", "\t", "|"):
-        if len(header) == 1 and separator in header[0]:
-            raise UsageError(f"{path}: values are separated by {separator!r}: they must be separated by commas")
+    _check_header(header, path)
+    for line, row in rows:
+        if len(row) != len(header):
+            quoting = "; a value with a separator must be in quotes" if len(row) > len(header) else ""
+            values = f"{len(row)} value{'s' * (len(row) != 1)}"
+            raise UsageError(f"{path}: line {line} has {values}, but the header has {len(header)} columns{quoting}")
+    if not rows:
+        raise UsageError(f"{path} has no rows below its header")
+    return Csv(header, [row for _, row in rows], [line for line, _ in rows], digest_of(content))
+
+
+def _separator(text: str) -> str:
+    """Return what separates the names in the first line: the most frequent of comma, semicolon, tab and bar."""
+    first = re.sub('"[^"]*"', "", re.split("[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0])
+    return max(",;\t|", key=first.count)
+
+
+def _check_header(header: list[str], path: str) -> None:
     for index, name in enumerate(header):
         if not name or name in header[:index]:
             hint = "" if name or index else "; pandas leaves out its index with to_csv(index=False)"
             raise UsageError(
                 f"{path}: column {index + 1} is named {name!r}: column names must be unique and not empty{hint}"
             )
-    for line, row in rows:
-        if len(row) != len(header):
-            quoting = "; a value with a comma must be in quotes" if len(row) > len(header) else ""
-            values = f"{len(row)} value{'s' * (len(row) != 1)}"
-            raise UsageError(f"{path}: line {line} has {values}, but the header has {len(header)} columns{quoting}")
-    if not rows:
-        raise UsageError(f"{path} has no rows below its header")
-    return Csv(header, [row for _, row in rows], [line for line, _ in rows], digest_of(content))
 
 
 def missing_column(path: str, wanted: Sequence[str], columns: Sequence[str]) -> str:

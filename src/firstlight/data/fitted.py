@@ -1,7 +1,9 @@
 """Compare loaded data with the fitted state of a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from firstlight.data.samples import Samples
 from firstlight.errors import UsageError
@@ -15,14 +17,16 @@ def is_other_data(fitted: Mapping[str, Any], samples: Samples) -> bool:
     return bool(fitted) and fitted["digest"] != samples.digest
 
 
-def check_compatible(fitted: Mapping[str, Any], samples: Samples, source: str, columns: int, split: str) -> None:
+def check_compatible(
+    fitted: Mapping[str, Any], samples: Samples, source: str, transform: Callable[[], Tensor], split: str
+) -> None:
     """Refuse samples whose classes or columns differ from the checkpoint's, or the same data with another split.
 
     Args:
         fitted: Fitted state of the checkpoint.
         samples: After `clean`.
         source: Name of the data in messages.
-        columns: Number of columns or channels that the network gets.
+        transform: Returns samples as the network gets them, `(N, C, ...)`. Only called if their columns fit.
         split: Digest of the rows of each split.
     """
     assert samples.targets is not None
@@ -34,5 +38,5 @@ def check_compatible(fitted: Mapping[str, Any], samples: Samples, source: str, c
         if expected != found:
             raise UsageError(f"the checkpoint was trained on the {name} {expected}, but {source} has {found}")
     mean = fitted["mean"]
-    if mean is not None and len(mean) != columns:
+    if mean is not None and len(mean) != (columns := transform().shape[1]):
         raise UsageError(f"the checkpoint was trained on {len(mean)} columns or channels, but {source} has {columns}")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from firstlight.data.base import DataModule
 from firstlight.data.cells import encode_labels
-from firstlight.data.files import digest_of, missing_column, read_csv
+from firstlight.data.files import digest_of, missing_column, read_table
 from firstlight.data.samples import Batch, Samples, TensorBatches
 from firstlight.errors import UsageError, check_range
 
@@ -89,7 +89,7 @@ class LabelledText(Texts):
 
     def load(self) -> Samples:
         """Return the texts and their labels. Without the column of labels, they can only be predicted."""
-        file = read_csv(self.path)
+        file = read_table(self.path)
         if missing := missing_column(self.path, [self.text], file.header):
             raise UsageError(missing)
         table = {name: [row[index] for row in file.rows] for index, name in enumerate(file.header)}

@@ -5,7 +5,7 @@ Shapes: `N` rows, `B` batch, `K` targets per row, `C` input columns, `F` feature
 
 import logging
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,12 @@ from torch import Tensor
 
 from firstlight.data.base import DataModule
 from firstlight.data.cells import codes, distinct, encode_labels, is_missing, notation, same, warn_doubtful
-from firstlight.data.files import missing_column, read_csv
+from firstlight.data.columns import TargetKind, infer_kind
+from firstlight.data.dates import one_format, seconds
+from firstlight.data.encoder import Kind, Scale, TableEncoder
+from firstlight.data.files import missing_column, read_table
 from firstlight.data.samples import Samples
-from firstlight.errors import UsageError
+from firstlight.errors import UsageError, check_range
 
 _log = logging.getLogger(__name__)
 
@@ -29,11 +32,11 @@ _MIN_ROWS = 20
 
 
 class Table(DataModule):
-    """A CSV file: inputs `(B, F)` float32 in the order of the columns, targets as `kind` says.
+    """A table in a CSV or Parquet file: inputs `(B, F)` float32, targets as `kind` says.
 
-    Categories are one-hot encoded. The categories are those of the training split; a category that it does not have is
-    encoded as zeros, with a warning. With `missing="mean"`, a missing category is encoded as the share of each category
-    in training.
+    `TableEncoder` describes the features: scaled numbers and parts of dates first, then one for each category, then
+    indicators of missing values. Categories are those of the training split. A category that it does not have is
+    encoded as zeros, with a warning, or as a rare one if there are rare ones.
 
     In every column, the texts of `cells.MISSING` (empty, `NA`, `?`, ...) mean a missing value. Categories and labels
     that differ only in spaces, or as the numbers 0 and 0.0, are the same.
@@ -42,14 +45,21 @@ class Table(DataModule):
     test samples. Prediction does not need the target column.
 
     Args:
-        path: Path of a CSV file in UTF-8 with a header.
+        path: Path of a file with a header: CSV in UTF-8, also compressed by gzip, separated by commas, semicolons, tabs
+            or bars; or Parquet.
         target: Name of the column to predict; a list of names for `multilabel` and `regression` with several targets.
         kind: `"multiclass"`: targets `(B,)` int64, indices of the sorted labels. `"binary"`: `(B, 1)` float32, 0 or 1
             for the two sorted labels. `"multilabel"`: `(B, K)` float32, columns of 0 and 1. `"regression"`: `(B, K)`
-            float32, not scaled.
-        columns: Names of the input columns; None: all columns except `target` and `split`.
+            float32, not scaled. None: as `infer_kind` finds.
+        columns: Names of the input columns; None: all columns except `target`, `split` and those to ignore.
         categorical: Names of the input columns that hold categories. The others hold numbers.
         split: Name of a column that holds `train`, `val` or `test` for each row; None: the rows are split at random.
+        dates: Names of the input columns that hold dates.
+        ignore: Names of columns to leave out.
+        scale: `"standard"`: numbers get mean 0 and standard deviation 1. `"quantile"`: they become standard normal.
+        min_frequency: Training rows from which a category has a feature of its own, at least 1. Rarer ones share one.
+        indicators: Whether columns that are missing in some training row have a further feature, which is 1 for rows
+            where they are missing. Needs `missing="mean"`.
         **options: Arguments of `DataModule`.
     """
 
@@ -57,23 +67,41 @@ class Table(DataModule):
         self,
         path: str,
         target: str | list[str],
-        kind: Literal["multiclass", "binary", "multilabel", "regression"],
+        kind: TargetKind | None = None,
         columns: list[str] | None = None,
         categorical: list[str] | None = None,
         split: str | None = None,
+        dates: list[str] | None = None,
+        ignore: list[str] | None = None,
+        scale: Scale = "standard",
+        min_frequency: int = 1,
+        indicators: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        check_range("Table", "[1, inf)", min_frequency=min_frequency)
         self.path = path
         self.targets = [target] if isinstance(target, str) else target
         self.kind = kind
         self.columns = columns
         self.categorical = categorical or []
+        self.dates = dates or []
+        self.ignore = ignore or []
+        self.scale = scale
+        self.min_frequency = min_frequency
+        self.indicators = indicators
         self.split_column = split
         self._columns: list[str] = []
         self._categories: dict[str, list[str]] = {}  # By column, all categories of the file; inputs hold their indices.
+        self._date_formats: dict[str, str] = {}
+        if indicators and self.missing != "mean":
+            raise UsageError(f"Table was given indicators=true and missing={self.missing}: it must be missing=mean")
         if twice := next((name for name in self.targets if self.targets.count(name) > 1), ""):
             raise UsageError(f"Table was given target={self.targets}: {twice} is named twice")
+        if columns and (both := {*columns} & {*self.ignore}):
+            raise UsageError(f"Table was given {min(both)} in columns and in ignore: it must be in one of them")
+        if both := {*self.categorical} & {*self.dates}:
+            raise UsageError(f"Table was given {min(both)} in categorical and in dates: it must be in one of them")
         count = len(self.targets)
         if kind in ("multiclass", "binary") and count != 1:
             raise UsageError(f"Table was given kind={kind} and {count} targets: it must have 1")
@@ -81,15 +109,18 @@ class Table(DataModule):
             raise UsageError(f"Table was given kind=multilabel and {count} target: it must have one for each label")
 
     def load(self) -> Samples:
-        """Return the table. Categories are indices of the categories of the file, other inputs are text."""
-        file = read_csv(self.path)
+        """Return the table. Categories are indices of the categories of the file, dates seconds, other inputs text."""
+        file = read_table(self.path)
         header = file.header
         table = {name: np.array([row[index] for row in file.rows], object) for index, name in enumerate(header)}
         splits = [] if self.split_column is None else [self.split_column]
-        others = [name for name in header if name not in [*self.targets, *splits]]
+        if problem := not self.fitted and missing_column(self.path, self.ignore, header):
+            raise UsageError(problem)
+        others = [name for name in header if name not in [*self.targets, *splits, *self.ignore]]
         columns = self.columns or (self.fitted["columns"][: -len(self.targets)] if self.fitted else others)
         wanted = columns if self.fitted else [*columns, *self.targets]
-        if problem := missing_column(self.path, wanted, header) or missing_column(self.path, self.categorical, columns):
+        named = [*self.categorical, *self.dates]
+        if problem := missing_column(self.path, wanted, header) or missing_column(self.path, named, columns):
             raise UsageError(problem)
         if not columns:
             raise UsageError(f"{self.path} has no input columns, only {', '.join(header)}")
@@ -97,17 +128,21 @@ class Table(DataModule):
             if columns.count(name) > 1 or name in [*self.targets, *splits]:
                 role = "an input twice" if columns.count(name) > 1 else "an input and also the target or the split"
                 raise UsageError(f"{self.path}: column {name} is {role}: leave it out of columns")
-        numbers = [name for name in columns if name not in self.categorical]
+        if self.kind is None:
+            self.kind = self.hparams["kind"] = infer_kind({name: table[name].tolist() for name in self.targets})
+        numbers = [name for name in columns if name not in named]
         self._refuse_long_integers({name: table[name] for name in numbers}, file.lines)
         if not self.fitted:
             numeric = [*columns, *(self.targets if self.kind == "regression" else [])]
-            self._refuse_text({name: table[name] for name in numeric if name not in self.categorical})
+            self._refuse_text({name: table[name] for name in numeric if name not in named})
         for name in self.categorical:
             self._categories[name] = distinct(table[name])
             warn_doubtful(self._categories[name], f"{self.path}: column {name}")
             if self.fitted:
                 self._warn_unknown(name, self.fitted["categories"][name], "the checkpoint does not know")
             table[name] = codes(table[name], self._categories[name])
+        for name in self.dates:
+            table[name] = self._seconds(name, table[name], file.lines)
         self._columns = columns
         targets, names = self._labels(table, file.lines)
         return Samples(
@@ -121,6 +156,28 @@ class Table(DataModule):
             digest=file.digest,
             missing_reason=missing_column(self.path, [*self.targets, *splits], header),
         )
+
+    def sizes(self) -> dict[str, Any]:
+        """Return what the data determine, see `DataModule.sizes`; also `kind` and `numeric_features`."""
+        sizes = super().sizes()
+        return {**sizes, "kind": self.kind, "numeric_features": self._encoder.numeric_features}
+
+    def _seconds(self, name: str, values: NDArray[Any], lines: list[int]) -> NDArray[Any]:
+        """Return a column of dates as seconds since 1970; missing ones stay as they are."""
+        known = dict.fromkeys(value for value in values if not is_missing(value))
+        where = f"{self.path}: column {name}"
+        style = self.fitted["date_formats"][name] if self.fitted else one_format(known, where)
+        found: dict[str, Any] = {}
+        for line, value in zip(lines, values, strict=True):
+            if value in known and value not in found:
+                try:
+                    found[value] = seconds(value, style)
+                except ValueError as error:
+                    raise UsageError(
+                        f"{self.path}: line {line} column {name} is {value}: no date in {style}"
+                    ) from error
+        self._date_formats[name] = style
+        return np.array([found.get(value, value) for value in values], object)
 
     def _refuse_text(self, table: dict[str, NDArray[Any]]) -> None:
         """Refuse columns that hold words but no number."""
@@ -148,8 +205,9 @@ class Table(DataModule):
         unknown = [category for category in self._categories[name] if same(category) not in known]
         if unknown:
             listed = ", ".join(unknown[:_MAX_LISTED]) + ", ..." * (len(unknown) > _MAX_LISTED)
+            encoded = "zeros" if self.min_frequency == 1 else "rare ones"
             _log.warning(
-                f"{self.path}: column {name} has categories that {reason}: {listed}; they are encoded as zeros"
+                f"{self.path}: column {name} has categories that {reason}: {listed}; they are encoded as {encoded}"
             )
 
     def _check_columns(self, inputs: Tensor) -> None:
@@ -158,58 +216,73 @@ class Table(DataModule):
         constant = []
         for name, column in zip(self._columns, inputs.unbind(1), strict=True):
             values = column[~column.isnan()]
+            leave_out = f"leave it out with ignore=[{name}]"
             if not len(values):
                 found = f"{self.path}: column {name} has no value in the training split"
-                raise UsageError(f"{found}: {self._without(name)}")
+                raise UsageError(f"{found}: {leave_out}")
             if len(values) > 1 and (values == values[0]).all():
                 constant.append(f"{name} ({self._shown(name, values)})")
             elif name in self.categorical:
                 if len(values) >= _MIN_ROWS and len(np.unique(values)) == len(values):
-                    _log.warning(
-                        f"{self.path}: column {name} has another category in each training row: {self._without(name)}"
-                    )
+                    _log.warning(f"{self.path}: column {name} has another category in each training row: {leave_out}")
+            elif name in self.dates:
+                continue
             elif len(values) >= _MIN_ROWS and _are_dates(values):
-                _log.warning(
-                    f"{self.path}: column {name} seems to hold dates like {values[0]:.0f}: write days, for example"
-                )
+                _log.warning(f"{self.path}: column {name} seems to hold dates like {values[0]:.0f}: name it in dates")
             elif len(values) >= _MIN_ROWS and (column - rows == column[0] - rows[0]).all():
-                _log.warning(f"{self.path}: column {name} counts the rows of the file: {self._without(name)}")
+                _log.warning(
+                    f"{self.path}: column {name} counts the rows of the file: leave it out with ignore=[{name}]"
+                )
         if constant:
             listed = ", ".join(constant[:_MAX_LISTED])
             listed += f" and {len(constant) - _MAX_LISTED:,} more" * (len(constant) > _MAX_LISTED)
             columns = f"column {listed} has" if len(constant) == 1 else f"columns {listed} have"
             _log.warning(f"{self.path}: {columns} one value in all training rows")
 
-    def _without(self, name: str) -> str:
-        """Return how to leave a column out."""
-        others = [each for each in self._columns if each != name]
-        listed = ",".join(others[:_MAX_LISTED]) + ",..." * (len(others) > _MAX_LISTED)
-        return f"leave it out with columns=[{listed}]"
-
     def _shown(self, name: str, values: Tensor) -> str:
         return self._categories[name][int(values[0])] if name in self.categorical else f"{values[0]:g}"
 
     def fit(self, inputs: Tensor) -> dict[str, Any]:
-        """Return the categories of each column in the training inputs `(N, C)`."""
-        categories = {}
-        for name in self.categorical:
-            column = inputs[:, self._columns.index(name)]
-            categories[name] = [self._categories[name][int(code)] for code in np.unique(column[~column.isnan()])]
-            self._warn_unknown(name, categories[name], "no training row has")
+        """Return the fitted encoder of training inputs `(N, C)`, and the categories of each column."""
+        categories, others = {}, []
+        for name, column in zip(self._columns, inputs.unbind(1), strict=True):
+            if name not in self.categorical:
+                continue
+            found, counts = np.unique(column[~column.isnan()], return_counts=True)
+            kept = found[counts >= self.min_frequency]
+            categories[name] = [self._categories[name][int(code)] for code in kept]
+            others.append(len(kept) < len(found))
+            self._warn_unknown(name, [self._categories[name][int(code)] for code in found], "no training row has")
         self._check_columns(inputs)
-        return {"categories": categories}
+        kinds: list[Kind] = [self._kind(name) for name in self._columns]
+        rows = self._with_indices(inputs, categories)
+        sizes = [len(categories[name]) for name in self._columns if name in categories]
+        self._encoder = TableEncoder.fit(rows, kinds, sizes, others, self.scale, self.indicators)
+        return {"categories": categories, "date_formats": self._date_formats, "encoder": self._encoder.state}
 
     def transform(self, inputs: Tensor) -> Tensor:
-        """Return inputs `(N, C)` as one-hot encoded features `(N, F)`, NaN for missing values."""
-        features = []
-        for name, column in zip(self._columns, inputs.unsqueeze(2).unbind(1), strict=True):
-            if name in self.categorical:
-                # scikit-learn's OneHotEncoder encodes 100,000 rows in 87 ms instead of 10, and does not keep NaN.
-                indices = {same(category): index for index, category in enumerate(self._categories[name])}
-                known = torch.tensor([indices.get(same(category), -1) for category in self.fitted["categories"][name]])
-                column = (column == known).float().where(~column.isnan(), torch.nan)
-            features.append(column)
-        return torch.cat(features, dim=1)
+        """Return inputs `(N, C)` as features `(N, F)`."""
+        if "encoder" in self.fitted:
+            self._encoder = TableEncoder.from_state(self.fitted["encoder"])
+        features: Tensor = self._encoder(self._with_indices(inputs, self.fitted["categories"]))
+        return features
+
+    def scale_statistics(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a mean of 0 and a standard deviation of 1: the encoder has scaled the features."""
+        return features.new_zeros(features.shape[1]), features.new_ones(features.shape[1])
+
+    def _kind(self, name: str) -> Kind:
+        return "category" if name in self.categorical else "date" if name in self.dates else "number"
+
+    def _with_indices(self, inputs: Tensor, categories: dict[str, list[str]]) -> Tensor:
+        """Return inputs `(N, C)` with the index of each category among the fitted ones, -1 if it is none of them."""
+        inputs = inputs.clone()
+        for name, known in categories.items():
+            indices = {same(category): index for index, category in enumerate(known)}
+            fitted = torch.tensor([float(indices.get(same(each), -1)) for each in self._categories[name]] or [-1.0])
+            column = inputs[:, self._columns.index(name)]
+            column.copy_(fitted.double()[column.nan_to_num(0).long()].where(~column.isnan(), torch.nan))
+        return inputs
 
     def _labels(self, table: dict[str, NDArray[Any]], lines: list[int]) -> tuple[NDArray[Any] | None, list[str]]:
         """Return the targets, None if a target column is missing, and the class names."""

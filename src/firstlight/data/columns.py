@@ -1,0 +1,119 @@
+"""What the columns of a table hold: numbers, dates, categories, or nothing to learn from."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from firstlight.data.cells import is_missing, notation, same
+from firstlight.data.dates import date_formats
+
+TargetKind = Literal["multiclass", "binary", "multilabel", "regression"]
+
+_MAX_CLASSES = 10
+"""Distinct integers of a target that are classes; more are numbers."""
+_ROWS_PER_CLASS = 5
+_MIN_ROWS = 20
+"""Rows from which values that are all different are no accident."""
+_REPEATED = 0.5
+"""Share of the rows whose text must occur in another row, too, for a column of categories."""
+_LIKELY_TARGETS = ("target", "label", "class", "y", "outcome")
+_IDENTIFIER = re.compile(r"(?i)(.*[_ .-])?(id|ids|index|rownames?|row|key|uuid)|unnamed: \d+")
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column holds.
+
+    Args:
+        name: Its name.
+        kind: How it is used; `"ignore"`: it is left out.
+        reason: Why, in a few words.
+        missing: Rows without a value.
+        distinct: Different values.
+    """
+
+    name: str
+    kind: Literal["number", "date", "category", "ignore"]
+    reason: str
+    missing: int
+    distinct: int
+
+
+def describe_column(name: str, values: Collection[str]) -> Column:
+    """Return what a column of a file holds."""
+    counts = Counter(same(value) for value in values if not is_missing(value))
+    present = counts.total()
+
+    def column(kind: Any, reason: str) -> Column:
+        return Column(name, kind, reason, len(values) - present, len(counts))
+
+    if not counts:
+        return column("ignore", "it is empty")
+    if len(counts) == 1 and present == len(values):
+        return column("ignore", f"it has one value, {shortened(next(iter(counts)))}")
+    is_all_different = len(counts) == present >= _MIN_ROWS
+    if all(map(is_number, counts)):
+        numbers = [*map(float, counts)]
+        if is_all_different and all(map(float.is_integer, numbers)):
+            if _IDENTIFIER.fullmatch(name) or {after - before for before, after in pairwise(numbers)} == {1}:
+                return column("ignore", "it numbers the rows")
+        if len(counts) > 1 and all(map(_is_long, counts)):
+            return column("ignore", "its numbers are too long to be exact: identifiers")
+        if all(len(each) == 8 for each in counts) and len(date_formats(counts)) == 1:
+            return column("date", "dates like " + next(iter(counts)))
+        return column("number", "numbers")
+    if len(formats := date_formats(counts)) == 1:
+        return column("date", f"dates like {next(iter(counts))}")
+    example = shortened(next(iter(counts)))
+    if formats:
+        return column("ignore", f"its dates are ambiguous: {example} may be {' or '.join(formats)}")
+    repeated = sum(count for count in counts.values() if count > 1)
+    if len(counts) > 2 and repeated < _REPEATED * present:
+        kind = "it has another text in each row" if is_all_different else f"free text, {len(counts):,} different values"
+        if means := notation(next(iter(counts))):
+            kind = f"{example} is {means.partition(':')[0]}"
+        return column("ignore", f"{kind}, like {example}" if not means else kind)
+    return column("category", f"{len(counts):,} categories")
+
+
+def infer_kind(targets: Mapping[str, Collection[str]]) -> TargetKind:
+    """Return what kind of target columns of a file are.
+
+    One column of two values is `"binary"`. Texts, and at most 10 different integers, are `"multiclass"`. Several
+    columns of 0 and 1 are `"multilabel"`. All other numbers are `"regression"`.
+    """
+    counts = [Counter(same(value) for value in values if not is_missing(value)) for values in targets.values()]
+    if len(counts) > 1:
+        return "multilabel" if all(each.keys() <= {"0", "1"} for each in counts) else "regression"
+    (values,) = counts
+    if len(values) == 2:
+        return "binary"
+    if not all(map(is_number, values)):
+        return "multiclass"
+    few = len(values) <= min(_MAX_CLASSES, values.total() / _ROWS_PER_CLASS)
+    return "multiclass" if few and all(float(each).is_integer() for each in values) else "regression"
+
+
+def likely_targets(table: Collection[str]) -> list[str]:
+    """Return the columns whose name says that they are the target."""
+    return [name for name in table if name.lower() in _LIKELY_TARGETS]
+
+
+def is_number(value: str) -> bool:
+    """Return whether a text is a finite number as a computer writes it."""
+    try:
+        return "_" not in value and abs(float(value)) < float("inf")
+    except ValueError:
+        return False
+
+
+def shortened(text: str) -> str:
+    """Return a text of at most 40 characters."""
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _is_long(value: str) -> bool:
+    return len(value.lstrip("+-")) > 15 and value.lstrip("+-").isdecimal()
