@@ -6,7 +6,6 @@ import math
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from firstlight.callbacks import RandomState
 from firstlight.errors import UsageError
 from firstlight.losses import ContrastiveLoss
 from firstlight.optim import build
-from firstlight.preflight.rules import tell_repeated_samples
 from firstlight.tasks import (
     BinaryClassification,
     Classification,
@@ -30,6 +28,7 @@ from firstlight.tasks import (
     Task,
 )
 from firstlight.tasks.gradient_weights import holds_even_batches
+from firstlight.tasks.notices import repeated_samples
 from firstlight.tasks.weight_check import terms_of_other_weight
 from tests.helpers import Ranks
 from tests.tasks.helpers import loader, parts, trainer
@@ -172,7 +171,7 @@ def test_a_task_takes_loaders_without_a_length(tmp_path):
     task = Task(**parts(nn.Linear(5, 1), nn.MSELoss()) | {"optimizer": STILL})
     found = logged(task, DataLoader(Stream(), batch_size=7), tmp_path)
     assert found["val/loss"] == pytest.approx((task(INPUTS) - NUMBERS).square().mean().item(), rel=1e-6)
-    assert tell_repeated_samples(SimpleNamespace(val_dataloaders=DataLoader(Stream()))) == ""
+    assert repeated_samples("val", DataLoader(Stream()), 2) == ""
 
 
 def test_batches_of_several_lengths_are_not_taken_for_even_ones():

@@ -52,7 +52,7 @@ def _probe_metrics(task: Task, split: str, targets: Tensor) -> None:
             f"monitor={task.monitor} is undefined for the {len(targets)} samples of the {split} split, because "
             f"{reasons[task.monitor]}: monitor another metric, or use another split"
         )
-    task.tell_undefined(reasons)
+    task.notices.tell_undefined(reasons)
 
 
 def probe(task: Task, batch: tuple[Any, Tensor], targets: Tensor) -> None:

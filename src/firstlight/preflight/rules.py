@@ -23,7 +23,6 @@ from firstlight.data import DataModule
 from firstlight.data.loader import ResumableDistributedSampler, normalises_batches, per_process
 from firstlight.errors import UsageError, check_range, did_you_mean
 from firstlight.tasks import Task
-from firstlight.tasks.gradient_weights import repeated_samples
 
 
 def refuse_options(options: Mapping[str, Any]) -> None:
@@ -145,17 +144,6 @@ def long_accumulation(trainer: Trainer) -> str:
     return (
         f"accumulate_grad_batches is {accumulated:,}, but an epoch has {batches:,} batches: an epoch makes one "
         f"step, of {batches:,} batches"
-    )
-
-
-def tell_repeated_samples(trainer: Trainer) -> str:
-    """Return how many samples each validation counts twice, or `""`. Call it when training starts."""
-    repeated = repeated_samples(trainer.val_dataloaders)
-    if not repeated:
-        return ""
-    return (
-        f"the val loader gives {repeated:,} of its samples to two processes, so they count twice in val/*: use one "
-        f"process, or a number of samples that is a multiple of {trainer.world_size}"
     )
 
 

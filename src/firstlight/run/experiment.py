@@ -40,6 +40,7 @@ from firstlight.run import console, directory
 from firstlight.run.ending import caveat, find_ending, limit, missed_average
 from firstlight.run.resume import config_diff, refuse_inexact
 from firstlight.tasks import Task
+from firstlight.tasks.notices import repeated_samples
 
 
 @dataclass
@@ -233,7 +234,8 @@ class Experiment:
         print(console.plan(trainable, total, warmup, note), flush=True)
         if note := rules.long_accumulation(trainer):
             print(f"steps  {note}", flush=True)
-        if not isinstance(self.task, Task) and (repeated := rules.tell_repeated_samples(trainer)):  # A task says it.
+        repeated = repeated_samples("val", trainer.val_dataloaders, trainer.world_size)
+        if repeated and not isinstance(self.task, Task):  # A task says it.
             print(f"val    {repeated}", flush=True)
         log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
         if trainer.loggers and not 0 < log_every <= total:

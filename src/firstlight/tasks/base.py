@@ -4,7 +4,6 @@ Shapes: `B` batch; `N` samples of a split; `...` the shape of one sample, output
 """
 
 import inspect
-import logging
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -13,7 +12,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
@@ -28,12 +26,11 @@ from firstlight.metrics.split_metrics import SplitMetrics
 from firstlight.optim import weights
 from firstlight.schedules import Schedule
 from firstlight.tasks.checks import at_least_float32, describe
-from firstlight.tasks.gradient_weights import GradientWeights, holds_even_batches, makes_new_batches, repeated_samples
+from firstlight.tasks.gradient_weights import GradientWeights, holds_even_batches, makes_new_batches
+from firstlight.tasks.notices import Notices
 from firstlight.tasks.optimization import Optimization
 from firstlight.tasks.train_log import TrainLog
-from firstlight.tasks.weight_check import terms_of_other_weight
 
-_log = logging.getLogger(__name__)
 _CHECKED_BATCHES = 8  # The first ones, on which a loss of the user is compared with the mean over two parts.
 
 
@@ -116,7 +113,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         self.test_metrics = SplitMetrics("test", metrics, counted)
         self.train_log = TrainLog(self.train_metrics)
         self.undefined: Mapping[str, str] = {}  # By name, why metrics of the last validation or test are NaN.
-        self._told: set[str] = set()
+        self.notices = Notices()
         is_own = self.is_overridden("compute_loss") or not self._knows_loss()
         self._unproved = _CHECKED_BATCHES if is_own and not self.pairwise_loss else 0
         self._evaluates_again = False
@@ -178,6 +175,9 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
             self._unproved -= 1
             self._tell_other_weight(outputs, targets)
         return loss  # type: ignore[no-any-return]
+
+    def _tell_other_weight(self, outputs: Any, targets: Tensor) -> None:
+        self.notices.tell_other_weight(self, outputs, targets)
 
     def training_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a training batch, with the L1 penalty."""
@@ -254,21 +254,13 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         self.gradient_weights.is_even = holds_even_batches(self.trainer.train_dataloader, counts)
         self._evaluates_again = any(isinstance(each, LBFGS) for each in self.trainer.optimizers)
         self.train_metrics.is_open = True
-        self._look_at_loaders(self.train_metrics, self.trainer.train_dataloader)
+        self._start_split(self.train_metrics, self.trainer.train_dataloader)
         self.optimization.start(self.trainer)
         self.train_log.start(self.trainer, self.device)
 
     def on_train_epoch_start(self) -> None:
         """Plan again if the length of an epoch has changed."""
         self.optimization.start_epoch(self.trainer)
-
-    def on_validation_epoch_start(self) -> None:
-        """Look at the loaders of validation."""
-        self._look_at_loaders(self.val_metrics, self.trainer.val_dataloaders)
-
-    def on_test_epoch_start(self) -> None:
-        """Look at the loaders of the test."""
-        self._look_at_loaders(self.test_metrics, self.trainer.test_dataloaders)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Back-propagate. The gradient of a step is that of the mean over all its batches, of all processes."""
@@ -294,50 +286,31 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         if values := self.train_log.compute_if_due(self.trainer):
             self.log_dict(values)
 
+    def on_validation_epoch_start(self) -> None:
+        """Prepare `val/*`."""
+        self._start_split(self.val_metrics, self.trainer.val_dataloaders)
+
     def on_validation_epoch_end(self) -> None:
         """Log `val/*`."""
         self._log_split(self.val_metrics)
+
+    def on_test_epoch_start(self) -> None:
+        """Prepare `test/*`."""
+        self._start_split(self.test_metrics, self.trainer.test_dataloaders)
 
     def on_test_epoch_end(self) -> None:
         """Log `test/*`."""
         self._log_split(self.test_metrics)
 
-    def _look_at_loaders(self, metrics: SplitMetrics, loader: Any) -> None:
-        """Prepare for loaders that reuse memory, and tell if one gives samples to several processes."""
-        metrics.copies_targets = not makes_new_batches(loader)
-        if self.trainer.world_size > 1 and (repeated := repeated_samples(loader)):
-            self._tell(
-                f"{metrics.split} loader",
-                f"the {metrics.split} loader gives {repeated} of its samples to two processes, so they count twice in "
-                f"{metrics.split}/*: use a data module of firstlight, or a number of samples that is a "
-                f"multiple of {self.trainer.world_size}",
-            )
-
-    def _tell_other_weight(self, outputs: Any, targets: Tensor) -> None:
-        """Warn once about each term of the loss that is no mean over the weight of its batch."""
-        for name in terms_of_other_weight(self, outputs, targets):
-            source = f"{type(self).__name__}.compute_loss" if self.is_overridden("compute_loss") else _name(self.loss)
-            self._tell(
-                f"weight of {name}",
-                f"the {name} of {source} is no mean over what batch_weight(targets) counts, so its mean depends on how "
-                "samples are cut into batches and processes: let batch_weight return what it averages over",
-            )
-
-    def _tell(self, key: str, message: str) -> None:
-        if key not in self._told and not rank_zero_only.rank:  # type: ignore[attr-defined]
-            _log.warning(message)
-        self._told.add(key)
+    def _start_split(self, metrics: SplitMetrics, loader: Any) -> None:
+        metrics.copies_targets = not makes_new_batches(loader)  # Others write into the memory of the batch before.
+        self.notices.tell_repeated_samples(metrics.split, loader, self.trainer.world_size)
 
     def _log_split(self, metrics: SplitMetrics) -> None:
         self.log_dict(metrics.compute(), sync_dist=True)
         self.undefined = metrics.missing_reasons
         if not self.trainer.sanity_checking:  # It sees two batches only.
-            self.tell_undefined(self.undefined)
-
-    def tell_undefined(self, reasons: Mapping[str, str]) -> None:
-        """Warn once for each metric that is undefined; `reasons` by name."""
-        for name, reason in reasons.items():
-            self._tell(name, f"{name} is undefined (nan), because {reason}; nothing is chosen by it")
+            self.notices.tell_undefined(self.undefined)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the plan of the optimiser, the newest validation metrics, and the batches that are not logged yet."""
@@ -425,8 +398,9 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
                 )
             elif getattr(function := getattr(part, "func", part), "__module__", "") == "torch.nn.functional":
                 raise UsageError(
-                    f"{type(self).__name__} was given the function {_name(function)}, which does "
-                    "not tell what it expects and averages over: give a module, for example torch.nn.CrossEntropyLoss()"
+                    f"{type(self).__name__} was given the function {getattr(function, '__name__', function)}, which "
+                    "does not tell what it expects and averages over: give a module, for example "
+                    "torch.nn.CrossEntropyLoss()"
                 )
 
     def _mode(self, metrics: Mapping[str, Metric], mode: Literal["min", "max"] | None) -> Literal["min", "max"]:
@@ -459,10 +433,6 @@ def _convert_inputs(convert: Callable[[Any], Any], batch: Any) -> Any:
         return convert(batch)
     inputs, targets = batch
     return convert(inputs), targets
-
-
-def _name(part: Any) -> str:
-    return part.__name__ if inspect.isfunction(part) else type(part).__name__
 
 
 def _is_library(kind: type) -> bool:

@@ -1,13 +1,12 @@
 """How the gradients of the batches of a step become the gradient of the mean over all that they scored."""
 
-from collections.abc import Iterable, Sized
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DistributedSampler, TensorDataset, default_collate
+from torch.utils.data import BatchSampler, TensorDataset, default_collate
 
 from firstlight.metrics.whole_split import exact
 
@@ -100,14 +99,6 @@ def may_hold(loader: Any, target: int) -> bool:
     elif type(dataset) is TensorDataset and loader.collate_fn is default_collate:
         targets = dataset.tensors[-1]
     return not isinstance(targets, Tensor) or bool((targets == target).any())
-
-
-def repeated_samples(loader: Any) -> int:
-    """Return how many samples torch's DistributedSampler gives to two processes, so that all get the same number."""
-    loaders = CombinedLoader([] if loader is None else loader, "sequential").flattened  # Some loaders have no length.
-    samplers = [getattr(each, "sampler", None) for each in loaders]
-    padded = [each for each in samplers if isinstance(each, DistributedSampler) and not _is_of_firstlight(each)]
-    return sum(max(0, each.total_size - len(cast(Sized, each.dataset))) for each in padded)
 
 
 def _is_of_firstlight(part: Any) -> bool:

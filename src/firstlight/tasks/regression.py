@@ -88,7 +88,7 @@ class Regression(Task):
         old = self.target_mean.to(mean), self.target_std.to(std)
         is_fitted = bool((old[0] != 0).any() or (old[1] != 1).any())
         if is_fitted and not all(map(torch.equal, old, (mean, std))):  # Outputs of the network get another meaning.
-            self._tell(
+            self.notices.tell(
                 f"scale {mean}",
                 f"{type(self).__name__} was trained with target_mean {old[0].tolist()} and target_std "
                 f"{old[1].tolist()}; this fit has {mean.tolist()} and {std.tolist()}, and predictions move with them",
