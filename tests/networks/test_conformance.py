@@ -39,6 +39,11 @@ EXAMPLES = {
         ({"backbone": partial(MLP, 12, [8], 6), "features": 6, "dimensions": 3}, (5, 12), (5, 3)),
         ({"backbone": partial(ConvNet, 1, [4, 8], 6), "features": 6, "dimensions": 2}, (5, 1, 8, 8), (5, 2)),
     ],
+    "TabM": [
+        ({"in_features": 7, "out_features": 3, "hidden": [8, 6], "numeric_features": 4, "members": 3}, (5, 7), (5, 3)),
+        ({"in_features": 12, "out_features": 2, "hidden": [8], "members": 2}, (5, 3, 4), (5, 2)),
+        ({"in_features": 4, "out_features": 1, "numeric_features": 4, "members": 1, "bins": 1}, (5, 4), (5, 1)),
+    ],
     "TransformerClassifier": [
         ({"out_features": 3, "width": 16, "layers": 2, "heads": 2}, (5, 7), (5, 3)),
         ({"out_features": 3, "width": 16, "layers": 2, "norm": "post", "dropout": 0.1}, (5, 7), (5, 3)),
@@ -81,7 +86,7 @@ def test_every_network_has_an_example(name):
 
 @every_network
 def test_outputs_have_the_documented_shape_and_are_finite(name, options, shape, out_shape):
-    outputs = build(name, options)(inputs_of(shape, name))
+    outputs = build(name, options).eval()(inputs_of(shape, name))
     assert outputs.shape == out_shape
     assert outputs.isfinite().all()
 

@@ -5,6 +5,7 @@ from firstlight.networks.embedding import EmbeddingNet
 from firstlight.networks.layers import ConvBlock
 from firstlight.networks.mlp import MLP, RegularizedNet, SimpleNet
 from firstlight.networks.resnet import ResNet
+from firstlight.networks.tabm import TabM
 from firstlight.networks.transformer import TransformerClassifier, TransformerLM
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "RegularizedNet",
     "ResNet",
     "SimpleNet",
+    "TabM",
     "TransformerClassifier",
     "TransformerLM",
 ]
