@@ -40,6 +40,10 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
     Override `forward`, `compute_loss` and `predict_step` to change what a step computes; `metric_inputs` and
     `batch_weight` if metrics and weights must differ too. `check_targets` and `check_outputs` refuse wrong data early.
 
+    A network with an integer `members` returns outputs `(B, members, ...)` while training, and else their mean
+    `(B, ...)`, as `firstlight.networks.TabM` does. `train/loss` is then the mean of the members' losses, and the
+    training metrics take the mean outputs.
+
     Logs `train/*` as means since the last log, and `val/*` and `test/*` as means over the split. Weight decay does not
     apply to biases and normalisation layers. The schedule counts optimiser steps.
 
@@ -92,6 +96,13 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         keep_hyperparameters(self, {"metrics"} - parts.keys(), **parts)
         self._check_parts(network, optimizer, schedule, loss)
         check_range(type(self).__name__, "[0, inf)", l1=l1)
+        members = getattr(network, "members", None)
+        self.members = members if isinstance(members, int) else 0
+        if self.members and self.pairwise_loss:
+            raise UsageError(
+                f"{type(self).__name__} compares samples with each other, but {type(network).__name__} has "
+                f"members={members}, which have a loss each: use another network"
+            )
         self.network = network
         self.loss: Any = loss
         self.l1 = l1
@@ -165,19 +176,33 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         outputs = self(inputs)
         if not isinstance(outputs, Tensor):
             self.check_structure(outputs)
+        predictions, counted = outputs, targets
+        if self.members and self.network.training and isinstance(outputs, Tensor):
+            predictions, outputs, targets = self._split_members(outputs, targets)
         loss: Any = self.compute_loss(outputs, targets)
         terms = None
         if not isinstance(loss, Tensor):
             loss, terms = sum(loss.values()), loss
-        seen = self.metric_inputs(outputs, targets) if split_metrics.names else None
-        split_metrics.update(loss, self.batch_weight(targets), seen, terms)
+        seen = self.metric_inputs(predictions, counted) if split_metrics.names else None
+        split_metrics.update(loss, self.batch_weight(counted), seen, terms)
         if self._unproved:
             self._unproved -= 1
-            self._tell_other_weight(outputs, targets)
+            self.notices.tell_other_weight(self, outputs, targets)
         return loss  # type: ignore[no-any-return]
 
-    def _tell_other_weight(self, outputs: Any, targets: Tensor) -> None:
-        self.notices.tell_other_weight(self, outputs, targets)
+    def _split_members(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean outputs `(B, ...)` of the members, their outputs `(B * members, ...)`, and targets for them.
+
+        The mean loss over these is the mean of the members' losses.
+        """
+        expected = (len(targets), self.members)
+        if outputs.shape[:2] != expected:
+            raise UsageError(
+                f"{type(self.network).__name__} has members={self.members}, so while training it must return "
+                f"({expected[0]}, {expected[1]}, ...), not {describe(outputs)}; a network without members needs "
+                "another name for this attribute"
+            )
+        return outputs.mean(1), outputs.flatten(0, 1), targets.repeat_interleave(self.members, 0)
 
     def training_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a training batch, with the L1 penalty."""
