@@ -116,6 +116,19 @@ def test_first_members_outputs_do_not_depend_on_the_others():
         assert gradient[0].any() and not gradient[1:].any()
 
 
+def test_dropout_is_the_same_for_all_members_and_another_for_each_sample():
+    network = build(dropout=0.5, hidden=[200]).train()
+    with torch.no_grad():
+        for name in ("input.scale", "input.out_scale", "input.bias", "output_weight", "output_bias"):
+            parameter = network.get_parameter(name)
+            parameter.copy_(parameter[:1].expand_as(parameter).clone())
+    inputs = torch.randn(1, 7, dtype=torch.float64).expand(2000, 7)
+    outputs = network(inputs)
+    torch.testing.assert_close(outputs, outputs[:, :1].expand_as(outputs))
+    assert outputs[:, 0, 0].unique().numel() > 1000
+    torch.testing.assert_close(outputs.mean((0, 1)), network.eval()(inputs)[0], rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import dropout, linear, relu
 
 from firstlight.errors import UsageError, check_range
 
@@ -28,8 +28,9 @@ class TabM(nn.Module):
     In evaluation, outputs `(B, out_features)` are the mean over the members, without an activation. While training they
     are `(B, members, out_features)`, because each member has its own loss: tasks compare each with the targets.
 
-    Differently from the paper, the first `r` scales an embedding as a whole; the paper's starts so but then learns a
-    scale for each of its numbers. So the first layer costs little more than that of a single perceptron.
+    Two things differ from the paper, and save more than half the time of a step on a CPU. The first `r` scales an
+    embedding as a whole; the paper's starts so, and then learns a scale for each of its numbers. Dropout drops the same
+    units of a sample in all members.
 
     Args:
         in_features: Number of input features, after flattening.
@@ -70,7 +71,7 @@ class TabM(nn.Module):
         self.embed = PiecewiseLinearEmbedding(numeric_features, bins, embedding) if numeric_features else None
         self.input = _InputLayer(numeric_features, embedding, others, hidden[0], members)
         self.hidden = nn.ModuleList(_HiddenLayer(*widths, members) for widths in pairwise(hidden))
-        self.activation = nn.Sequential(nn.ReLU(), nn.Dropout(dropout))
+        self.dropout = dropout
         self.output_weight = _uniform(members, hidden[-1], out_features, fan_in=hidden[-1])
         self.output_bias = _uniform(members, 1, out_features, fan_in=hidden[-1])
 
@@ -78,11 +79,18 @@ class TabM(nn.Module):
         """Return the outputs: `(B, members, out_features)` while training, else their mean `(B, out_features)`."""
         numbers, others = inputs.flatten(1).tensor_split([self.numeric_features], dim=1)
         embeddings = None if self.embed is None else self.embed(numbers)
-        units = self.activation(self.input(embeddings, others))
+        units = self._activate(self.input(embeddings, others))
         for layer in self.hidden:
-            units = self.activation(layer(units))
+            units = self._activate(layer(units))
         outputs = torch.baddbmm(self.output_bias, units, self.output_weight)
         return outputs.transpose(0, 1) if self.training else outputs.mean(0)
+
+    def _activate(self, units: Tensor) -> Tensor:
+        """Return units `(K, B, H)` after ReLU and dropout."""
+        units = relu(units)
+        if not self.training or not self.dropout:
+            return units
+        return units * dropout(torch.ones_like(units[0]), self.dropout)
 
 
 class PiecewiseLinearEmbedding(nn.Module):
