@@ -44,6 +44,10 @@ EXAMPLES = {
         ({"in_features": 12, "out_features": 2, "hidden": [8], "members": 2}, (5, 3, 4), (5, 2)),
         ({"in_features": 4, "out_features": 1, "numeric_features": 4, "members": 1, "bins": 1}, (5, 4), (5, 1)),
     ],
+    "NgramClassifier": [
+        ({"out_features": 3}, (5, 7), (5, 3)),
+        ({"out_features": 2, "lengths": [2, 9], "buckets": 11, "width": 4, "dropout": 0.5}, (5, 7), (5, 2)),
+    ],
     "TransformerClassifier": [
         ({"out_features": 3, "width": 16, "layers": 2, "heads": 2}, (5, 7), (5, 3)),
         ({"out_features": 3, "width": 16, "layers": 2, "norm": "post", "dropout": 0.1}, (5, 7), (5, 3)),
@@ -53,7 +57,7 @@ EXAMPLES = {
         ({"vocabulary": 11, "width": 16, "layers": 2, "norm": "post", "tied": False}, (5, 7), (5, 7, 11)),
     ],
 }
-TAKE_TOKENS = {"TransformerClassifier", "TransformerLM"}
+TAKE_TOKENS = {"NgramClassifier", "TransformerClassifier", "TransformerLM"}
 NETWORKS = [
     name
     for name in firstlight.networks.__all__
