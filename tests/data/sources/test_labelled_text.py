@@ -64,6 +64,44 @@ def test_long_texts_are_cut_with_a_warning(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([3, 4, 68], 68),
+        ([1] * 99 + [256], 256),
+        ([1] * 98 + [500, 600], 500),  # 99 of 100 texts have at most 500 bytes.
+        ([1] * 99 + [600], 256),
+        ([10_000] * 10, 4096),
+        ([1000] * 10, 1000),
+    ],
+)
+def test_max_length_follows_from_the_data(tmp_path, caplog, lengths, expected):
+    data = LabelledText(table(tmp_path, [("x" * length, "ab"[row % 2]) for row, length in enumerate(lengths)]))
+    assert data.load().inputs.shape == (len(lengths), expected)
+    longer = sum(length > expected for length in lengths)
+    told = f"{longer} of {len(lengths)} texts were cut, because they are longer than" if longer else "the longest of"
+    assert told in caplog.text and f"max_length={expected} bytes" in caplog.text and len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("given", [None, 4])
+@pytest.mark.parametrize("is_set_up", [False, True])
+def test_checkpoint_cuts_new_texts_as_its_training_texts(tmp_path, caplog, given, is_set_up):
+    trained = LabelledText(table(tmp_path), max_length=given)
+    trained.setup()
+    expected = given or len("good day, all")
+    assert trained.state_dict()["max_length"] == expected
+    for rows in ([("x" * 99, "de")], ROWS):
+        data = LabelledText(table(tmp_path, rows, name="new.csv" if rows is not ROWS else "texts.csv"))
+        if is_set_up and rows is ROWS:
+            data.setup()
+        data.load_state_dict(trained.state_dict())
+        caplog.clear()
+        assert data.dataset("test").inputs.count_nonzero(1).max() <= expected
+        assert data.state_dict()["max_length"] == expected
+        if rows is not ROWS:
+            assert f"1 of 1 texts were cut, because they are longer than max_length={expected}" in caplog.text
+
+
+@pytest.mark.parametrize(
     ("header", "rows", "found"),
     [
         (

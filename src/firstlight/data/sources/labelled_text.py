@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 _MIN_NAMES = 100
 """Smallest category of `UnicodeNames`."""
 
+_LENGTHS = (256, 4096)
+"""Bytes up to which the longest text gives `max_length`, and the most that it becomes."""
+
 
 class PaddedBatches(TensorBatches):
     """Samples `(N, T)` padded with 0 at the end, each with a token; each batch is cut to its longest sample."""
@@ -43,26 +46,46 @@ class Texts(DataModule):
 
     Args:
         max_length: Bytes after which a text is cut, at least 1. A warning gives the number of texts that were cut.
+            None: the longest text, if it has at most 256 bytes. Otherwise the length that 99 % of the texts do not
+            exceed, from 256 to 4,096. The fitted state holds the number, so a checkpoint cuts new texts as the training
+            texts.
         **options: Arguments of `DataModule`.
     """
 
     dataset_class = PaddedBatches
 
-    def __init__(self, max_length: int = 256, **options: Any) -> None:
+    def __init__(self, max_length: int | None = None, **options: Any) -> None:
         super().__init__(**options)
-        check_range(type(self).__name__, "[1, inf)", max_length=max_length)
+        if max_length is not None:
+            check_range(type(self).__name__, "[1, inf)", max_length=max_length)
         self.max_length = max_length
+        self._max_length = 0  # Of the loaded samples.
+
+    def fit(self, inputs: Tensor) -> dict[str, Any]:
+        """Return the number of bytes after which texts were cut."""
+        return {"max_length": self._max_length}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the fitted state of a checkpoint, and cut texts as it did."""
+        if state_dict.get("max_length") != self._max_length:
+            self._samples = None
+        super().load_state_dict(state_dict)
 
     def tokens(self, texts: Sequence[str], source: str) -> NDArray[np.int16]:
         """Return the tokens of texts, `(N, T)`, and warn if some were cut."""
         encoded = [text.encode() for text in texts]
-        longer = sum(len(each) > self.max_length for each in encoded)
+        lengths = [*map(len, encoded)]
+        known = self.max_length or self.fitted.get("max_length")
+        length = self._max_length = known or _choose_length(lengths)
+        longer = sum(each > length for each in lengths)
         if longer:
             _log.warning(
                 f"{source}: {longer:,} of {len(texts):,} texts were cut, because they are longer than "
-                f"max_length={self.max_length} bytes"
+                f"max_length={length} bytes"
             )
-        cut = [np.frombuffer(each[: self.max_length], np.uint8) for each in encoded]
+        elif not known:
+            _log.warning(f"{source}: the longest of {len(texts):,} texts gives max_length={length} bytes")
+        cut = [np.frombuffer(each[:length], np.uint8) for each in encoded]
         tokens = np.zeros((len(cut), max(1, *map(len, cut))), np.int16)
         for row, each in zip(tokens, cut, strict=True):
             row[: len(each)] = each.astype(np.int16) + 1
@@ -128,3 +151,10 @@ class UnicodeNames(Texts):
         source = f"Unicode {unicodedata.unidata_version}"
         digest = digest_of("\n".join(names).encode())
         return Samples(self.tokens(names, source), np.array(labels), kinds, source=source, digest=digest)
+
+
+def _choose_length(lengths: Sequence[int]) -> int:
+    """Return the length at which to cut texts of these lengths, at least 1, see `Texts`."""
+    shortest, longest = _LENGTHS
+    quantile = int(np.quantile(lengths, 0.99, method="inverted_cdf")) if lengths else 1
+    return max(1, min(max(lengths, default=1), max(shortest, quantile), longest))
