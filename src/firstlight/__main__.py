@@ -64,7 +64,7 @@ def _call(verb: str, args: list[str]) -> int:
         elif verb == "--version":
             print(f"firstlight {__version__}")
         elif verb in VERBS:
-            getattr(import_module("firstlight.cli.verbs"), verb)(args)
+            getattr(import_module(f"firstlight.cli.{'new' if verb == 'new' else 'verbs'}"), verb)(args)
         else:
             raise UsageError(f"unknown verb {verb}; available: {', '.join(VERBS)}" + did_you_mean(verb, VERBS))
     except KeyboardInterrupt:  # Before a run has started, or after its end.

@@ -4,6 +4,7 @@ Importing this package imports nothing else, so that `firstlight --help` is inst
 """
 
 VERBS = {
+    "new": "look at your data, and write an experiment of your own",
     "run": "fit, then test the best checkpoint",
     "fit": "train; with --run DIR, resume from its last checkpoint",
     "check": "find what is wrong with a fit in seconds, before it starts",

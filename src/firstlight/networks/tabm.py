@@ -36,7 +36,8 @@ class TabM(nn.Module):
         in_features: Number of input features, after flattening.
         out_features: Number of outputs.
         hidden: Widths of the hidden layers, at least one. The paper tunes one to four layers of 64 to 1,024.
-        numeric_features: How many of the first inputs are numbers; they should be standardised.
+        numeric_features: How many of the first inputs are numbers, which should be standardised. None: none; the
+            command line fills in what the data say.
         members: Number of members. The paper has 32.
         dropout: Probability of dropping a hidden unit, in [0, 1).
         bins: Bins of the embedding of a number.
@@ -51,7 +52,7 @@ class TabM(nn.Module):
         in_features: int,
         out_features: int,
         hidden: Sequence[int] = (128, 128),
-        numeric_features: int = 0,
+        numeric_features: int | None = None,
         members: int = 16,
         dropout: float = 0.1,
         bins: int = 16,
@@ -61,6 +62,7 @@ class TabM(nn.Module):
         check_range(name, "[1, inf)", in_features=in_features, out_features=out_features, hidden=hidden)
         check_range(name, "[1, inf)", members=members, bins=bins, embedding=embedding)
         check_range(name, "[0, 1)", dropout=dropout)
+        numeric_features = numeric_features or 0
         check_range(name, f"[0, {in_features}]", numeric_features=numeric_features)
         if not hidden:
             raise UsageError(f"{name} was given hidden=[]: it needs at least one hidden layer")

@@ -99,16 +99,20 @@ class LabelledText(Texts):
         path: Path of the file. Its first line names the columns.
         text: Name of the column of texts.
         label: Name of the column of labels. Prediction does not need it.
+        split: Name of a column that holds `train`, `val` or `test` for each row; None: the rows are split at random.
         **options: Arguments of `Texts` and `DataModule`.
     """
 
-    def __init__(self, path: str, text: str = "text", label: str = "label", **options: Any) -> None:
+    def __init__(
+        self, path: str, text: str = "text", label: str = "label", split: str | None = None, **options: Any
+    ) -> None:
         super().__init__(**options)
         if text == label:
             raise UsageError(f"LabelledText was given text={text} and label={label}: they must be two columns")
         self.path = path
         self.text = text
         self.label = label
+        self.split_column = split
 
     def load(self) -> Samples:
         """Return the texts and their labels. Without the column of labels, they can only be predicted."""
@@ -118,11 +122,15 @@ class LabelledText(Texts):
         table = {name: [row[index] for row in file.rows] for index, name in enumerate(file.header)}
         fields: dict[str, Any] = {"source": self.path, "lines": file.lines, "digest": file.digest}
         tokens = self.tokens(table[self.text], self.path)
-        missing_reason = missing_column(self.path, [self.label], file.header)
+        missing_reason = missing_column(
+            self.path, [self.label, *([self.split_column] * bool(self.split_column))], file.header
+        )
         if missing_reason:
             return Samples(tokens, None, missing_reason=missing_reason, **fields)
         labels = np.array(table[self.label], object)
         targets, names = encode_labels(labels, self.class_names, self.path, self.label, file.lines)
+        if self.split_column:
+            fields["split"] = np.array([*map(str.strip, table[self.split_column])])
         return Samples(tokens, targets, names, **fields)
 
 

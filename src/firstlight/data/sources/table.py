@@ -58,6 +58,8 @@ class Table(DataModule):
         ignore: Names of columns to leave out.
         scale: `"standard"`: numbers get mean 0 and standard deviation 1. `"quantile"`: they become standard normal.
         min_frequency: Training rows from which a category has a feature of its own, at least 1. Rarer ones share one.
+        max_categories: How many categories of a column have a feature of their own at most; the most frequent ones do.
+            None: all.
         indicators: Whether columns that are missing in some training row have a further feature, which is 1 for rows
             where they are missing. Needs `missing="mean"`.
         **options: Arguments of `DataModule`.
@@ -75,11 +77,12 @@ class Table(DataModule):
         ignore: list[str] | None = None,
         scale: Scale = "standard",
         min_frequency: int = 1,
+        max_categories: int | None = None,
         indicators: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        check_range("Table", "[1, inf)", min_frequency=min_frequency)
+        check_range("Table", "[1, inf)", min_frequency=min_frequency, max_categories=max_categories or 1)
         self.path = path
         self.targets = [target] if isinstance(target, str) else target
         self.kind = kind
@@ -89,6 +92,7 @@ class Table(DataModule):
         self.ignore = ignore or []
         self.scale = scale
         self.min_frequency = min_frequency
+        self.max_categories = max_categories
         self.indicators = indicators
         self.split_column = split
         self._columns: list[str] = []
@@ -205,7 +209,7 @@ class Table(DataModule):
         unknown = [category for category in self._categories[name] if same(category) not in known]
         if unknown:
             listed = ", ".join(unknown[:_MAX_LISTED]) + ", ..." * (len(unknown) > _MAX_LISTED)
-            encoded = "zeros" if self.min_frequency == 1 else "rare ones"
+            encoded = "zeros" if self.min_frequency == 1 and self.max_categories is None else "rare ones"
             _log.warning(
                 f"{self.path}: column {name} has categories that {reason}: {listed}; they are encoded as {encoded}"
             )
@@ -249,7 +253,8 @@ class Table(DataModule):
             if name not in self.categorical:
                 continue
             found, counts = np.unique(column[~column.isnan()], return_counts=True)
-            kept = found[counts >= self.min_frequency]
+            frequent = np.argsort(-counts, kind="stable")[: self.max_categories]
+            kept = found[np.sort(frequent[counts[frequent] >= self.min_frequency])]
             categories[name] = [self._categories[name][int(code)] for code in kept]
             others.append(len(kept) < len(found))
             self._warn_unknown(name, [self._categories[name][int(code)] for code in found], "no training row has")

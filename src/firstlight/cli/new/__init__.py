@@ -1,0 +1,40 @@
+"""`firstlight new`: look at a person's data, and write an experiment of their own."""
+
+import argparse
+from pathlib import Path
+
+from firstlight.cli.new.look import look_at
+from firstlight.cli.new.write import write_package
+from firstlight.errors import UsageError
+
+_HELP = """firstlight new DIR --data PATH --target NAME    a table: predict the column NAME
+       firstlight new DIR --data PATH                  a folder of images, a text, arrays, or a table with a column
+                                                       named target, label, class, y or outcome
+       firstlight new DIR                              digits, as a first example"""
+
+
+def new(args: list[str]) -> None:
+    """Look at data, say what was seen and chosen, and write an experiment into a new folder."""
+    parser = argparse.ArgumentParser("firstlight new", _HELP, "Write an experiment of your own.", exit_on_error=False)
+    parser.add_argument("dir", type=Path, metavar="DIR", help="Folder to write; its name becomes that of the package.")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="A table, text, arrays, or a folder of images.")
+    parser.add_argument("--target", metavar="NAME", help="Column of the table to predict.")
+    try:
+        found, unknown = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from error
+    except SystemExit as stopped:
+        if stopped.code:
+            raise UsageError("new needs one folder: firstlight new DIR --data PATH --target NAME") from None
+        raise
+    if unknown:
+        raise UsageError(f"new does not take {unknown[0]}: firstlight new DIR --data PATH --target NAME")
+    data = None if found.data is None else found.data.expanduser()
+    folder = found.dir.expanduser()
+    look = look_at(data, found.target)
+    wrote = write_package(folder, look, data)
+    for heading, lines in (("saw", look.seen), ("chose", look.chosen)):
+        for index, line in enumerate(lines):
+            print(f"{'' if index else heading:<6} {line}")
+    print(f"wrote  {folder}: {', '.join(name for name in wrote if '/' not in name)}, and parts of your own")
+    print(f"next   cd {folder} && firstlight run --config config.yaml")

@@ -1,0 +1,240 @@
+"""Look at a person's data, and decide how to train on it."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from firstlight.data.cells import is_missing, same
+from firstlight.data.columns import Column, describe_column, infer_kind, is_number, likely_targets, shortened
+from firstlight.data.files import Csv, missing_column, read_table
+from firstlight.errors import UsageError
+
+_ARRAYS = (".npz", ".npy")
+_TEXTS = (".txt", ".md", ".rst", ".text", ".log", ".tex")
+_WORDS = 1.5
+"""Words in a text, on average, from which a column is a text to read and not a name."""
+_MAX_NAMED = 6
+
+TASKS = {
+    "regression": ("Regression", "torch.nn.MSELoss"),
+    "binary": ("BinaryClassification", "torch.nn.BCEWithLogitsLoss"),
+    "multiclass": ("Classification", "torch.nn.CrossEntropyLoss"),
+    "multilabel": ("MultilabelClassification", "torch.nn.BCEWithLogitsLoss"),
+}
+
+
+@dataclass
+class Look:
+    """What was seen in the data and what was chosen.
+
+    Args:
+        template: Name of the configuration's template: `table`, `text`, `images`, `corpus`, `arrays` or `digits`.
+        seen: Lines that tell what was seen.
+        chosen: Lines that tell what was chosen, each with its reason.
+        values: What the template needs.
+    """
+
+    template: str
+    seen: list[str] = field(default_factory=list)
+    chosen: list[str] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def look_at(path: Path | None, target: str | None) -> Look:
+    """Return what was seen in the data at `path`, and what was chosen; None stands for scikit-learn's digits.
+
+    Raises:
+        UsageError: If the data are not recognised, or cannot be trained on, or the target is ambiguous.
+    """
+    if path is None:
+        if target:
+            raise UsageError(f"--target {target} needs --data PATH, the table that has this column")
+        seen = ["scikit-learn's digits: 1,797 images of 8 x 8 pixels, 10 classes; give --data PATH for your own data"]
+        return Look("digits", seen)
+    if not path.exists():
+        raise UsageError(f"there is no {path}")
+    suffix = path.suffix.lower()
+    is_table = not path.is_dir() and suffix not in (*_ARRAYS, *_TEXTS)
+    if target and not is_table:
+        raise UsageError(f"--target {target} names a column of a table, but {path} is none")
+    if path.is_dir():
+        return _look_at_images(path)
+    if suffix in _ARRAYS:
+        return _look_at_arrays(path)
+    if suffix in _TEXTS:
+        return _look_at_corpus(path)
+    return _look_at_table(path, target)
+
+
+def _look_at_table(path: Path, target: str | None) -> Look:
+    file = read_table(str(path))
+    table = {name: [row[index] for row in file.rows] for index, name in enumerate(file.header)}
+    if target is None:
+        target = _find_target(path, table)
+    elif problem := missing_column(str(path), [target], file.header):
+        raise UsageError(problem)
+    labels = [value for value in table[target] if not is_missing(value)]
+    counts = Counter(map(same, labels))
+    if len(counts) < 2:
+        values = f"only the value {next(iter(counts))}" if counts else "no value"
+        raise UsageError(f"{path}: column {target} has {values}: there is nothing to predict")
+    kind = infer_kind({target: labels})
+    if kind == "multiclass" and len(counts) > len(labels) / 2:
+        found = f"{path}: column {target} has {len(counts):,} different texts in {len(labels):,} rows"
+        raise UsageError(f"{found}: it is neither a class nor a number to predict")
+    splits = [name for name in table if {*map(str.strip, table[name])} <= {"train", "val", "test"}]
+    split = splits[0] if splits and {"train", "test"} <= {*map(str.strip, table[splits[0]])} else None
+    columns = [describe_column(name, values) for name, values in table.items() if name not in (target, split)]
+    used = [column for column in columns if column.kind != "ignore"]
+    seen = [f"{path.name}: {len(file.rows):,} rows, {len(file.header):,} columns"]
+    texts = [column for column in columns if column.kind != "number" and _is_text(table[column.name])]
+    if len(texts) == 1 and not [column for column in used if column not in texts] and kind in ("binary", "multiclass"):
+        return _text(path, texts[0].name, target, split, table, counts, seen)
+    if not used:
+        reasons = "; ".join(f"{column.name}: {column.reason}" for column in columns)
+        raise UsageError(f"{path} has no column to learn from ({reasons or 'only the target'})")
+    return _table(path, file, target, kind, split, columns, counts, seen)
+
+
+def _table(
+    path: Path,
+    file: Csv,
+    target: str,
+    kind: str,
+    split: str | None,
+    columns: Sequence[Column],
+    counts: Counter[str],
+    seen: list[str],
+) -> Look:
+    by_kind = {kind: [c for c in columns if c.kind == kind] for kind in ("number", "category", "date", "ignore")}
+    names = {"number": "numbers", "category": "categories", "date": "dates", "ignore": "left out"}
+    seen.append("; ".join(f"{len(found):,} {names[kind]}" for kind, found in by_kind.items() if found))
+    gaps = sorted((c for c in columns if c.missing and c.kind != "ignore"), key=lambda c: -c.missing)
+    if gaps:
+        rows = len(file.rows)
+        seen.append("missing: " + _listed([f"{c.name} {c.missing / rows:.1%}" for c in gaps]))
+    if by_kind["ignore"]:
+        seen.append("left out: " + _listed([f"{c.name} ({c.reason})" for c in by_kind["ignore"]], "; "))
+    seen.append(_described_target(target, kind, counts))
+    without = len(file.rows) - counts.total()
+    task, loss = TASKS[kind]
+    table = {name: index for index, name in enumerate(file.header)}
+    rows = len(file.rows)
+    splits = Counter(row[table[split]].strip() for row in file.rows) if split else None
+    train = splits["train"] if splits else round(0.7 * rows)
+    look = Look("table", seen)
+    look.values = {
+        "file": path.name,
+        "target": target,
+        "kind": kind,
+        "task": task,
+        "loss": loss,
+        "split": split,
+        "categorical": [c.name for c in by_kind["category"]],
+        "dates": [c.name for c in by_kind["date"]],
+        "ignore": [c.name for c in by_kind["ignore"]],
+        "numbers": len(by_kind["number"]) + 5 * len(by_kind["date"]),
+        "has_gaps": bool(gaps),
+        "drop_targets": bool(without),
+        "rows": rows,
+        "train": train,
+        "classes": len(counts) if kind == "multiclass" else None,
+    }
+    why = {
+        "regression": f"{len(counts):,} different numbers",
+        "binary": f"two classes, {' and '.join(sorted(counts))}",
+        "multiclass": f"{len(counts):,} classes",
+    }
+    look.values["task_reason"] = why[kind]
+    look.chosen.append(f"task      {task}: {target} has {why[kind]}")
+    look.chosen.append("network   TabM: many small networks in one, strong on tables of any size")
+    told = f"the column {split}: " + ", ".join(f"{n:,} {each}" for each, n in splits.items()) if splits else ""
+    look.values["split_reason"] = told or "70 % train, 15 % val, 15 % test"
+    look.chosen.append(f"split     {told or '70 % train, 15 % val, 15 % test, drawn with a fixed seed'}")
+    if gaps:
+        look.chosen.append("missing   the mean of the training rows, and a feature that says that the value is missing")
+    if without:
+        look.chosen.append(f"targets   {without:,} rows without a {target} are dropped")
+    return look
+
+
+def _described_target(target: str, kind: str, counts: Counter[str]) -> str:
+    if kind == "regression":
+        numbers = [*map(float, counts)]
+        return f"target {target}: numbers from {min(numbers):g} to {max(numbers):g}"
+    shares = [f"{shortened(name)} {count / counts.total():.1%}" for name, count in counts.most_common()]
+    return f"target {target}: {len(counts):,} classes, {_listed(shares)}"
+
+
+def _text(
+    path: Path,
+    text: str,
+    target: str,
+    split: str | None,
+    table: Mapping[str, Sequence[str]],
+    counts: Counter[str],
+    seen: list[str],
+) -> Look:
+    lengths = sorted(len(value.encode()) for value in table[text])
+    seen.append(f"text {text}: {lengths[len(lengths) // 2]:,} bytes in the middle, {lengths[-1]:,} at most")
+    seen.append(_described_target(target, "multiclass", counts))
+    look = Look("text", seen)
+    look.chosen.append(f"task      Classification: {target} has {len(counts):,} classes")
+    look.chosen.append("network   NgramClassifier: it reads pieces of words, fast and strong on short texts")
+    without = sum(map(is_missing, table[target]))
+    if without:
+        look.chosen.append(f"targets   {without:,} rows without a {target} are dropped")
+    look.values = {"file": path.name, "text": text, "target": target, "rows": len(table[text]), "split": split}
+    look.values["missing_targets"] = "drop" if without else "refuse"
+    look.values["split_reason"] = f"the column {split}" if split else "70 % train, 15 % val, 15 % test"
+    look.values["task_reason"] = f"{len(counts):,} classes"
+    return look
+
+
+def _look_at_images(path: Path) -> Look:
+    raise UsageError(f"{path} is a folder")
+
+
+def _look_at_arrays(path: Path) -> Look:
+    raise UsageError(f"{path} holds arrays")
+
+
+def _look_at_corpus(path: Path) -> Look:
+    size = path.stat().st_size
+    seen = [f"{path.name}: a text of {size:,} bytes"]
+    chosen = [
+        "task      LanguageModel: it predicts the next byte of the text",
+        "network   TransformerLM: attention over the bytes before",
+        "split     the text in order: train, then val, then test",
+    ]
+    return Look("corpus", seen, chosen, {"file": path.name, "size": size})
+
+
+def _find_target(path: Path, table: Mapping[str, Sequence[str]]) -> str:
+    """Return the only likely target, or refuse with the candidates."""
+    likely = likely_targets(table)
+    if len(likely) == 1:
+        return likely[0]
+    candidates = likely or [
+        name
+        for name, values in table.items()
+        if describe_column(name, values).kind in ("number", "category") and name != "split"
+    ]
+    some = _listed(candidates[:-1][: _MAX_NAMED - 1] + candidates[-1:]) if candidates else "none"
+    raise UsageError(f"which column of {path} is to be predicted? Give --target NAME; candidates: {some}")
+
+
+def _is_text(values: Sequence[str]) -> bool:
+    """Return whether values are texts of words or lines of words to read."""
+    present = [value for value in values if not is_missing(value)]
+    distinct = {*present}
+    if len(distinct) < max(3, 0.5 * len(present)) or all(map(is_number, distinct)):
+        return False
+    return sum(len(value.split()) for value in distinct) / len(distinct) >= _WORDS
+
+
+def _listed(names: Sequence[str], separator: str = ", ") -> str:
+    more = f"{separator}{len(names) - _MAX_NAMED:,} more" if len(names) > _MAX_NAMED else ""
+    return separator.join(names[:_MAX_NAMED]) + more
