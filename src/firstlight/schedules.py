@@ -23,11 +23,11 @@ class Schedule(ABC):
     """Base class of all schedules."""
 
     @abstractmethod
-    def __call__(self, step: int, total_steps: float) -> float:
+    def __call__(self, step: float, total_steps: float) -> float:
         """Return the factor of the peak learning rate at `step`.
 
         Args:
-            step: Optimiser steps done so far, from 0.
+            step: Optimiser steps done so far, from 0. They need not be whole in a run with a time limit.
             total_steps: Optimiser steps of the whole run, `math.inf` if unknown.
 
         Raises:
@@ -50,7 +50,7 @@ class Schedule(ABC):
 class Constant(Schedule):
     """The peak learning rate at every step."""
 
-    def __call__(self, step: int, total_steps: float) -> float:
+    def __call__(self, step: float, total_steps: float) -> float:
         """Return 1."""
         return 1.0
 
@@ -69,7 +69,7 @@ class Cosine(Schedule):
         """Refuse a floor outside [0, 1]."""
         check_range("Cosine", "[0, 1]", floor=self.floor)
 
-    def __call__(self, step: int, total_steps: float) -> float:
+    def __call__(self, step: float, total_steps: float) -> float:
         """Return `floor + (1 - floor) * (1 + cos(pi * step / total_steps)) / 2`."""
         _check_total(self, total_steps)
         return _cosine(step / total_steps, self.floor)
@@ -103,7 +103,7 @@ class WarmupCosine(Schedule):
         if self.warmup_steps is not None:
             check_range("WarmupCosine", "[0, inf)", warmup_steps=self.warmup_steps)
 
-    def __call__(self, step: int, total_steps: float) -> float:
+    def __call__(self, step: float, total_steps: float) -> float:
         """Return the factor at `step`: linear during the warm-up, half a cosine afterwards."""
         warmup_steps = self.warmup_steps_in(total_steps)
         if step < warmup_steps:

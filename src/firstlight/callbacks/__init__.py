@@ -12,6 +12,7 @@ from firstlight.callbacks.nonfinite import NonFinite
 from firstlight.callbacks.other_package import refuse_other_package
 from firstlight.callbacks.progress import Progress
 from firstlight.callbacks.random_state import RandomState
+from firstlight.callbacks.time_limit import TimeLimit
 
 __all__ = [
     "BestCheckpoint",
@@ -26,6 +27,7 @@ __all__ = [
     "NonFinite",
     "Progress",
     "RandomState",
+    "TimeLimit",
     "defaults",
 ]
 

@@ -65,6 +65,7 @@ class CLI(LightningCLI):
         configs: list[Path] = []
         try:
             args = _merge_disable(args)
+            args = _replace_limits(args)
             early = _early_parser().parse_known_args(args)[0]
             configs = early.config
             name = configs[0].stem if configs else "unnamed"
@@ -128,6 +129,12 @@ class CLI(LightningCLI):
         add("--resume", action="store_true", help="Resume the newest run of the experiment, if there is one.")
         add("--monitor", type=str | None, help="Metric that decides what is best, if the module declares none.")
         add("--mode", type=Literal["min", "max"] | None, help="Whether lower or higher values of --monitor are better.")
+        add(
+            "--time",
+            type=str | None,
+            help="Train as many steps as fit into a time, for example 90s, 10m, 1h30m; it replaces max_epochs and "
+            "max_steps of the configuration.",
+        )
         add("--allow_inexact", action="store_true", help="Resume although a changed option breaks exact resume.")
         add(
             "--ckpt",
@@ -190,6 +197,7 @@ class CLI(LightningCLI):
             allow_inexact=self.config.allow_inexact,
             monitored=monitored(self.config_init["model"], self.config.monitor, self.config.mode),
             verb=self.verb,
+            time_limit=self.config.time,
             started=self.started,
         )
 
@@ -246,6 +254,20 @@ def _reset_lists(args: list[str]) -> list[str]:
     empty = {"trainer.callbacks": "null", "trainer.plugins": "null"}
     appends = {arg.partition("=")[0] for arg in args}
     return [f"--{name}={value}" for name, value in empty.items() if f"--{name}+" in appends]
+
+
+def _replace_limits(args: list[str]) -> list[str]:
+    """Return arguments in which `--time` replaces the limits of earlier configuration files, unless they are given.
+
+    >>> _replace_limits(["--config", "a.yaml", "--time", "10m", "--trainer.max_steps=9"])
+    ['--config', 'a.yaml', '--trainer.max_epochs=-1', '--time', '10m', '--trainer.max_steps=9']
+    """
+    names = [arg.partition("=")[0] for arg in args]
+    if "--time" not in names:
+        return args
+    at = names.index("--time")
+    limits = [f"--trainer.{name}=-1" for name in ("max_epochs", "max_steps") if f"--trainer.{name}" not in names]
+    return [*args[:at], *limits, *args[at:]]
 
 
 def _merge_disable(args: list[str]) -> list[str]:

@@ -11,7 +11,14 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    ModelCheckpoint,
+    ProgressBar,
+    StochasticWeightAveraging,
+    Timer,
+)
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -53,6 +60,19 @@ def refuse_options(options: Mapping[str, Any]) -> None:
         raise UsageError(
             f"trainer.devices={devices} starts {devices} processes on the CPU; at most {processors} fit here"
         )
+
+
+def refuse_other_limits(options: Mapping[str, Any], own: Sequence[Callback]) -> None:
+    """Refuse options and callbacks that contradict `--time`."""
+    for name in ("min_epochs", "min_steps", "max_time", "fast_dev_run"):
+        if options[name]:
+            raise UsageError(f"--time and trainer.{name}={options[name]} both decide when the run ends: give one")
+    for each in own:
+        if isinstance(each, StochasticWeightAveraging | Timer):
+            raise UsageError(
+                f"trainer.callbacks holds {type(each).__name__}, which needs to know the end of the run or decides "
+                "it: leave out --time"
+            )
 
 
 def monitored(module: LightningModule, monitor: str | None, mode: Literal["min", "max"] | None) -> Monitored | None:

@@ -39,6 +39,17 @@ def plan(parameters: int, total_steps: float, warmup_steps: int | None, caveat: 
     return f"plan   {parameters:,} parameters, {total_steps:,} {unit}{'s' * (total_steps != 1)}{warmup}{caveat}"
 
 
+def timed_plan(parameters: int, time: str, limit: float) -> str:
+    """Return the number of trainable parameters, and that a time decides the number of steps, at most `limit`.
+
+    >>> timed_plan(50826, "10m", float("inf"))
+    'plan   50,826 parameters, as many steps as fit into 10m; the clock decides, so a resumed run is not exact'
+    """
+    most = f", at most {limit:,}" if math.isfinite(limit) else ""
+    steps = f"as many steps as fit into {time}{most}"
+    return f"plan   {parameters:,} parameters, {steps}; the clock decides, so a resumed run is not exact"
+
+
 def fitted(epochs: int, steps: int, planned: float, cause: str = "") -> str:
     """Return the epochs and steps that a run has done, and the `cause` if something stopped it before its plan.
 

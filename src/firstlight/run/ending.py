@@ -7,6 +7,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, Timer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
+from firstlight.callbacks.time_limit import TimeLimit
+
 _REASONS = {
     EarlyStoppingReason.STOPPING_THRESHOLD: "stopping_threshold",
     EarlyStoppingReason.DIVERGENCE_THRESHOLD: "divergence_threshold",
@@ -47,6 +49,8 @@ def find_ending(trainer: Trainer, callbacks: Sequence[Callback], own: Sequence[C
     """
     if not trainer.should_stop:
         return None
+    if any(isinstance(each, TimeLimit) and each.is_over for each in callbacks):
+        return Ending("stopped by --time", "increase --time")
     for each in callbacks:
         if isinstance(each, Timer) and (left := each.time_remaining()) is not None and left <= 0:
             option = _timer(each, own)

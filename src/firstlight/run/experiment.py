@@ -21,6 +21,7 @@ from firstlight.callbacks import FinalCheckpoint, GracefulShutdown, defaults
 from firstlight.callbacks.defaults import MONITORING, Monitored
 from firstlight.callbacks.graceful_shutdown import interruptible
 from firstlight.callbacks.gradient_norm import let_sharded_gradients_clip
+from firstlight.callbacks.time_limit import TimeLimit, parse_time
 from firstlight.checkpoints.io import (
     AtomicCheckpointIO,
     first_index,
@@ -59,6 +60,7 @@ class Experiment:
         allow_inexact: Resume a run even if it will not end with the bits of an uninterrupted one.
         monitored: The metric that decides what is best; `None` if it is unknown.
         verb: The command that resumes the run, for messages.
+        time_limit: The time that the run may take, for example `1h30m`; `None` is no limit.
         started: Time at which the command started, from `time.monotonic`.
     """
 
@@ -73,6 +75,7 @@ class Experiment:
     allow_inexact: bool = False
     monitored: Monitored | None = None
     verb: str = "fit"
+    time_limit: str | None = None
     started: float = field(default_factory=time.monotonic)
     _trained: bool = field(default=False, init=False)
 
@@ -97,10 +100,16 @@ class Experiment:
         groups = {**self.groups, "random_state": {"allow_inexact": self.allow_inexact}}
         default = defaults(self.monitored, folder / "checkpoints", self.disable, **groups)
         rules.refuse_collisions(self.own_callbacks, default)
-        return [*self.own_callbacks, *default]
+        limit = (
+            []
+            if self.time_limit is None
+            else [TimeLimit(parse_time(self.time_limit), self.started, self.verb == "run")]
+        )
+        return [*self.own_callbacks, *limit, *default]
 
     def check(self) -> list[report.Finding]:
         """Return what is right and wrong with a fit, without training."""
+        self._check_time()
         return report.check(self, self.run_dir or self.experiment_dir)
 
     def fit(self) -> dict[str, Any] | None:
@@ -117,6 +126,7 @@ class Experiment:
         """
         is_first = is_first_process()
         rules.refuse_options(self.options)
+        self._check_time()
         probe_splits(self.task, self.datamodule)
         checkpoint = None if self.run_dir is None else self._resume(self.run_dir)
         if is_first:
@@ -143,6 +153,14 @@ class Experiment:
         print(f"run    {self.run_dir}")
         if any(self.run_dir.glob("events.out.tfevents.*")):
             print(f"look   tensorboard --logdir {self.run_dir.parent}")
+
+    def _check_time(self) -> None:
+        """Refuse a time limit that cannot be, and tell a task of it."""
+        if self.time_limit is not None:
+            parse_time(self.time_limit)
+            rules.refuse_other_limits(self.options, self.own_callbacks)
+            if isinstance(self.task, Task):
+                self.task.optimization.is_timed = True
 
     def _has_own_io(self) -> bool:
         return any(isinstance(each, CheckpointIO) for each in as_list(self.options["plugins"]))
@@ -228,10 +246,17 @@ class Experiment:
             sizes = {str(split): len(rows) for split, rows in self.datamodule.indices.items()}
             print(console.data(sizes, self.datamodule.dropped))
         total = self._planned(trainer)
-        warmup = self.task.warmup_steps if isinstance(self.task, Task) else None
         trainable = sum(parameter.numel() for parameter in self.task.parameters() if parameter.requires_grad)
         note = caveat(trainer.callbacks, self.own_callbacks)  # type: ignore[attr-defined]
-        print(console.plan(trainable, total, warmup, note), flush=True)
+        if self.time_limit is None:
+            warmup = self.task.warmup_steps if isinstance(self.task, Task) else None
+            print(console.plan(trainable, total, warmup, note), flush=True)
+        else:
+            limit = self.task.optimization.limit(trainer) if isinstance(self.task, Task) else total
+            print(console.timed_plan(trainable, self.time_limit, limit) + note, flush=True)
+            if not (isinstance(self.task, Task) and self.task.optimization.has_schedule(trainer)):
+                name = type(self.task).__name__
+                print(f"time   {name} has a schedule of its own: the time stops the run, and plans no schedule")
         if note := rules.long_accumulation(trainer):
             print(f"steps  {note}", flush=True)
         repeated = repeated_samples("val", trainer.val_dataloaders, trainer.world_size)

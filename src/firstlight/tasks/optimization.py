@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from firstlight.errors import UsageError, check_saved, restoring
 from firstlight.optim import build
 from firstlight.schedules import Schedule
+from firstlight.tasks.timed_schedule import TimedSchedule
 
 _log = logging.getLogger(__name__)
 
@@ -81,9 +82,15 @@ class Optimization:
         self._saved: dict[str, Any] = {}
         self._groups: list[dict[str, Any]] = []
         self._found: dict[str, list[float]] = {}
+        self.is_timed = False
+        self.timed: TimedSchedule | None = None
 
     def total_steps(self, trainer: Trainer) -> float:
         """Return the optimiser steps of the whole run, infinite if unknown; at most these if something stops it."""
+        return self.timed.end if self.timed else self.limit(trainer)
+
+    def limit(self, trainer: Trainer) -> float:
+        """Return the optimiser steps after which epochs or steps end the run, infinite if nothing does."""
         origin, limits, saved = self._origin, _limits(trainer), self._resumed(trainer)
         if saved and origin == (0, 0, 0):
             if limits == saved["configured"]:
@@ -91,9 +98,15 @@ class Optimization:
             origin = (saved["steps"], saved["epochs"], saved["batches"])  # What is done keeps its steps.
         return planned_steps(*origin, *limits)
 
+    def has_schedule(self, trainer: Trainer) -> bool:
+        """Return whether the schedule decides the learning rate: nothing has replaced it."""
+        return _scheduler(trainer) is not None
+
     def planned_schedule(self, trainer: Trainer) -> Schedule:
         """Return the schedule of the run: a plan that changes keeps its first warm-up."""
-        first, total = self._resumed(trainer).get("first_total", self._first_total), self.total_steps(trainer)
+        if self.timed:
+            return self.timed.schedule
+        first, total = self._resumed(trainer).get("first_total", self._first_total), self.limit(trainer)
         return self.schedule.with_fixed_warmup(first) if first and first != total else self.schedule
 
     def configure(self, trainer: Trainer, module: nn.Module) -> OptimizerLRScheduler:
@@ -103,7 +116,7 @@ class Optimization:
             UsageError: When optimiser or schedule do not fit the run, or when a resumed run has done more steps than
                 are planned.
         """
-        self._origin, self._first_total, self._configured = (0, 0, 0), 0, []
+        self._origin, self._first_total, self._configured, self.timed = (0, 0, 0), 0, [], None
         optimizer = build(self.build_optimizer, module)
         if isinstance(optimizer, LBFGS) and _accumulated(trainer) != [[0, 1]]:
             # Lightning 2.6.6 computes only the last batch of the step again for each evaluation.
@@ -111,12 +124,14 @@ class Optimization:
                 "LBFGS evaluates batches several times and cannot accumulate: set accumulate_grad_batches=1"
             )
         optimizer.register_load_state_dict_pre_hook(_fit_groups)
-        total, saved, limits = self.total_steps(trainer), self._resumed(trainer), _limits(trainer)
+        total, saved, limits = self.limit(trainer), self._resumed(trainer), _limits(trainer)
         if saved and (total < saved["steps"] or 0 <= limits[1] < saved["epochs"]):
             raise UsageError(
                 f"the run has done {saved['steps']:,} optimiser steps, but only {planned_steps(0, 0, 0, *limits):,} "
                 "are planned now: plan more epochs or steps"
             )
+        if self.is_timed:
+            self.timed = self._timed(saved, total)
         scheduler = _OneFactorLR(optimizer, self._factor(trainer, total))
         self._groups = [{**group, "params": None} for group in optimizer.param_groups]
         parameters = dict(module.named_parameters())
@@ -133,8 +148,10 @@ class Optimization:
 
     def start(self, trainer: Trainer) -> None:
         """Start training. In a resumed run, today's options replace those that the checkpoint restored."""
-        total, saved, scheduler = self.total_steps(trainer), self._resumed(trainer), _scheduler(trainer)
+        total, saved, scheduler = self.limit(trainer), self._resumed(trainer), _scheduler(trainer)
         before = saved.get("total", self._total if scheduler else total)
+        if timed := saved.get("timed") or (self.timed and self.timed.state_dict()):
+            before = TimedSchedule(self.schedule, **timed).end
         self._first_total, self._total, self._found = saved.get("first_total", total), total, saved.get("found", {})
         self._configured = self._limits = _limits(trainer)
         if saved and saved["configured"] == self._configured:
@@ -187,8 +204,19 @@ class Optimization:
             return
         before, self._limits = self._total, limits
         self._origin = (trainer.global_step, trainer.current_epoch, 0)
+        if self.timed:
+            return  # It is planned again as the run goes.
         self._total = self.total_steps(trainer)
         self._follow(trainer, scheduler, before, scheduler.base_lrs)
+
+    def plan_end(self, trainer: Trainer, left: int) -> None:
+        """Let the schedule of a timed run end after `left` more optimiser steps. The rate moves only if it had ended.
+
+        Raises:
+            UsageError: When the warm-up is not shorter than the run.
+        """
+        if self.timed is not None:
+            self.timed.plan(trainer.global_step, left)
 
     def state_dict(self, trainer: Trainer, module: nn.Module) -> dict[str, Any]:
         """Return the plan of the run, and the steps, epochs and batches that are done."""
@@ -199,8 +227,9 @@ class Optimization:
         scheduler = _scheduler(trainer)
         added = scheduler.optimizer.param_groups[len(self._groups) :] if scheduler else []
         return {
-            "first_total": self._first_total,
+            "first_total": 0 if self.timed else self._first_total,
             "total": self._total,
+            "timed": self.timed.state_dict() if self.timed else {},
             "configured": self._configured,
             "limits": self._limits,
             "steps": trainer.global_step,
@@ -215,10 +244,12 @@ class Optimization:
         """Keep the plan of the run that is resumed, or refuse a damaged one."""
         if state.get("configured"):
             names = ("steps", "epochs", "batches")
-            check_saved("the plan", state, configured=list, limits=list, found=dict, added=list)
+            check_saved("the plan", state, configured=list, limits=list, found=dict, added=list, timed=dict)
             check_saved("the plan", state, first_total=int | float, total=int | float, **dict.fromkeys(names, int))
             if state["found"]:
                 check_saved("the plan", state["found"], configured=list, rates=list)
+            if state["timed"]:
+                TimedSchedule.check_state(state["timed"])
             for each in tree_leaves([state["configured"], state["limits"], state["found"]]):
                 check_saved("the plan", {"an entry": each}, **{"an entry": int | float | Tensor})
                 if isinstance(each, Tensor) and each.ndim:
@@ -232,11 +263,22 @@ class Optimization:
         """
         return self._saved if trainer.ckpt_path and self._saved.get("configured") else {}
 
+    def _timed(self, saved: dict[str, Any], limit: float) -> TimedSchedule:
+        """Return the schedule of a run with a time limit, where the checkpoint left it."""
+        if saved.get("timed"):
+            return TimedSchedule(self.schedule, **saved["timed"])
+        if saved:  # The run had no time limit before.
+            return TimedSchedule(self.schedule, saved["total"], saved["steps"], saved["steps"])
+        return TimedSchedule(self.schedule, limit)
+
     def _factor(self, trainer: Trainer, total: float) -> Callable[[int], float]:
         """Return the schedule of a plan as a plain function.
 
         LambdaLR saves the attributes of callable objects: it would restore the old plan of a resumed run.
         """
+        if timed := self.timed:
+            timed.factor(0)
+            return lambda step: timed.factor(step)
         schedule = self.planned_schedule(trainer)
         schedule(0, total)  # Raises now if the schedule does not fit the run.
         self._total = total
@@ -244,7 +286,8 @@ class Optimization:
 
     def _follow(self, trainer: Trainer, scheduler: "_OneFactorLR", before: float, rates: list[Any]) -> None:
         """Let the scheduler follow the present plan and peak rates; log a change of the plan or the rate."""
-        groups, total, step = scheduler.optimizer.param_groups, self._total, scheduler.last_epoch
+        groups, step = scheduler.optimizer.param_groups, scheduler.last_epoch
+        total = self.timed.end if self.timed else self._total
         if before == total and rates == scheduler.base_lrs:
             return
         old = float(groups[0]["lr"])
