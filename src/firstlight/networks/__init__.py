@@ -5,7 +5,7 @@ from firstlight.networks.embedding import EmbeddingNet
 from firstlight.networks.layers import ConvBlock
 from firstlight.networks.mlp import MLP, RegularizedNet, SimpleNet
 from firstlight.networks.ngrams import NgramClassifier
-from firstlight.networks.resnet import ResNet
+from firstlight.networks.resnet import ImageNetResNet, ResNet
 from firstlight.networks.tabm import TabM
 from firstlight.networks.transformer import TransformerClassifier, TransformerLM
 
@@ -14,6 +14,7 @@ __all__ = [
     "ConvBlock",
     "ConvNet",
     "EmbeddingNet",
+    "ImageNetResNet",
     "NgramClassifier",
     "RegularizedNet",
     "ResNet",

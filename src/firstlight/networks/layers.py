@@ -50,12 +50,19 @@ class ConvBlock(Layers):
         sizes = {"in_channels": in_channels, "out_channels": out_channels, "stride": stride}
         check_range(type(self).__name__, "[1, inf)", **sizes)
         convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
-        # Convolutions on the CPU are faster on channels-last weights. `contiguous` does not change a weight with one
-        # input channel, so outputs of the first layer would be converted to channels-last in each step.
-        weight = convolution.weight.data
-        convolution.weight.data = torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight)
         norm = nn.BatchNorm2d(out_channels)
-        super().__init__(OrderedDict(convolution=convolution, norm=norm, activation=activation()))
+        super().__init__(OrderedDict(convolution=channels_last(convolution), norm=norm, activation=activation()))
+
+
+def channels_last(convolution: nn.Conv2d) -> nn.Conv2d:
+    """Return the convolution with weights in channels-last order, which is faster on the CPU.
+
+    `contiguous` does not change a weight with one input channel, so outputs of the first layer would be converted to
+    channels-last in each step.
+    """
+    weight = convolution.weight.data
+    convolution.weight.data = torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight)
+    return convolution
 
 
 def initialise(module: nn.Module, init: Init, activation: type[nn.Module]) -> None:
