@@ -2,6 +2,7 @@ import gzip
 import struct
 
 import numpy as np
+from PIL import Image
 
 from firstlight.data import DataModule, Samples
 
@@ -80,3 +81,14 @@ def write_labelled(folder):
     rows = [f"{'abcdefghi'[: row % 9 + 1]},{'ab'[row % 2]}" for row in range(60)]
     (folder / "a.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
     return str(folder / "a.csv")
+
+
+def write_images(folder, classes=("ant", "bee", "cat"), images=30, side=8, colour=True):
+    """Write images of random pixels, as many of each class, in a folder for each class; return their folder."""
+    generator = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in range(images):
+            pixels = generator.integers(0, 256, (side, side, 3) if colour else (side, side), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index:03}.png")
+    return str(folder)

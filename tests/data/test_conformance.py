@@ -9,12 +9,24 @@ import pytest
 import torch
 
 import firstlight.data
-from firstlight.data import MNIST, Corpus, DataModule, Digits, FashionMNIST, LabelledText, Table, Tensors, UnicodeNames
-from tests.data.helpers import in_batches, ready, write_idx, write_labelled, write_table, write_text
+from firstlight.data import (
+    MNIST,
+    Corpus,
+    DataModule,
+    Digits,
+    FashionMNIST,
+    ImageFolder,
+    LabelledText,
+    Table,
+    Tensors,
+    UnicodeNames,
+)
+from tests.data.helpers import in_batches, ready, write_idx, write_images, write_labelled, write_table, write_text
 
 SPLITS = ("train", "val", "test")
 BUILDERS = {
     Corpus: lambda folder, **options: Corpus(write_text(folder), **options),
+    ImageFolder: lambda folder, **options: ImageFolder(write_images(folder / "images"), **options),
     LabelledText: lambda folder, **options: LabelledText(write_labelled(folder), **options),
     MNIST: lambda folder, **options: MNIST(write_idx(folder), **options),
     FashionMNIST: lambda folder, **options: FashionMNIST(write_idx(folder), **options),

@@ -4,6 +4,7 @@ from firstlight.data.base import DataModule
 from firstlight.data.samples import Samples
 from firstlight.data.sources.corpus import Corpus, PythonDocs
 from firstlight.data.sources.digits import Digits
+from firstlight.data.sources.image_folder import ImageFolder
 from firstlight.data.sources.labelled_text import LabelledText, UnicodeNames
 from firstlight.data.sources.mnist import MNIST, FashionMNIST
 from firstlight.data.sources.sklearn_tables import BreastCancer, Diabetes
@@ -18,6 +19,7 @@ __all__ = [
     "Diabetes",
     "Digits",
     "FashionMNIST",
+    "ImageFolder",
     "LabelledText",
     "PythonDocs",
     "Samples",

@@ -159,6 +159,12 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             found["out_features"] = targets.shape[1]
         return {**found, "labels": count} if count > 1 and targets.shape[1] > 1 else found
 
+    def names(self, split: Split) -> list[str]:
+        """Return the name of each sample of a split, for example the path of its file; empty if samples have none."""
+        rows = self.rows(split)
+        assert self._samples is not None
+        return [self._samples.names[row] for row in rows] if self._samples.names else []
+
     def rows(self, split: Split) -> Indices:
         """Return for each sample of a split its row in the loaded data, before rows were dropped."""
         if not self.indices:

@@ -34,9 +34,12 @@ class Samples:
             `(N, 1)`. None if there are no targets, for prediction.
         class_names: Name of each class; empty if targets are not classes.
         split: `(N,)`, `"train"`, `"val"` or `"test"` for each sample, if the data defines its own split.
+        test_from_train: Whether a share of the training samples is the test split if `split` has no test sample.
+            Otherwise such a split is refused.
         columns: Names of the columns of inputs, then of targets, for messages.
         source: Name of the data in messages, for example the path of a file.
         lines: Line number of each row, from 1, if rows come from a text file.
+        names: Name of each row, if rows have one, for example the path of a file below `source`.
         digest: Digest of the content, by which a checkpoint recognises its training data.
         missing_reason: Why these samples cannot be trained on, for example because the target column is missing.
     """
@@ -45,14 +48,18 @@ class Samples:
     targets: NDArray[Any] | None
     class_names: list[str] = field(default_factory=list)
     split: NDArray[Any] | None = None
+    test_from_train: bool = False
     columns: list[str] = field(default_factory=list)
     source: str = ""
     lines: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     digest: str = ""
     missing_reason: str = ""
 
     def location(self, row: int) -> str:
-        """Return how messages name a row of the loaded data: its line in the file, or its index from 0."""
+        """Return how messages name a row of the loaded data: its name, its line in the file, or its index from 0."""
+        if self.names:
+            return self.names[row]
         return f"line {self.lines[row]}" if self.lines else f"row {row}"
 
 

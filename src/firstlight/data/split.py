@@ -20,13 +20,14 @@ def split(
 ) -> dict[Split, Indices]:
     """Return the indices of the samples of each split, stratified by class.
 
-    If the samples define their own split, it is kept. Only a missing validation split is taken from the training split.
+    If the samples define their own split, it is kept. A missing validation split is taken from the training split, and
+    a missing test split if `samples.test_from_train`.
 
     Args:
         samples: After `clean`.
         rows: Row of each sample in the loaded data.
         val_fraction: Share of the samples for validation: of all, or of the training samples if they define a split.
-        test_fraction: Share of all samples for testing; ignored if the samples define a split.
+        test_fraction: Share of the samples for testing: of all, or of the training samples if they define a split.
         seed: Seed of the shuffling.
 
     Raises:
@@ -41,13 +42,13 @@ def split(
     if samples.split is not None:
         parts = {name: np.flatnonzero(samples.split == name) for name in SPLITS}
         for name in ("train", "test"):
-            if not len(parts[name]):
+            if not len(parts[name]) and not (name == "test" and samples.test_from_train):
                 raise UsageError(f"the {name} split is empty: no row has split={name}")
-        if len(parts["val"]):
+        train = parts["train"]
+        fractions = {name: fraction for name, fraction in fractions.items() if not len(parts[name])}
+        if not fractions:
             _refuse_absent_classes(parts, samples, {})
             return parts
-        train = parts["train"]
-        del fractions["test"]
     if labels is not None:
         _refuse_small_classes(labels[train], rows[train], samples, len(fractions) + 1)
     whole = len(train)

@@ -198,7 +198,11 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def write_predictions(
-    folder: Path, columns: Mapping[str, Sequence[Any]], rows: Sequence[int], class_names: Sequence[str]
+    folder: Path,
+    columns: Mapping[str, Sequence[Any]],
+    rows: Sequence[int],
+    class_names: Sequence[str],
+    files: Sequence[str] = (),
 ) -> Path:
     """Write `predictions.csv` with one line per sample, and return its path.
 
@@ -208,12 +212,18 @@ def write_predictions(
             there is one value per class.
         rows: Index of each sample in the data, from 0.
         class_names: Names to write instead of class indices; empty if there are no classes.
+        files: Path of the file of each sample; empty if samples have no files.
     """
 
     def named(value: Any) -> Any:
         return class_names[value] if class_names and isinstance(value, int) else value
 
-    header, series = ["index"], [rows]
+    header: list[str] = ["index"]
+    series: list[Sequence[Any]] = [rows]
+    if files:
+        header.append("file")
+        # The name of a file may hold bytes that are not UTF-8.
+        series.append([file.encode(errors="surrogateescape").decode(errors="backslashreplace") for file in files])
     for name, values in columns.items():
         if values and isinstance(values[0], list):
             per_class = name == "probabilities" or len(values[0]) == len(class_names)

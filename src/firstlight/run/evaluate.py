@@ -66,9 +66,11 @@ def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"
         columns = _columns(experiment.task, outputs)
         rows: Sequence[int] = range(len(next(iter(columns.values()))))
         class_names: list[str] = []
+        files: list[str] = []
         if isinstance(experiment.datamodule, DataModule):
             rows = experiment.datamodule.rows("test")[: len(rows)].tolist()
             class_names = experiment.datamodule.class_names
+            files = experiment.datamodule.names("test")[: len(rows)]
         print(f"predict  {len(rows):,} samples ({path})")
     else:
         results["metrics"] = metrics = _metrics(outputs)
@@ -77,7 +79,7 @@ def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"
     wrote = folder = directory.make_unique(parent, f"{verb}-{directory.timestamp()}")
     try:
         if verb == "predict":
-            wrote = directory.write_predictions(folder, columns, rows, class_names)
+            wrote = directory.write_predictions(folder, columns, rows, class_names, files)
         directory.write_results(folder, results)
     except UsageError:
         with suppress(OSError):
