@@ -269,8 +269,7 @@ def test_folder_is_trained_on_and_predictions_name_the_files(tmp_path):
             pixels = np.random.default_rng(index).normal(value, 20, (10 + index, 12)).clip(0, 255)
             save(tmp_path / "images" / name / f"{index}.png", pixels.astype(np.uint8))
     network = ["--model.network=ConvNet", "--model.network.widths=[8]"]
-    sizes = ["--model.classes=2", "--model.network.in_channels=1", "--model.network.out_features=2"]
-    options = ["--config", str(ROOT / "configs" / "image_folder.yaml"), "--trainer.max_epochs=3", *network, *sizes]
+    options = ["--config", str(ROOT / "configs" / "image_folder.yaml"), "--trainer.max_epochs=3", *network]
     called("run", *options, "--data.path=images", "--data.channels=1", "--data.size=null", cwd=tmp_path)
     for index, value in enumerate((10, 250)):
         save(tmp_path / "new" / "of" / "may" / f"{index}.png", np.full((30, 30, 3), value, np.uint8))
