@@ -21,9 +21,11 @@ from firstlight.data.clean import Missing, MissingTargets, clean
 from firstlight.data.files import digest_of
 from firstlight.data.fitted import COMPARED_FIELDS, check_compatible, is_other_data
 from firstlight.data.loader import BatchSizeIs, Loader, make_loader, per_process
-from firstlight.data.samples import SPLITS, Batch, Samples, Split, TensorBatches
+from firstlight.data.memory import SHARE, free_memory
+from firstlight.data.samples import SPLITS, Batch, Samples, Split, StoredBatches, TensorBatches
 from firstlight.data.scale import Scaler, statistics
 from firstlight.data.split import Indices, split
+from firstlight.data.stored import Stored
 from firstlight.errors import UsageError, about, check_range
 
 _log = logging.getLogger(__name__)
@@ -37,8 +39,18 @@ class _RefusesOtherTrainer:
         vars(owner)["trainer"] = trainer  # There is no `__get__`, so reading it costs nothing.
 
 
+class _StoredNumbers:
+    """Scale numbers as they are read from disk. It holds no data module, so that a worker process can get it."""
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        self._scaler = Scaler(mean, std)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return self._scaler(inputs.double()).float().nan_to_num_(0.0)
+
+
 class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  # load_from_checkpoint takes fewer arguments
-    """Data that fits in memory. A subclass implements `load`; this class does the rest.
+    """Data in memory, or read from disk batch by batch. A subclass implements `load`; this class does the rest.
 
     The fitted state, which includes the statistics of the training split and the class names, travels in the
     checkpoint. So a checkpoint can score other data: if the content differs from the data that the checkpoint was
@@ -68,6 +80,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
     """
 
     dataset_class: ClassVar[type[TensorBatches]] = TensorBatches
+    in_memory: bool | None = None
     trainer: Any = _RefusesOtherTrainer()
 
     def __init__(
@@ -120,7 +133,10 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         """Return all samples, before the split. `fitted` holds the fitted state of a loaded checkpoint, if any."""
 
     def fit(self, inputs: Tensor) -> dict[str, Any]:
-        """Return what `transform` needs to know of the training inputs `(N, ...)`, as tensors and plain values."""
+        """Return what `transform` needs to know of the training inputs `(N, ...)`, as tensors and plain values.
+
+        Inputs that stay on disk are not passed, and not transformed: the argument has no sample then.
+        """
         return {}
 
     def transform(self, inputs: Tensor) -> Tensor:
@@ -185,7 +201,13 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
                 f"{self._source} has no {split} split: it is not the data that the checkpoint was trained on, so all "
                 "samples are test samples"
             )
-        inputs, targets = torch.from_numpy(samples.inputs), torch.from_numpy(samples.targets)
+        targets = samples.targets if isinstance(samples.targets, Stored) else torch.from_numpy(samples.targets)
+        if isinstance(samples.inputs, Stored):
+            numbers = samples.inputs.dtype.kind in "fb"
+            prepare = _StoredNumbers(self.fitted["mean"], self.fitted["std"]) if numbers else None
+            return StoredBatches(samples.inputs, targets, rows, prepare)
+        inputs = torch.from_numpy(samples.inputs)
+        assert isinstance(targets, Tensor)
         if not inputs.is_floating_point():
             return self.dataset_class(inputs, targets, rows)
         inputs = self._scale(self.transform(inputs[rows])).float().nan_to_num_(0.0)
@@ -298,15 +320,34 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         self.dropped = len(inputs) - len(rows)
         return samples, rows
 
+    def fits_in_memory(self, nbytes: int, source: str) -> bool:
+        """Return whether to keep data of this size in memory: as `in_memory` says, or if it takes 1/4 of what is free.
+
+        The processes of a run on this machine share the free memory.
+        """
+        if self.in_memory is not None:
+            return self.in_memory
+        free = free_memory()
+        if nbytes * SHARE * (1 if self.trainer is None else self.trainer.num_devices) <= free:
+            return True
+        needs = f"{source} needs {nbytes / 2**30:.1f} GiB in memory, more than 1/{SHARE} of the free {free / 2**30:.1f}"
+        _log.warning(f"{needs} GiB: each batch is read from disk; in_memory=true keeps it in memory")
+        return False
+
     def _fit(self, samples: Samples) -> None:
-        train = torch.from_numpy(samples.inputs[self.indices["train"]])
+        stored = samples.inputs if isinstance(samples.inputs, Stored) else None
+        train_rows = self.indices["train"]
+        train = torch.from_numpy(samples.inputs[train_rows if stored is None else slice(0)])
         mean, std = None, None
         self.fitted = {name: getattr(samples, name) for name in COMPARED_FIELDS}
         self.fitted |= {"digest": samples.digest, "split": self._split_digest}
         self.fitted |= self.fit(train)
         if train.is_floating_point() or train.dtype == torch.uint8:
             with about(self._source):
-                mean, std = self.scale_statistics(self.transform(train))
+                if stored is None:
+                    mean, std = self.scale_statistics(self.transform(train))
+                else:
+                    mean, std = statistics(torch.from_numpy(chunk) for chunk in stored.chunks(train_rows))
         self.fitted |= {"mean": mean, "std": std}
 
     def _scale(self, inputs: Tensor) -> Tensor:
@@ -326,7 +367,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         processes = 1 if self.trainer is None else self.trainer.world_size
         size = per_process(self.batch_size, self.batch_size_is, processes)
         dataset = self.dataset(split)
-        if dataset.targets.dtype == torch.float64 and not self._keeps_float64():
+        assert self._samples is not None and self._samples.targets is not None
+        if self._samples.targets.dtype == np.float64 and not self._keeps_float64():
             self._warn_rounded(dataset.targets)
             dataset = dataset.with_targets(torch.float32)
         return make_loader(dataset, self.trainer, size, shuffle, self.num_workers, self.on_device)

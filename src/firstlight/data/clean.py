@@ -7,7 +7,7 @@ Shapes: `N` samples, `W` values of a flattened sample, `K` targets per sample.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from firstlight.data.cells import is_missing, notation
 from firstlight.data.samples import SPLITS, Samples
+from firstlight.data.stored import Kept, Stored
 from firstlight.errors import UsageError
 
 Missing = Literal["refuse", "drop", "mean"]
@@ -48,10 +49,8 @@ def clean(
         UsageError: If the data cannot be used. The message names rows and columns.
     """
     _check_shapes(samples)
-    _check_integers(samples)
     inputs = samples.inputs
     targets = np.empty((len(inputs), 0), np.float32) if samples.targets is None else samples.targets
-    numbers, bad_inputs = _to_numbers(inputs)
     labels, bad_targets = _to_numbers(targets)
     if labels.size and labels.dtype.kind == "f" and np.isnan(labels).all():
         # A file to predict may have the column of targets, but no value in it.
@@ -59,26 +58,18 @@ def clean(
         samples = replace(samples, missing_reason=samples.missing_reason or without)
         targets = np.empty((len(inputs), 0), np.float32)
         labels, bad_targets = _to_numbers(targets)
-    names = samples.columns, samples.columns[_flat(inputs).shape[1] :]
-    _refuse_notations(inputs, numbers, samples, names[0], "column {}")
-    _refuse_notations(targets, labels, samples, names[1], "target")
-    tokens = inputs.dtype.kind == "i"
-    absent = np.isnan(_flat(numbers)) if bad_inputs.size else bad_inputs
-    if tokens:
-        bad_inputs = absent = np.count_nonzero(_flat(inputs), axis=1)[:, None] == 0  # Only padding.
-    elif missing == "mean":
-        bad_inputs = bad_inputs & ~absent
-    refused_inputs = bad_inputs & (missing != "drop")
-    refused_targets = bad_targets & (missing_targets != "drop")
-    bad: NDArray[np.bool_] = np.asarray(bad_inputs.any(axis=1) | bad_targets.any(axis=1))
-    refused = refused_inputs.any(axis=1) | refused_targets.any(axis=1)
+    width = math.prod(inputs.shape[1:])
+    found = _judge(samples, missing, samples.columns)
+    names = samples.columns[width:]
+    _refuse_notations(targets, labels, samples, names, "target")
+    refused_inputs = found.bad & (missing != "drop")
+    refused_targets = bad_targets.any(axis=1) & (missing_targets != "drop")
+    bad: NDArray[np.bool_] = np.asarray(found.bad | bad_targets.any(axis=1))
+    refused = refused_inputs | refused_targets
 
-    def found(bad_inputs: NDArray[np.bool_], bad_targets: NDArray[np.bool_], count: int) -> str:
-        locations = _locations(bad_inputs, inputs, samples, names[0], "column {}")
-        if tokens:
-            rows = np.flatnonzero(bad_inputs)[: _MAX_LISTED + 1]
-            locations = [f"{samples.location(row)} without a token" for row in rows]
-        locations += _locations(bad_targets, targets, samples, names[1], "target")
+    def told(locations: list[str], has_targets: bool, count: int) -> str:
+        of_targets = _locations(bad_targets, targets, samples, names, "target") if has_targets else []
+        locations = locations + of_targets
         more = ", ..." if len(locations) > _MAX_LISTED else ""
         rows_with = f"{count} row{'s' * (count != 1)} with missing or invalid values: "
         return rows_with + ", ".join(locations[:_MAX_LISTED]) + more
@@ -87,16 +78,75 @@ def clean(
         advice = []
         if refused_inputs.any():
             advice.append("missing=drop drops such rows")
-            if missing == "refuse" and not tokens and not (refused_inputs & ~absent).any():
+            if missing == "refuse" and inputs.dtype.kind != "i" and found.only_missing:
                 advice.append("missing=mean fills missing inputs")
         if refused_targets.any():
             advice.append("missing_targets=drop drops rows without a valid target")
-        raise UsageError(f"{found(refused_inputs, refused_targets, int(refused.sum()))}; {', '.join(advice)}")
+        listed = told(found.locations * bool(refused_inputs.any()), bool(refused_targets.any()), int(refused.sum()))
+        raise UsageError(f"{listed}; {', '.join(advice)}")
     if bad.all():
-        raise UsageError(f"no row is left: {found(bad_inputs, bad_targets, len(bad))}")
+        raise UsageError(f"no row is left: {told(found.locations, True, len(bad))}")
     rows = np.flatnonzero(~bad)
     split = None if samples.split is None else samples.split[rows]
-    return replace(samples, inputs=numbers[rows], targets=_labels(labels[rows], samples, rows), split=split), rows
+    cleaned = _labels(_rows_of(labels, rows), samples, rows)
+    return replace(samples, inputs=_rows_of(found.numbers, rows), targets=cleaned, split=split), rows
+
+
+@dataclass
+class _Judged:
+    """What was found in the inputs.
+
+    Args:
+        numbers: The inputs as numbers.
+        bad: `(N,)`, whether a row is bad.
+        only_missing: Whether all that is bad is a missing value.
+        locations: Names of the first bad values, at most one more than are listed.
+    """
+
+    numbers: NDArray[Any] | Stored
+    bad: NDArray[np.bool_]
+    only_missing: bool = True
+    locations: list[str] = field(default_factory=list)
+
+
+def _judge(samples: Samples, missing: Missing, names: list[str]) -> _Judged:
+    """Judge the inputs, in chunks if they are on disk. There is nothing to judge in pixels."""
+    inputs = samples.inputs
+    _refuse_other_integers(inputs.dtype)
+    found = _Judged(inputs, np.zeros(len(inputs), bool))
+    if inputs.dtype == np.uint8:
+        return found
+    start = 0
+    for part in inputs.chunks() if isinstance(inputs, Stored) else [inputs]:
+        tokens = inputs.dtype.kind == "i"
+        if tokens:
+            _refuse_negative(part, samples, start)
+        numbers, bad = _to_numbers(part)
+        _refuse_notations(part, numbers, samples, names, "column {}", start)
+        if tokens:
+            bad = absent = np.count_nonzero(_flat(part), axis=1)[:, None] == 0  # Only padding.
+        else:
+            absent = np.isnan(_flat(numbers))
+            bad = bad & ~absent if missing == "mean" else bad
+        found.bad[start : start + len(part)] = bad.any(axis=1)
+        found.only_missing = found.only_missing and not (bad & ~absent).any()
+        if tokens:
+            rows = start + np.flatnonzero(bad)[: _MAX_LISTED + 1]
+            found.locations += [f"{samples.location(row)} without a token" for row in rows]
+        else:
+            found.locations += _locations(bad, part, samples, names, "column {}", start)
+        del found.locations[_MAX_LISTED + 1 :]
+        if not isinstance(inputs, Stored):
+            found.numbers = numbers
+        start += len(part)
+    return found
+
+
+def _rows_of(values: NDArray[Any] | Stored, rows: NDArray[np.int64]) -> Any:
+    """Return the values at `rows`, on disk if they are there."""
+    if isinstance(values, Stored):
+        return values if len(rows) == len(values) else Kept(values, rows)
+    return values[rows]
 
 
 def _check_shapes(samples: Samples) -> None:
@@ -117,22 +167,19 @@ def _check_shapes(samples: Samples) -> None:
         raise UsageError(f"{found}: it must be one of {', '.join(SPLITS)}")
 
 
-def _check_integers(samples: Samples) -> None:
-    inputs = samples.inputs
-    if inputs.dtype.kind not in "iu":
-        return
-    if inputs.dtype.kind == "u" and inputs.dtype != np.uint8:
-        raise UsageError(
-            f"the inputs are {inputs.dtype}: use uint8 for pixels, int8 to int64 for tokens, floats for numbers"
-        )
-    if inputs.min() < 0:
-        row, column = np.argwhere(_flat(inputs) < 0)[0]
-        raise UsageError(
-            f"{samples.location(row)} column {column} is {_flat(inputs)[row, column]}: tokens must be at least 0"
-        )
+def _refuse_other_integers(dtype: np.dtype[Any]) -> None:
+    if dtype.kind == "u" and dtype != np.uint8:
+        raise UsageError(f"the inputs are {dtype}: use uint8 for pixels, int8 to int64 for tokens, floats for numbers")
 
 
-def _labels(targets: NDArray[Any], samples: Samples, rows: NDArray[np.int64]) -> NDArray[Any]:
+def _refuse_negative(tokens: NDArray[Any], samples: Samples, start: int) -> None:
+    if tokens.min() < 0:
+        row, column = np.argwhere(_flat(tokens) < 0)[0]
+        found = f"{samples.location(start + row)} column {column} is {_flat(tokens)[row, column]}"
+        raise UsageError(f"{found}: tokens must be at least 0")
+
+
+def _labels(targets: Any, samples: Samples, rows: NDArray[np.int64]) -> Any:
     """Return targets with the type and shape that `Samples` documents. Refuse labels that are not a class."""
     names = samples.class_names
     if not names or not targets.size:
@@ -159,7 +206,7 @@ def _flat(values: NDArray[Any]) -> NDArray[Any]:
     return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
-def _to_numbers(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def _to_numbers(values: Any) -> tuple[Any, NDArray[np.bool_]]:
     """Return values as float64, and which are bad `(N, W)`. Integers keep their type and are never bad, `(N, 0)`.
 
     Missing values become NaN. Text that is not a number, and numbers too large for float64, become infinity.
@@ -185,20 +232,20 @@ def _number(value: Any) -> float:
 
 
 def _refuse_notations(
-    values: NDArray[Any], numbers: NDArray[Any], samples: Samples, names: list[str], unnamed: str
+    values: Any, numbers: NDArray[Any], samples: Samples, names: list[str], unnamed: str, start: int = 0
 ) -> None:
-    """Refuse the first text that is a number or a date for people only."""
+    """Refuse the first text that is a number or a date for people only; `start` is the row of the first value."""
     if values.dtype.kind in "biuf":
         return
     for row, column in np.argwhere(np.isinf(_flat(numbers))):
         if means := notation(str(_flat(values)[row, column])):
             at = np.zeros(_flat(values).shape, bool)
             at[row, column] = True
-            raise UsageError(f"{_locations(at, values, samples, names, unnamed)[0]} is {means}")
+            raise UsageError(f"{_locations(at, values, samples, names, unnamed, start)[0]} is {means}")
 
 
 def _locations(
-    bad: NDArray[np.bool_], values: NDArray[Any], samples: Samples, names: list[str], unnamed: str
+    bad: NDArray[np.bool_], values: Any, samples: Samples, names: list[str], unnamed: str, start: int = 0
 ) -> list[str]:
     """Return names of the first bad values, like `line 5 column age (nan)`, at most one more than are listed."""
     locations = []
@@ -207,5 +254,5 @@ def _locations(
         where = f"column {names[column]}" if names else unnamed.format(column)
         text = "" if value is None else str(value).strip()
         text = f"{text[:_MAX_SHOWN]}..." if len(text) > _MAX_SHOWN else text or "empty"
-        locations.append(f"{samples.location(row)} {where} ({text})")
+        locations.append(f"{samples.location(start + row)} {where} ({text})")
     return locations

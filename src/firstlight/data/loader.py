@@ -208,7 +208,8 @@ def keep_on_device(dataset: TensorBatches, device: torch.device, num_workers: in
     """Return whether to keep the samples in the memory of `device`; `on_device` is the user's choice, if any."""
     if on_device is None:
         # Activations need most of the free memory.
-        return device.type == "cuda" and not num_workers and 8 * dataset.nbytes <= torch.cuda.mem_get_info(device)[0]
+        can_move = device.type == "cuda" and dataset.in_memory and not num_workers
+        return can_move and 8 * dataset.nbytes <= torch.cuda.mem_get_info(device)[0]
     return on_device
 
 

@@ -3,7 +3,7 @@
 Shapes: `N` samples, `K` targets per sample, `B` batch; `...` shape of one sample.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from firstlight.data.stored import Stored, chunk_rows
 
 Batch = tuple[Tensor, Tensor]
 Split = Literal["train", "val", "test"]
@@ -26,6 +28,8 @@ class Samples:
     - uint8: pixels. They stay uint8 in memory and in the loader's batches, and become scaled floats on the device.
     - int8 to int64: tokens, at least 0. They are never scaled, and become int64 on the device.
     - Everything else: numbers, or text that can be converted to numbers. They are scaled once, in memory.
+
+    Inputs, and targets that are integers without class names, may stay on disk, see `stored.Stored`.
 
     Args:
         inputs: `(N, ...)`, at least two axes. Each column or channel (second axis) is scaled separately.
@@ -44,8 +48,8 @@ class Samples:
         missing_reason: Why these samples cannot be trained on, for example because the target column is missing.
     """
 
-    inputs: NDArray[Any]
-    targets: NDArray[Any] | None
+    inputs: NDArray[Any] | Stored
+    targets: NDArray[Any] | Stored | None
     class_names: list[str] = field(default_factory=list)
     split: NDArray[Any] | None = None
     test_from_train: bool = False
@@ -72,6 +76,8 @@ class TensorBatches(Dataset[Batch]):
         rows: `(M,)` int64, the rows that belong to this dataset, in this order; None: all. Samples are not copied.
     """
 
+    in_memory = True
+
     def __init__(self, inputs: Tensor, targets: Tensor, rows: Tensor | None = None) -> None:
         self._inputs = inputs
         self._targets = targets
@@ -90,6 +96,10 @@ class TensorBatches(Dataset[Batch]):
     def targets(self) -> Tensor:
         """All targets; a copy if the dataset has only some of the rows."""
         return self._targets if self._rows is None else self._targets[self._rows]
+
+    def target_chunks(self) -> Iterator[Tensor]:
+        """Yield all targets: at once, or in chunks if they are on disk."""
+        yield self.targets
 
     @property
     def device(self) -> torch.device:
@@ -122,3 +132,70 @@ class TensorBatches(Dataset[Batch]):
         if self._rows is not None:
             index = self._rows.index_select(0, index)
         return self._inputs.index_select(0, index), self._targets.index_select(0, index)
+
+
+class StoredBatches(TensorBatches):
+    """Samples on disk; a batch is read when it is taken.
+
+    Args:
+        inputs: `(N, ...)`.
+        targets: `(N, ...)`, on disk or in memory.
+        rows: `(M,)` int64, the rows that belong to this dataset, in this order.
+        prepare: Returns scaled inputs for inputs that are numbers; None for others.
+    """
+
+    in_memory = False
+
+    def __init__(
+        self, inputs: Stored, targets: Stored | Tensor, rows: Tensor, prepare: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self._stored = inputs
+        self._stored_targets = targets
+        self._stored_rows = rows
+        self._prepare = prepare
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._stored_rows)
+
+    @property
+    def inputs(self) -> Tensor:
+        """All inputs, read into memory."""
+        return self.__getitems__(torch.arange(len(self)))[0]
+
+    @property
+    def targets(self) -> Tensor:
+        """All targets, read into memory if they are on disk."""
+        return self._targets_at(self._stored_rows)
+
+    def target_chunks(self) -> Iterator[Tensor]:
+        """Yield all targets in chunks."""
+        rows = self._stored_rows
+        yield from map(self._targets_at, torch.split(rows, chunk_rows(tuple(self._stored_targets.shape))))
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the batches."""
+        return torch.device("cpu")
+
+    def with_targets(self, dtype: torch.dtype) -> "StoredBatches":
+        """Return the samples with targets of another type, which are in memory."""
+        assert isinstance(self._stored_targets, Tensor)
+        return StoredBatches(self._stored, self._stored_targets.to(dtype), self._stored_rows, self._prepare)
+
+    def __getitem__(self, index: int | Sequence[int] | Tensor) -> Batch:
+        """Return one sample, or a batch for several indices."""
+        if isinstance(index, Sequence) or (isinstance(index, Tensor) and index.ndim == 1):
+            return self.__getitems__(index)
+        inputs, targets = self.__getitems__(torch.as_tensor(index).reshape(1))
+        return inputs[0], targets[0]
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> Batch:
+        """Return the batch of samples at `indices`."""
+        rows = self._stored_rows[indices if isinstance(indices, Tensor) else torch.as_tensor(indices)]
+        inputs = torch.from_numpy(self._stored.read(rows.numpy()))
+        return inputs if self._prepare is None else self._prepare(inputs), self._targets_at(rows)
+
+    def _targets_at(self, rows: Tensor) -> Tensor:
+        stored = self._stored_targets
+        return torch.from_numpy(stored.read(rows.numpy())) if isinstance(stored, Stored) else stored[rows]

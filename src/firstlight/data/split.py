@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ def split(
     Raises:
         UsageError: If a split would be empty, or without a class.
     """
-    targets = samples.targets
+    targets: Any = samples.targets  # On disk only without class names, and then its length alone is used.
     assert targets is not None
     labels = targets.reshape(-1).astype(np.int64) if samples.class_names and targets.size == len(targets) else None
     train: Indices = np.arange(len(targets))
@@ -70,7 +71,8 @@ def split(
 
 def _refuse_absent_classes(parts: Mapping[Split, Indices], samples: Samples, fractions: Mapping[Split, float]) -> None:
     """Refuse a split without a sample of each class. Of several labels per sample, only training must have each."""
-    names, targets = samples.class_names, samples.targets
+    names: list[str] = samples.class_names
+    targets: Any = samples.targets
     assert targets is not None
     if not names:
         return

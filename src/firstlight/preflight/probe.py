@@ -36,11 +36,16 @@ def probe_splits(task: LightningModule, datamodule: LightningDataModule) -> None
         return
     for split in datamodule.indices:
         samples = datamodule.dataset(split)
-        if samples.targets.is_floating_point() and not task.exact_targets:
-            samples = samples.with_targets(torch.float32)
         few = samples[range(min(3, len(samples)))]
-        probe(task, datamodule.on_after_batch_transfer(few, 0), samples.targets)
-        _probe_metrics(task, split, samples.targets)
+        if few[1].is_floating_point() and not task.exact_targets:
+            samples = samples.with_targets(torch.float32)
+            few = samples[range(min(3, len(samples)))]
+        chunks = samples.target_chunks()
+        targets = next(chunks)
+        probe(task, datamodule.on_after_batch_transfer(few, 0), targets)
+        _probe_metrics(task, split, targets)
+        for targets in chunks:
+            task.check_targets(targets)
 
 
 def _probe_metrics(task: Task, split: str, targets: Tensor) -> None:

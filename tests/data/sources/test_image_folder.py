@@ -282,3 +282,47 @@ def test_folder_is_trained_on_and_predictions_name_the_files(tmp_path):
     assert [row["prediction"] for row in rows] == ["dark", "light"]
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert "path" not in checkpoint["datamodule_hyper_parameters"]
+
+
+def batches(folder, **options):
+    """Return two epochs of training batches and one of each other split, and the fitted state."""
+    torch.manual_seed(0)
+    data = ready(ImageFolder(folder, batch_size=16, **options))
+    training = data.train_dataloader()
+    found = [*training, *training, *data.val_dataloader(), *data.test_dataloader(), *data.predict_dataloader()]
+    return [data.on_after_batch_transfer(batch, 0) for batch in found], data
+
+
+@pytest.mark.parametrize("workers", [0, 2, None])
+def test_images_on_disk_give_the_same_batches_as_in_memory(workers, tmp_path, caplog):
+    folder = write_images(tmp_path, side=12)
+    save(tmp_path / "ant" / "large.jpg", np.full((20, 30), 70, np.uint8))
+    (tmp_path / "bee" / "broken.png").write_bytes(b"")
+    expected, memory = batches(folder, missing="drop", in_memory=True)
+    found, disk = batches(folder, missing="drop", in_memory=False, num_workers=workers)
+    assert memory.dataset("train").in_memory and not disk.dataset("train").in_memory
+    assert memory.num_workers == 0
+    assert disk.num_workers == (min(8, os.cpu_count()) if workers is None else workers)
+    assert len(found) == len(expected) > 10
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    assert repr(memory.fitted) == repr(disk.fitted)
+    assert memory.names("test") == disk.names("test")
+
+
+def test_images_stay_in_memory_if_they_take_a_quarter_of_what_is_free(tmp_path, caplog, monkeypatch):
+    folder = write_images(tmp_path, images=9, side=8)
+    needed = 27 * 3 * 8 * 8
+    monkeypatch.setattr("firstlight.data.base.free_memory", lambda: 4 * needed)
+    assert ready(ImageFolder(folder)).dataset("train").in_memory
+    monkeypatch.setattr("firstlight.data.base.free_memory", lambda: 4 * needed - 1)
+    assert not ready(ImageFolder(folder)).dataset("train").in_memory
+    assert "GiB in memory, more than 1/4 of the free" in caplog.text
+
+
+def test_file_that_is_lost_while_it_is_used_is_named(tmp_path):
+    folder = write_images(tmp_path, images=9)
+    data = ready(ImageFolder(folder, in_memory=False, num_workers=0))
+    (tmp_path / data.names("val")[0]).unlink()
+    with pytest.raises(UsageError, match=f"{data.names('val')[0]} was changed while it was used: No such file"):
+        list(data.val_dataloader())

@@ -21,6 +21,7 @@ from firstlight.data.base import DataModule
 from firstlight.data.files import digest_of
 from firstlight.data.pictures import Header, Resize
 from firstlight.data.samples import Samples, Split
+from firstlight.data.stored import Kept, Stored
 from firstlight.errors import UsageError, check_range
 
 _log = logging.getLogger(__name__)
@@ -50,6 +51,9 @@ class ImageFolder(DataModule):
 
     Size and channels belong to the fitted state, so a checkpoint scores images of any size.
 
+    Before a run, each file is read once, which finds the broken ones. If all images fit in memory, they stay there.
+    Otherwise each batch is decoded when it is needed, by `num_workers` processes. The batches are the same.
+
     Args:
         path: The folder.
         size: Height and width in pixels; one number for a square. None: the medians of heights and widths, both made
@@ -57,6 +61,10 @@ class ImageFolder(DataModule):
         channels: 1 for grey, 3 for colour. None: 1 if all files are grey, else 3.
         resize: How images get that size. `"stretch"`: the whole image, with another aspect ratio. `"crop"`: the
             middle of the image, with its aspect ratio.
+        in_memory: Whether the decoded images stay in memory, one byte for each value. None: if they take at most 1/4 of
+            the free memory.
+        num_workers: Processes that load batches. None: 0 for images in memory, and otherwise one for each processor
+            that a process of the run has, up to 8.
         **options: Arguments of `DataModule`.
 
     Raises:
@@ -69,9 +77,11 @@ class ImageFolder(DataModule):
         size: int | list[int] | None = None,
         channels: Literal[1, 3] | None = None,
         resize: Resize = "stretch",
+        in_memory: bool | None = None,
+        num_workers: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(**options)
+        super().__init__(num_workers=num_workers or 0, **options)
         sides = [size, size] if isinstance(size, int) else size
         if sides is not None:
             check_range("ImageFolder", "[1, inf)", size=sides)
@@ -81,6 +91,8 @@ class ImageFolder(DataModule):
         self.size = sides
         self.channels = channels
         self.resize: Resize = resize
+        self.in_memory = in_memory
+        self._chooses_workers = num_workers is None
 
     def fit(self, inputs: Tensor) -> dict[str, Any]:
         """Return height and width of the images, and their channels."""
@@ -148,15 +160,22 @@ class ImageFolder(DataModule):
             f"size=[{self._size[0]}, {self._size[1]}] {how}, channels={self._channels}"
         )
 
-    def _read(self, root: Path, files: Sequence[str]) -> tuple[NDArray[np.uint8], list[str], list[int]]:
+    def _read(self, root: Path, files: Sequence[str]) -> tuple[NDArray[np.uint8] | Stored, list[str], list[int]]:
         """Return the pixels `(N, C, H, W)` and the digests of the files that can be read, and their indices."""
-        pixels = np.empty((len(files), self._channels, *self._size), np.uint8)
+        stored = _Images(root, files, self._size, self._channels, self.resize)
+        in_memory = self.fits_in_memory(stored.nbytes, self.path)
+        pixels = np.empty(stored.shape if in_memory else (0,), np.uint8)
+        if self._chooses_workers and not in_memory:
+            processes = 1 if self.trainer is None else self.trainer.num_devices
+            self.num_workers = min(8, (os.cpu_count() or 1) // processes)
 
         def read(index: int) -> tuple[str, str]:
             content = b""
             try:
                 content = (root / files[index]).read_bytes()
-                pixels[index] = pictures.decode(content, self._size, self._channels, self.resize)
+                decoded = pictures.decode(content, self._size, self._channels, self.resize)
+                if in_memory:
+                    pixels[index] = decoded
             except MemoryError:
                 raise
             except Exception as error:  # Pillow's decoders raise errors of many classes for broken files.
@@ -172,9 +191,34 @@ class ImageFolder(DataModule):
             if self.missing != "drop" or not kept:
                 raise UsageError(f"{told}; missing=drop drops such images" if kept else f"no image is left: {told}")
             _log.warning(f"{told}; dropped")
-            for to, index in enumerate(kept):
+            for to, index in enumerate(kept if in_memory else []):
                 pixels[to] = pixels[index]
-        return pixels[: len(kept)], [found[index][0] for index in kept], kept
+        digests = [found[index][0] for index in kept]
+        return pixels[: len(kept)] if in_memory else Kept(stored, np.array(kept)), digests, kept
+
+
+class _Images(Stored):
+    """The pixels `(N, C, H, W)` of image files, decoded when they are read."""
+
+    def __init__(self, root: Path, files: Sequence[str], size: Sequence[int], channels: int, resize: Resize) -> None:
+        super().__init__((len(files), channels, *size), np.uint8)
+        self.root = root
+        self.files = files
+        self.resize: Resize = resize
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the pixels of the files at `rows`."""
+        decoded = pictures.in_threads(self._decode, rows.tolist())
+        return np.stack([*decoded]) if len(rows) else np.empty((0, *self.shape[1:]), np.uint8)
+
+    def _decode(self, row: int) -> NDArray[np.uint8]:
+        content = b""
+        try:
+            content = (self.root / self.files[row]).read_bytes()
+            return pictures.decode(content, self.shape[2:], self.shape[1], self.resize)
+        except Exception as error:  # The file could be read before.
+            why = pictures.fault(content, error)
+            raise UsageError(f"{self.root / self.files[row]} was changed while it was used: {why}") from error
 
 
 def _find_images(root: Path, path: str) -> tuple[list[str], list[str]]:
