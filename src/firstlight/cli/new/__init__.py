@@ -16,19 +16,20 @@ _HELP = """firstlight new DIR --data PATH --target NAME    a table: predict the 
 def new(args: list[str]) -> None:
     """Look at data, say what was seen and chosen, and write an experiment into a new folder."""
     parser = argparse.ArgumentParser("firstlight new", _HELP, "Write an experiment of your own.", exit_on_error=False)
-    parser.add_argument("dir", type=Path, metavar="DIR", help="Folder to write; its name becomes that of the package.")
+    parser.add_argument(
+        "dir", type=Path, nargs="?", metavar="DIR", help="Folder to write; its name becomes that of the package."
+    )
     parser.add_argument("--data", type=Path, metavar="PATH", help="A table, text, arrays, or a folder of images.")
     parser.add_argument("--target", metavar="NAME", help="Column of the table to predict.")
     try:
         found, unknown = parser.parse_known_args(args)
     except argparse.ArgumentError as error:
         raise UsageError(str(error)) from error
-    except SystemExit as stopped:
-        if stopped.code:
-            raise UsageError("new needs one folder: firstlight new DIR --data PATH --target NAME") from None
-        raise
+    usage = "firstlight new DIR --data PATH --target NAME"
     if unknown:
-        raise UsageError(f"new does not take {unknown[0]}: firstlight new DIR --data PATH --target NAME")
+        raise UsageError(f"new does not take {unknown[0]}: {usage}")
+    if found.dir is None:
+        raise UsageError(f"new needs a folder to write: {usage}")
     data = None if found.data is None else found.data.expanduser()
     folder = found.dir.expanduser()
     look = look_at(data, found.target)

@@ -2,17 +2,18 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from firstlight.data.cells import is_missing, same
 from firstlight.data.columns import Column, describe_column, infer_kind, is_number, likely_targets, shortened
-from firstlight.data.files import Csv, missing_column, read_table
+from firstlight.data.files import Csv, missing_column, read_bytes, read_table, read_text
 from firstlight.errors import UsageError
 
 _ARRAYS = (".npz", ".npy")
-_TEXTS = (".txt", ".md", ".rst", ".text", ".log", ".tex")
+_TABLES = (".csv", ".tsv", ".tab", ".psv", ".gz", ".parquet", ".pq", ".data")
 _WORDS = 1.5
 """Words in a text, on average, from which a column is a text to read and not a name."""
 _MAX_NAMED = 6
@@ -56,16 +57,14 @@ def look_at(path: Path | None, target: str | None) -> Look:
     if not path.exists():
         raise UsageError(f"there is no {path}")
     suffix = path.suffix.lower()
-    is_table = not path.is_dir() and suffix not in (*_ARRAYS, *_TEXTS)
+    is_table = suffix in _TABLES or (target is not None and path.is_file() and suffix not in _ARRAYS)
     if target and not is_table:
         raise UsageError(f"--target {target} names a column of a table, but {path} is none")
     if path.is_dir():
         return _look_at_images(path)
     if suffix in _ARRAYS:
         return _look_at_arrays(path)
-    if suffix in _TEXTS:
-        return _look_at_corpus(path)
-    return _look_at_table(path, target)
+    return _look_at_table(path, target) if is_table else _look_at_corpus(path)
 
 
 def _look_at_table(path: Path, target: str | None) -> Look:
@@ -194,7 +193,53 @@ def _text(
 
 
 def _look_at_images(path: Path) -> Look:
-    raise UsageError(f"{path} is a folder")
+    from firstlight.data.pictures import in_threads, read_header  # They import Pillow.
+    from firstlight.data.sources.image_folder import find_images, read_layout
+
+    images, ignored = find_images(path, str(path))
+    if not images:
+        raise UsageError(f"{path} holds no image")
+    labels, splits, no_classes = read_layout(images, [], str(path))
+    if no_classes:
+        raise UsageError(f"{no_classes}: to train, put the images of each class into a folder of its name")
+    counts = Counter(label for label in labels if label)
+    if len(counts) < 2:
+        raise UsageError(f"{path} holds the class {next(iter(counts))} only: there is nothing to predict")
+
+    def read(name: str) -> Any:
+        with suppress(Exception):  # The run names the files that cannot be read.
+            return read_header(path / name)
+
+    headers = [each for each in in_threads(read, images[:: max(1, len(images) // 1000)]) if each]
+    sides = sorted(min(each.height, each.width) for each in headers) or [32]
+    seen = [f"{path.name}: {len(images):,} images in {len(counts):,} folders of classes"]
+    grey = sum(each.is_grey for each in headers)
+    colours = "grey" if grey == len(headers) else "in colour" if not grey else "grey and in colour"
+    seen.append(f"shorter side {sides[0]} to {sides[-1]} pixels, {sides[len(sides) // 2]} in the middle, {colours}")
+    if ignored:
+        seen.append(f"left out: {len(ignored):,} files that are no images or have no class, like {ignored[0]}")
+    seen.append(_described_target("class", "multiclass", counts))
+    is_small = sides[len(sides) // 2] <= 48
+    look = Look("images", seen)
+    network = "ResNet" if is_small else "ImageNetResNet"
+    depth = 14 if is_small else 18
+    why = "the form for small images" if is_small else "the form for photographs"
+    look.chosen.append(f"task      Classification: {len(counts):,} classes")
+    look.chosen.append(f"network   {network} with {depth} layers: {why}")
+    has_splits = Counter(each for each in splits if each)
+    told = ", ".join(f"{count:,} {name}" for name, count in has_splits.items())
+    look.chosen.append(
+        "split     " + (f"the folders: {told}" if told else "70 % train, 15 % val, 15 % test, with a seed")
+    )
+    look.chosen.append("size      what fits the files; the run tells it")
+    look.values = {
+        "file": path.name,
+        "network_class": network,
+        "network": f"depth: {depth}",
+        "batch_size": 16 if len(images) < 2000 else 32,
+        "max_epochs": 40 if len(images) < 2000 else 20,
+    }
+    return look
 
 
 def _look_at_arrays(path: Path) -> Look:
@@ -202,7 +247,7 @@ def _look_at_arrays(path: Path) -> Look:
 
 
 def _look_at_corpus(path: Path) -> Look:
-    size = path.stat().st_size
+    size = len(read_text(read_bytes(str(path)), str(path), hint="; a table must be named .csv, .tsv or .parquet"))
     seen = [f"{path.name}: a text of {size:,} bytes"]
     chosen = [
         "task      LanguageModel: it predicts the next byte of the text",
@@ -222,6 +267,8 @@ def _find_target(path: Path, table: Mapping[str, Sequence[str]]) -> str:
         for name, values in table.items()
         if describe_column(name, values).kind in ("number", "category") and name != "split"
     ]
+    if len(candidates) == 1:
+        return candidates[0]
     some = _listed(candidates[:-1][: _MAX_NAMED - 1] + candidates[-1:]) if candidates else "none"
     raise UsageError(f"which column of {path} is to be predicted? Give --target NAME; candidates: {some}")
 

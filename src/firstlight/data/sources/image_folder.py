@@ -101,8 +101,8 @@ class ImageFolder(DataModule):
     def load(self) -> Samples:
         """Return the images; targets are the indices of their classes, None for images without classes."""
         root = Path(self.path).expanduser()
-        files, ignored = _find_images(root, self.path)
-        labels, splits, missing_reason = _read_layout(files, self.class_names, self.path)
+        files, ignored = find_images(root, self.path)
+        labels, splits, missing_reason = read_layout(files, self.class_names, self.path)
         if not missing_reason:
             ignored += [file for file, label in zip(files, labels, strict=True) if not label]
             kept = [index for index, label in enumerate(labels) if label]
@@ -221,7 +221,7 @@ class _Images(Stored):
             raise UsageError(f"{self.root / self.files[row]} was changed while it was used: {why}") from error
 
 
-def _find_images(root: Path, path: str) -> tuple[list[str], list[str]]:
+def find_images(root: Path, path: str) -> tuple[list[str], list[str]]:
     """Return the image files below a folder and the files that are left out, by their paths in it, sorted."""
     if not root.is_dir():
         raise UsageError(f"{path} is {'not a folder' if root.exists() else 'missing'}: it must be a folder of images")
@@ -251,7 +251,7 @@ def _find_images(root: Path, path: str) -> tuple[list[str], list[str]]:
     return [file.as_posix() for file in sorted(found)], [file.as_posix() for file in sorted(ignored)]
 
 
-def _read_layout(files: Sequence[str], known: Sequence[str], path: str) -> tuple[list[str], list[str], str]:
+def read_layout(files: Sequence[str], known: Sequence[str], path: str) -> tuple[list[str], list[str], str]:
     """Return label and split of each file, `""` where it has none, and why the images have no classes, if so.
 
     Args:

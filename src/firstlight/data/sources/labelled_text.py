@@ -122,9 +122,8 @@ class LabelledText(Texts):
         table = {name: [row[index] for row in file.rows] for index, name in enumerate(file.header)}
         fields: dict[str, Any] = {"source": self.path, "lines": file.lines, "digest": file.digest}
         tokens = self.tokens(table[self.text], self.path)
-        missing_reason = missing_column(
-            self.path, [self.label, *([self.split_column] * bool(self.split_column))], file.header
-        )
+        wanted = [self.label] if self.split_column is None else [self.label, self.split_column]
+        missing_reason = missing_column(self.path, wanted, file.header)
         if missing_reason:
             return Samples(tokens, None, missing_reason=missing_reason, **fields)
         labels = np.array(table[self.label], object)
