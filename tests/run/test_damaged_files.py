@@ -175,6 +175,17 @@ def test_optimiser_state_of_another_shape_is_refused_in_one_line(run, capsys):
     )
 
 
+def test_damaged_best_checkpoint_does_not_decide_what_is_best(run, capsys):
+    best = run / "checkpoints" / "best.ckpt"
+    state = next(each for name, each in read(best)["callbacks"].items() if name.startswith("BestCheckpoint"))
+    score = state["best_model_score"].numpy().tobytes()
+    assert score in best.read_bytes()
+    best.write_bytes(best.read_bytes().replace(score, bytes(len(score))))  # A loss that no epoch can reach.
+    said(capsys, {0}, "fit", "--run", run, "--trainer.max_epochs=2", "--disable=progress")
+    assert read_checkpoint_metrics(best)["val/loss"] > 0
+    assert read(best)["epoch"] == 1
+
+
 ENTRIES = [
     ("Digits.loader", "x"), ("Digits.loader.batches_consumed", "x"), ("Digits.loader.seed", -1),
     ("Digits.loader.epoch", None), ("random_state", "x"), ("random_state.0", [1]), ("random_state.0.torch", "x"),

@@ -117,6 +117,14 @@ def test_missing_run_is_refused_for_a_relative_path(tmp_path, monkeypatch):
         directory.find(Path("digit/latest"))
 
 
+def test_file_or_broken_link_in_the_path_of_a_run_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "latest").symlink_to(tmp_path / "unmounted")
+    for path, wrong in (("file/latest", "file"), ("latest", "latest")):
+        with pytest.raises(UsageError, match=f"there is no run {tmp_path}/{path}: {tmp_path}/{wrong} is not a folder$"):
+            directory.find(tmp_path / path)
+
+
 def test_folder_without_a_config_is_not_a_run(tmp_path):
     with pytest.raises(UsageError, match=r"is not a run, because it has no config\.yaml"):
         directory.find(tmp_path)
@@ -126,8 +134,9 @@ def test_checkpoint_is_found_by_its_name(tmp_path):
     path = tmp_path / "checkpoints" / "best.ckpt"
     path.parent.mkdir()
     path.touch()
+    path.with_name("last.ckpt").mkdir()
     assert directory.checkpoint(tmp_path, "best") == path
-    with pytest.raises(UsageError, match=r"has no last checkpoint; its checkpoints: best\.ckpt"):
+    with pytest.raises(UsageError, match=r"has no last checkpoint; its checkpoints: best\.ckpt$"):
         directory.checkpoint(tmp_path, "last")
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from firstlight.__main__ import main
 from firstlight.checkpoints.io import read
+from firstlight.errors import UsageError
+from firstlight.run import directory
 from tests.helpers import ROOT, newest
 
 pytestmark = pytest.mark.faults
@@ -103,3 +105,30 @@ def test_each_write_of_an_evaluation_fails_in_turn(verb, disk, tmp_path, capsys)
         out = check(code, disk, tmp_path, capsys)
         assert code == 2, (disk.last, out)
         assert out.startswith({"test": "test     test/loss", "predict": "predict  270 samples"}[verb]), (disk.last, out)
+
+
+def test_a_resume_whose_writes_fail_leaves_a_run_that_resumes(disk, tmp_path, capsys):
+    args = ["run", "--config", ROOT / "configs/digits_mlp.yaml", "--trainer.max_epochs=1", *QUICK]
+    assert run(disk, tmp_path, None, *args) == 0
+    trained = newest(tmp_path)
+    shutil.copytree(trained, tmp_path / "copy")
+    args = ["fit", "--run", trained, "--trainer.max_epochs=2", "--disable=progress"]
+    assert run(disk, tmp_path, None, *args) == 0
+    for failing in range(1, disk.count + 1):
+        shutil.rmtree(trained)
+        shutil.copytree(tmp_path / "copy", trained)
+        capsys.readouterr()
+        code = run(disk, tmp_path, failing, *args)
+        check(code, disk, trained, capsys)
+        assert (trained / "config.yaml").is_file() and (trained / "results.json").is_file(), disk.last
+        assert read(trained / "checkpoints" / "last.ckpt")["global_step"] in (40, 80)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "results.json"])
+def test_a_file_that_cannot_be_written_again_keeps_its_content(name, tmp_path):
+    path, link = tmp_path / name, tmp_path / f".{name}-{os.getpid()}"
+    path.write_text("earlier")
+    link.symlink_to("/dev/full")  # The temporary file opens, and its content does not fit.
+    with pytest.raises(UsageError, match=rf"cannot write .*{name}: No space left on device"):
+        directory._write_and_keep(path, "later")
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {name: "earlier"}

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from firstlight.callbacks.finite import not_finite
+from firstlight.checkpoints.io import read
 from firstlight.errors import UsageError, check_range
 from firstlight.loggers import LogCadence, current_step
 
@@ -142,7 +143,7 @@ class BestCheckpoint(FiniteCheckpoint):
         """
         best = Path(str(self.dirpath)) / "best.ckpt"
         with suppress(Exception):  # A damaged file counts as none, and the next best replaces it.
-            written = torch.load(best, map_location="cpu", mmap=True, weights_only=True)["callbacks"][self.state_key]
+            written = read(best, mmap=True)["callbacks"][self.state_key]
             known, score = state_dict["best_model_score"], written["best_model_score"]
             if known is None or (score < known if self.mode == "min" else score > known):
                 state_dict = written

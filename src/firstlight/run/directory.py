@@ -118,12 +118,14 @@ def find(run: Path) -> Path:
     if found.is_dir():
         latest = f"; its newest run is {found / 'latest'}" if (found / "latest").is_file() else ""
         raise UsageError(f"{found} is not a run, because it has no config.yaml{latest}")
-    if found.is_file() or found.name == "config.yaml":
+    if found.exists() or found.name == "config.yaml":
         raise UsageError(f"{found} is a file: give the folder of the run, {found.parent}")
     near = found.parent
     while not near.is_dir():
         near = near.parent
     missing = near / found.relative_to(near).parts[0]
+    if os.path.lexists(missing):  # For example a broken link.
+        raise UsageError(f"there is no run {run}: {missing} is not a folder")
     known = [child.name for child in near.iterdir() if not child.name.startswith(".")]
     raise UsageError(f"there is no run {run}: {missing} does not exist{did_you_mean(missing.name, known)}")
 
@@ -159,7 +161,7 @@ def checkpoint(run: Path, name: str) -> Path:
     """
     path = run / "checkpoints" / f"{name}.ckpt"
     if not path.is_file():
-        written = ", ".join(sorted(file.name for file in path.parent.glob("*.ckpt"))) or "none"
+        written = ", ".join(sorted(file.name for file in path.parent.glob("*.ckpt") if file.is_file())) or "none"
         raise UsageError(f"{run} has no {name} checkpoint; its checkpoints: {written}")
     return path
 
@@ -240,15 +242,17 @@ def write_predictions(
 
 def _write_and_keep(path: Path, text: str) -> None:
     """Write a file. A different earlier one, of a resumed run, is kept as `NAME-until-TIME`."""
-    try:
+    with _atomic(path) as file:
+        file.write(text)
+        file.flush()  # On a full disk it fails here, and the earlier file keeps its name.
         if path.is_file() and path.read_bytes() != text.encode():
             kept = path.with_name(f"{path.stem}-until-{timestamp()}{path.suffix}")
             while kept.exists():
                 kept = kept.with_stem(kept.stem + "+")
-            path.rename(kept)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {_reason(error)}") from error
-    _write_atomically(path, text)
+            try:
+                kept.hardlink_to(path)
+            except OSError:  # A file system may have no links.
+                path.rename(kept)
 
 
 def _write_atomically(path: Path, text: str) -> None:
