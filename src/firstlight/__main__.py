@@ -1,5 +1,6 @@
 """`firstlight VERB ...`. Only the verb's own module is imported, so that `firstlight --help` is instant."""
 
+import errno
 import os
 import sys
 import traceback
@@ -78,6 +79,11 @@ def _call(verb: str, args: list[str]) -> int:
             # One write, because several processes may write at the same time.
             sys.stderr.write(f"firstlight: {error}\n")
         return 2 if isinstance(error, UsageError) else 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # Others are handled where a file is opened.
+            raise
+        sys.stderr.write(f"firstlight: {error.strerror}: {str(error.filename)[:80]}...\n")
+        return 2
     return 0
 
 
@@ -100,7 +106,9 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        self._try(self._stream.write, text)
+        # The names of files may hold characters that the terminal cannot show.
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        self._try(self._stream.write, text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:

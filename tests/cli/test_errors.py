@@ -1,3 +1,4 @@
+import io
 import re
 import shlex
 import subprocess
@@ -53,6 +54,13 @@ CASES = {
         r"unknown option --optimizer; did you mean --model\.optimizer\?$",
     ),
     "a name in capitals": (["--Patience=3"], r"unknown option --Patience; did you mean --early_stopping\.patience\?$"),
+    "a folder with a long name": ([f"--runs={'x' * 300}"], r"File name too long: x{80}\.\.\.$"),
+    "a run with a long name": ([f"--run={'x/' * 3000}"], r"File name too long: (x/){40}\.\.\.$"),
+    "a configuration with a long name": ([f"--config={'x/' * 3000}"], r"File name too long: .*\.\.\.$"),
+    "a folder whose name is not UTF-8": (
+        ["--runs=a\udcff"],
+        r"cannot use the folder a\\udcff/digits_mlp: its name is not UTF-8; choose another with --runs$",
+    ),
     "a file in the home folder": (["--config=~/nope.yaml", "--patience=3"], r"there is no file \S+/nope\.yaml"),
     "a configuration that is YAML itself": (
         ["--config={trainer: {max_epochs: 1}}", "--patience=3"],
@@ -180,6 +188,7 @@ CASES = {
 }
 
 FILES = {
+    "a NUL character": ('runs: "a\\0b"', r"the option 'a\?b' holds a NUL character, which no path has$"),
     "a broken file": ("model: {a: [1\nb: 3", r"given\.yaml, line 2, column 2: expected ',' or '\]'"),
     "an unknown option in a file": ("modle: {a: 1}", r"unknown option modle\.a; did you mean model"),
     "a wrong type deep in a file": (
@@ -341,6 +350,14 @@ def test_results_are_kept_if_an_output_fails(redirected, code, told, tmp_path):
     assert done.returncode == code
     assert told in done.stderr and "Traceback" not in done.stderr
     assert results(newest(tmp_path))["metrics"]["test/accuracy"] > 0.5
+
+
+def test_name_that_the_terminal_cannot_show_is_printed_with_escapes(tmp_path, monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    assert main(["fit", "--config", CONFIG, "--trainer.max_epochs=1", "--experiment=été"]) == 0
+    assert b"runs/\\xe9t\\xe9/" in output.buffer.getvalue()
+    assert (tmp_path / "runs" / "été" / "latest").is_file()
 
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook", "fsdp"])

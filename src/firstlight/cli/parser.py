@@ -300,6 +300,8 @@ def _plain(value: Any) -> Any:
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, Enum) and isinstance(value, str):
         return str(value.value)
+    if isinstance(value, str) and "\0" in value:
+        raise UsageError(f"the option {value.replace(chr(0), '?')[:80]!r} holds a NUL character, which no path has")
     return str(value) if type(value).__module__ == "torch" and type(value).__name__ in ("device", "dtype") else value
 
 

@@ -291,6 +291,7 @@ def refuse_no_room(task: LightningModule, disable: Collection[str], folder: Path
     needed = files * checkpoint_bytes(task, task.optimization.build_optimizer if isinstance(task, Task) else None)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
+        bytes(folder.absolute()).decode()  # torch and TensorBoard take no other names.
         # Permissions do not decide it: root has all of them, and a file system may be read-only.
         with tempfile.TemporaryFile(dir=existing):
             pass
@@ -298,6 +299,10 @@ def refuse_no_room(task: LightningModule, disable: Collection[str], folder: Path
     except OSError as error:
         action = "write to" if existing == folder else "create"
         raise UsageError(f"cannot {action} the folder {folder}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"cannot use the folder {folder}: its name is not UTF-8; choose another with --runs"
+        ) from error
     if free < needed:
         raise UsageError(
             f"{folder} has no room for the checkpoints: they need about {needed:,} bytes, {free:,} are free; "
