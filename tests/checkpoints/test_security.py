@@ -16,6 +16,7 @@ import fsspec
 import lightning
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from firstlight.__main__ import main
 from firstlight.checkpoints.io import AtomicCheckpointIO, read_checkpoint_metrics
@@ -43,6 +44,8 @@ class Net(torch.nn.Module):
         return self.layer(inputs.flatten(1))
 def build(cls, arguments):
     return cls(**arguments)
+def sgd(parameters) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.1)
 """
 
 
@@ -292,6 +295,14 @@ def test_no_pickled_code_is_run(kind, run, canary, capsys):
     refused_by_command(capsys, "fit", "--run", run, "--trainer.max_epochs=2")
 
 
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
+def test_no_pickled_code_is_run_in_a_trainer_with_the_plugin(verb, canary):
+    torch.save({"state_dict": {}, "code": Runs(f"touch {canary}")}, "a.ckpt")
+    trainer = Trainer(plugins=[AtomicCheckpointIO()], logger=False, accelerator="cpu", max_epochs=1)
+    task = Classification.load_from_checkpoint(write(canary.with_name("right.ckpt")))
+    refusal(lambda: getattr(trainer, verb)(task, datamodule=Digits(), ckpt_path="a.ckpt"))
+
+
 def test_no_checkpoint_is_read_from_a_url(run, canary, capsys):
     torch.save(Runs(f"touch {canary}"), "a.ckpt")
     with local_server() as (url, asked):
@@ -499,6 +510,20 @@ def test_named_module_is_trusted(tmp_path, capsys):
     cli = CLI("test", ["--ckpt", str(path), "--trust", "another,my_project"])
     assert type(cli.experiment.task.network).__module__ == "my_project"
     assert "is not a module name" in refusal(lambda: Classification.load_from_checkpoint(path, trust="./my_project"))
+
+
+def test_function_of_a_trusted_module_may_be_named(tmp_path):
+    path = write(tmp_path / "a.ckpt", task_arguments(optimizer="my_project.sgd"))
+    loaded = Classification.load_from_checkpoint(path, trust="my_project")
+    assert loaded.optimization.build_optimizer is sys.modules["my_project"].sgd
+    assert "trust my_project" in refusal(lambda: Classification.load_from_checkpoint(path))
+
+
+def test_checkpoint_holds_the_folder_that_it_was_written_to_and_no_location_of_data(run):
+    for name in ("best", "last"):
+        checkpoint = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert "/runs/digits_mlp/" in str(checkpoint["callbacks"])
+        assert "/runs/" not in str([checkpoint["hyper_parameters"], checkpoint["datamodule_hyper_parameters"]])
 
 
 def test_imports_of_a_trusted_module_are_not_trusted(tmp_path):

@@ -107,6 +107,7 @@ def test_each_write_of_an_evaluation_fails_in_turn(verb, disk, tmp_path, capsys)
         assert out.startswith({"test": "test     test/loss", "predict": "predict  270 samples"}[verb]), (disk.last, out)
 
 
+@pytest.mark.slow
 def test_a_resume_whose_writes_fail_leaves_a_run_that_resumes(disk, tmp_path, capsys):
     args = ["run", "--config", ROOT / "configs/digits_mlp.yaml", "--trainer.max_epochs=1", *QUICK]
     assert run(disk, tmp_path, None, *args) == 0
