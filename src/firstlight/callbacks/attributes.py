@@ -23,6 +23,8 @@ _OPTIONS = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algor
 _SEQUENCES = {kind.__name__: kind for kind in (list, tuple, set, frozenset, deque)}
 _MAPPINGS = {kind.__name__: kind for kind in (dict, Counter, OrderedDict, defaultdict)}
 _KINDS: dict[str, Any] = {**_SEQUENCES, **_MAPPINGS}
+_LEAVES = ("tensor", "array", "state", "lost")
+"""Kinds of saved values that hold no other saved value."""
 
 
 class _Opaque(Exception):
@@ -123,8 +125,9 @@ def _to_restore(initial: Any, saved: Any, fresh: Any) -> Iterator[tuple[str, str
 
 
 def _holds_tensor(saved: Any) -> bool:
-    is_leaf = isinstance(saved, dict) and saved["kind"] in ("tensor", "array", "state", "lost")
-    return is_leaf or (isinstance(saved, dict) and any(_holds_tensor(each) for _, each in _pairs(saved)))
+    if not isinstance(saved, dict):
+        return False
+    return saved["kind"] in _LEAVES or any(_holds_tensor(each) for _, each in _pairs(saved))
 
 
 def _all_attributes(objects: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -275,7 +278,7 @@ def _decode(saved: Any, current: Any = None, in_place: bool = False) -> Any:
 
 def _pairs(saved: Mapping[str, Any]) -> list[tuple[Any, Any]]:
     """Return the keys or positions of a saved container, and its saved values."""
-    if saved["kind"] in ("tensor", "array", "state", "lost"):
+    if saved["kind"] in _LEAVES:
         return []
     if saved["kind"] in _MAPPINGS:
         return [(_decode(key), each) for key, each in saved["items"]]
