@@ -57,6 +57,7 @@ CASES = {
     "a folder with a long name": ([f"--runs={'x' * 300}"], r"File name too long: x{80}\.\.\.$"),
     "a run with a long name": ([f"--run={'x/' * 3000}"], r"File name too long: (x/){40}\.\.\.$"),
     "a configuration with a long name": ([f"--config={'x/' * 3000}"], r"File name too long: .*\.\.\.$"),
+    "a configuration without an end": (["--config=/dev/zero"], r"/dev/zero has more than [\d,]+ characters"),
     "a folder whose name is not UTF-8": (
         ["--runs=a\udcff"],
         r"cannot use the folder a\\udcff/digits_mlp: its name is not UTF-8; choose another with --runs$",

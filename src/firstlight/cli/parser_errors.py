@@ -124,9 +124,10 @@ def refuse_huge_yaml(path: Path) -> None:
         return sizes[id(node)]
 
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
+        with path.expanduser().open(encoding="utf-8") as file:
+            text = file.read(_MOST_CHARACTERS + 1)  # It may be a device without an end.
         if len(text) > _MOST_CHARACTERS:
-            raise UsageError(f"{path} has {len(text):,} characters, more than a configuration may have")
+            raise UsageError(f"{path} has more than {_MOST_CHARACTERS:,} characters: it is no configuration")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None and size(node) > _MOST_VALUES:
             raise UsageError(f"{path} holds YAML aliases that expand to more than {_MOST_VALUES:,} values")
