@@ -92,3 +92,12 @@ def write_images(folder, classes=("ant", "bee", "cat"), images=30, side=8, colou
             pixels = generator.integers(0, 256, (side, side, 3) if colour else (side, side), np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{index:03}.png")
     return str(folder)
+
+
+def write_arrays(folder, compressed=False, **arrays):
+    """Write a `.npz`, by default of 200 rows of three numbers with two classes; return its path."""
+    generator = np.random.default_rng(0)
+    arrays = arrays or {"X": generator.normal(3, 5, (200, 3)).astype(np.float32), "y": np.arange(200) % 2}
+    path = folder / "arrays.npz"
+    (np.savez_compressed if compressed else np.savez)(path, **arrays)
+    return str(path)

@@ -11,6 +11,7 @@ import torch
 import firstlight.data
 from firstlight.data import (
     MNIST,
+    Arrays,
     Corpus,
     DataModule,
     Digits,
@@ -21,10 +22,20 @@ from firstlight.data import (
     Tensors,
     UnicodeNames,
 )
-from tests.data.helpers import in_batches, ready, write_idx, write_images, write_labelled, write_table, write_text
+from tests.data.helpers import (
+    in_batches,
+    ready,
+    write_arrays,
+    write_idx,
+    write_images,
+    write_labelled,
+    write_table,
+    write_text,
+)
 
 SPLITS = ("train", "val", "test")
 BUILDERS = {
+    Arrays: lambda folder, **options: Arrays(write_arrays(folder), **options),
     Corpus: lambda folder, **options: Corpus(write_text(folder), **options),
     ImageFolder: lambda folder, **options: ImageFolder(write_images(folder / "images"), **options),
     LabelledText: lambda folder, **options: LabelledText(write_labelled(folder), **options),

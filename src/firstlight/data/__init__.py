@@ -2,6 +2,7 @@
 
 from firstlight.data.base import DataModule
 from firstlight.data.samples import Samples
+from firstlight.data.sources.arrays import Arrays
 from firstlight.data.sources.corpus import Corpus, PythonDocs
 from firstlight.data.sources.digits import Digits
 from firstlight.data.sources.image_folder import ImageFolder
@@ -13,6 +14,7 @@ from firstlight.data.sources.tensors import Tensors
 
 __all__ = [
     "MNIST",
+    "Arrays",
     "BreastCancer",
     "Corpus",
     "DataModule",

@@ -51,20 +51,35 @@ class Tensors(DataModule):
     def load(self) -> Samples:
         """Return the arrays as samples."""
         targets, names = self._targets, self._class_names or self.class_names
-        if targets is not None and not self._class_names and targets.ndim == 1 and targets.dtype.kind == "b":
-            targets, names = targets[:, None], ["False", "True"]
-        if targets is not None and not names and targets.ndim == 1 and targets.dtype.kind in "iu" and len(targets):
-            highest = int(targets.max())
-            if highest >= len(targets):
-                found = f"Tensors was given {len(targets)} integer targets up to {highest}"
-                raise UsageError(
-                    f"{found}, which are classes, each with samples: targets of a regression must be floats"
-                )
-            names = [str(label) for label in range(max(highest, 0) + 1)]
+        if targets is not None:
+            targets, names = with_classes(targets, self._class_names, self.class_names, "Tensors was given")
         contents = [np.ascontiguousarray(values).data for values in (self._inputs, targets) if values is not None]
         digest = digest_of(*contents)
         missing_reason = "Tensors was given no targets" if targets is None else ""
         return Samples(self._inputs, targets, names, self._split, digest=digest, missing_reason=missing_reason)
+
+
+def with_classes(
+    targets: NDArray[Any], given: list[str] | None, known: list[str], has: str
+) -> tuple[NDArray[Any], list[str]]:
+    """Return the targets and the names of their classes; no names if the targets are not classes.
+
+    Args:
+        targets: Booleans `(N,)` are the classes False and True, and become `(N, 1)`. Integers `(N,)` are classes.
+        given: Names of the classes that the user gave.
+        known: Names of the classes of a checkpoint.
+        has: Start of the message about targets that cannot be classes.
+    """
+    names = given or known
+    if not given and targets.ndim == 1 and targets.dtype.kind == "b":
+        return targets[:, None], ["False", "True"]
+    if not names and targets.ndim == 1 and targets.dtype.kind in "iu" and len(targets):
+        highest = int(targets.max())
+        if highest >= len(targets):
+            found = f"{has} {len(targets)} integer targets up to {highest}"
+            raise UsageError(f"{found}, which are classes, each with samples: targets of a regression must be floats")
+        names = [str(label) for label in range(max(highest, 0) + 1)]
+    return targets, names
 
 
 def _array(values: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:

@@ -1,0 +1,218 @@
+import numpy as np
+import pytest
+import torch
+
+from firstlight.data import Arrays, Tensors
+from firstlight.errors import UsageError
+from tests.data.helpers import ready, write_arrays
+
+GENERATOR = np.random.default_rng(0)
+NUMBERS = GENERATOR.normal(3, 5, (60, 4)).astype(np.float32)
+LABELS = np.arange(60) % 3
+KINDS = {
+    "numbers": (NUMBERS, LABELS),
+    "large numbers": (GENERATOR.normal(1e6, 1, (60, 2)), LABELS),
+    "numbers of the other byte order": (NUMBERS.astype(">f4"), LABELS.astype(">i8")),
+    "half precision": (NUMBERS.astype(np.float16), LABELS),
+    "pixels": (GENERATOR.integers(0, 256, (60, 3, 6, 5), np.uint8), LABELS),
+    "tokens": (GENERATOR.integers(1, 256, (60, 7), np.int16), LABELS),
+    "numbers for a regression": (NUMBERS, GENERATOR.normal(9, 3, 60)),
+    "booleans": (NUMBERS, LABELS == 0),
+}
+
+
+def saved(folder, inputs, targets, form):
+    """Save arrays in one of the forms, and return the arguments that name them."""
+    if form == "npy":
+        np.save(folder / "inputs.npy", inputs)
+        np.save(folder / "targets.npy", targets)
+        return {"path": str(folder / "inputs.npy"), "targets_path": str(folder / "targets.npy")}
+    return {"path": write_arrays(folder, form == "compressed", inputs=inputs, targets=targets)}
+
+
+def batches(data):
+    """Return two epochs of training batches and one of each other split, as the network gets them."""
+    torch.manual_seed(0)
+    ready(data)
+    training = data.train_dataloader()
+    found = [*training, *training, *data.val_dataloader(), *data.test_dataloader(), *data.predict_dataloader()]
+    return [data.on_after_batch_transfer(batch, 0) for batch in found]
+
+
+@pytest.mark.parametrize("form", ["npz", "npy", "compressed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_from_disk_and_from_memory_equal_those_of_tensors(kind, form, tmp_path):
+    inputs, targets = KINDS[kind]
+    native = [each.astype(each.dtype.newbyteorder("=")) for each in (inputs, targets)]
+    expected = batches(Tensors(*native, batch_size=16))
+    for in_memory in (True, False):
+        data = Arrays(**saved(tmp_path, inputs, targets, form), batch_size=16, in_memory=in_memory)
+        found = batches(data)
+        assert data.dataset("train").in_memory == (in_memory or form == "compressed")
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+            assert one[0].dtype == other[0].dtype and one[1].dtype == other[1].dtype
+
+
+def test_statistics_and_batches_do_not_depend_on_the_chunks_in_which_a_file_is_read(tmp_path, monkeypatch):
+    inputs = np.where(GENERATOR.random((60, 3)) < 0.3, np.nan, GENERATOR.normal(5, 2, (60, 3)))
+    inputs[:50, 2] = np.nan  # Whole chunks without a value.
+    inputs[50:, 2] = range(10)
+    where = saved(tmp_path, inputs, LABELS, "npy")
+    monkeypatch.setattr("firstlight.data.stored._CHUNK_VALUES", 21)
+    disk = Arrays(**where, in_memory=False, missing="mean", split_seed=3)
+    memory = Arrays(**where, in_memory=True, missing="mean", split_seed=3)
+    for one, other in zip(batches(disk), batches(memory), strict=True):
+        assert torch.equal(one[0], other[0])
+    train = inputs[disk.rows("train")]
+    np.testing.assert_allclose(disk.fitted["mean"].flatten(), np.nanmean(train, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(disk.fitted["std"].flatten(), np.nanstd(train, axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_rows_with_missing_numbers_are_refused_or_dropped_alike(in_memory, tmp_path, monkeypatch):
+    monkeypatch.setattr("firstlight.data.stored._CHUNK_VALUES", 40)
+    inputs = NUMBERS.copy()
+    inputs[[5, 40], 1] = np.nan, np.inf
+    where = saved(tmp_path, inputs, LABELS, "npy")
+    found = (
+        r"2 rows with missing or invalid values: row 5 column 1 \(nan\), row 40 column 1 \(inf\); missing=drop drops"
+    )
+    with pytest.raises(UsageError, match=found):
+        Arrays(**where, in_memory=in_memory).setup()
+    with pytest.raises(UsageError, match=r"1 row with .*: row 40 column 1 \(inf\); missing=drop drops such rows$"):
+        Arrays(**where, in_memory=in_memory, missing="mean").setup()
+    data = ready(Arrays(**where, in_memory=in_memory, missing="drop"))
+    rows = np.concatenate([data.rows(split) for split in ("train", "val", "test")])
+    assert sorted(rows) == sorted({*range(60)} - {5, 40})
+    scale = (torch.from_numpy(inputs[data.rows("val")]).double() - data.fitted["mean"]) / data.fitted["std"]
+    assert torch.equal(data.dataset("val").inputs, scale.float())
+
+
+def test_tokens_on_disk_are_judged_as_in_memory(tmp_path):
+    tokens = KINDS["tokens"][0].copy()
+    tokens[7] = 0
+    where = saved(tmp_path, tokens, LABELS, "npy")
+    with pytest.raises(UsageError, match="1 row with missing or invalid values: row 7 without a token"):
+        Arrays(**where, in_memory=False).setup()
+    tokens[7, 3] = -2
+    where = saved(tmp_path, tokens, LABELS, "npy")
+    with pytest.raises(UsageError, match="row 7 column 3 is -2: tokens must be at least 0"):
+        Arrays(**where, in_memory=False).setup()
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("channels", [None, 3])
+def test_pixels_get_their_channels_before_height_and_width(channels, in_memory, tmp_path, caplog):
+    pixels = GENERATOR.integers(0, 256, (60, 6, 5) if channels is None else (60, 6, 5, channels), np.uint8)
+    data = ready(Arrays(**saved(tmp_path, pixels, LABELS, "npy"), in_memory=in_memory))
+    expected = pixels[:, None] if channels is None else pixels.transpose(0, 3, 1, 2)
+    assert np.array_equal(data.dataset("val").inputs.numpy(), expected[data.rows("val")])
+    assert "they become (N, C, H, W)" in caplog.text
+
+
+@pytest.mark.parametrize(("names", "chosen"), [(("X", "y"), "X"), (("images", "labels"), "images")])
+def test_usual_names_are_recognised_and_said(names, chosen, tmp_path, caplog):
+    path = write_arrays(tmp_path, **dict(zip(names, (NUMBERS, LABELS), strict=True)), more=NUMBERS)
+    ready(Arrays(path))
+    assert f"the inputs are {chosen}, the targets {names[1]}" in caplog.text
+
+
+AMBIGUOUS = {
+    "several": ({"X": NUMBERS, "y": LABELS, "data": NUMBERS, "labels": LABELS}, "several pairs of the usual names"),
+    "none": ({"a": NUMBERS, "b": LABELS}, r"holds a \(60, 4\), b \(60,\), and none of the usual names"),
+}
+
+
+@pytest.mark.parametrize("case", AMBIGUOUS)
+def test_names_are_not_guessed_if_they_are_ambiguous(case, tmp_path):
+    arrays, message = AMBIGUOUS[case]
+    path = write_arrays(tmp_path, **arrays)
+    with pytest.raises(UsageError, match=rf"{message}.*: give inputs_name and targets_name"):
+        Arrays(path).setup()
+    inputs, targets = list(arrays)[:2]
+    assert len(ready(Arrays(path, inputs_name=inputs, targets_name=targets)).dataset("train")) == 42
+    with pytest.raises(UsageError, match=r"holds no Z: it holds"):
+        Arrays(path, inputs_name="Z", targets_name=targets).setup()
+
+
+def test_texts_are_the_names_of_classes(tmp_path):
+    names = np.array(["cat", "ant", "bee"])
+    data = ready(Arrays(**saved(tmp_path, NUMBERS, names[LABELS], "npz")))
+    assert data.class_names == ["ant", "bee", "cat"]
+    assert [data.class_names[label] for label in data.dataset("val").targets] == names[
+        LABELS[data.rows("val")]
+    ].tolist()
+
+
+def test_checkpoint_predicts_a_file_with_inputs_alone(tmp_path):
+    trained = ready(Arrays(write_arrays(tmp_path, features=NUMBERS, labels=LABELS)))
+    data = Arrays(write_arrays(tmp_path, features=NUMBERS[:5]))
+    data.load_state_dict(trained.state_dict())
+    assert [len(inputs) for inputs, _ in data.predict_dataloader()] == [5]
+    with pytest.raises(UsageError, match=r"only predict works without targets: .*arrays.npz holds no targets"):
+        data.test_dataloader()
+
+
+class Harmful:
+    def __reduce__(self):
+        return (pytest.fail, ("code of a file was run",))
+
+
+@pytest.mark.parametrize("form", ["npz", "npy", "compressed"])
+def test_pickled_objects_are_refused_and_not_run(form, tmp_path):
+    objects = np.array([Harmful()] * 60, object).reshape(60, 1)
+    with pytest.raises(
+        UsageError, match=r"Object arrays cannot be loaded when allow_pickle=False|holds Python objects"
+    ):
+        Arrays(**saved(tmp_path, objects, LABELS, form)).setup()
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_array_in_fortran_order_is_read(in_memory, tmp_path):
+    where = saved(tmp_path, np.asfortranarray(NUMBERS), LABELS, "npy")
+    data = ready(Arrays(**where, in_memory=in_memory))
+    other = ready(Arrays(**saved(tmp_path, NUMBERS, LABELS, "npy")))
+    assert torch.equal(data.dataset("train").inputs, other.dataset("train").inputs)
+    assert data.fitted["digest"] == other.fitted["digest"]
+
+
+@pytest.mark.parametrize("form", ["npz", "npy", "compressed"])
+def test_truncated_files_are_refused(form, tmp_path):
+    where = saved(tmp_path, NUMBERS, LABELS, form)
+    path = tmp_path / ("inputs.npy" if form == "npy" else "arrays.npz")
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(UsageError, match=f"{path}"):
+        Arrays(**where).setup()
+
+
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "a.npy"
+    for content, why in ((b"", "is not an array of numpy"), (b"hello, world", "is not an array of numpy")):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=why):
+            Arrays(str(path)).setup()
+    with pytest.raises(UsageError, match=r"cannot read .*b.npy: No such file"):
+        Arrays(str(tmp_path / "b.npy")).setup()
+    np.save(path, np.float32(3))
+    with pytest.raises(UsageError, match="has no axis"):
+        Arrays(str(path)).setup()
+
+
+def test_file_that_changes_while_it_is_used_is_refused(tmp_path):
+    where = saved(tmp_path, NUMBERS, LABELS, "npy")
+    data = ready(Arrays(**where, in_memory=False))
+    np.save(where["path"], NUMBERS[:10])
+    with pytest.raises(UsageError, match=r"inputs.npy was changed while it was used"):
+        next(iter(data.train_dataloader()))
+
+
+def test_data_that_takes_more_than_a_quarter_of_the_free_memory_stays_on_disk(tmp_path, monkeypatch, caplog):
+    where = saved(tmp_path, NUMBERS, LABELS, "npy")
+    needed = NUMBERS.size * 8
+    monkeypatch.setattr("firstlight.data.base.free_memory", lambda: 4 * needed)
+    assert ready(Arrays(**where)).dataset("train").in_memory
+    monkeypatch.setattr("firstlight.data.base.free_memory", lambda: 4 * needed - 1)
+    assert not ready(Arrays(**where)).dataset("train").in_memory
+    assert "more than 1/4 of the free" in caplog.text
