@@ -1,12 +1,13 @@
 """Read the user's files, or refuse them in one line that names the file."""
 
+import codecs
 import csv
 import gzip
 import hashlib
 import io
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,8 +64,25 @@ def read_text(content: bytes, path: str, hint: str = "") -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{path} is not UTF-8: line {line} has the byte 0x{content[error.start]:02x}{hint}") from error
+        raise _not_utf8(path, content.count(b"\n", 0, error.start) + 1, content[error.start], hint) from error
+
+
+def check_text(contents: Iterable[bytes], path: str, hint: str = "") -> None:
+    """Refuse a file that is not UTF-8, given in parts; `hint` ends the message."""
+    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+    try:
+        for content in contents:
+            decoder.decode(content)
+            line += content.count(b"\n")
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(
+            path, line + error.object.count(b"\n", 0, error.start), error.object[error.start], hint
+        ) from error
+
+
+def _not_utf8(path: str, line: int, byte: int, hint: str) -> UsageError:
+    return UsageError(f"{path} is not UTF-8: line {line} has the byte 0x{byte:02x}{hint}")
 
 
 def read_table(path: str) -> Csv:

@@ -123,3 +123,31 @@ def test_encoding_errors_bytes_accepts_text_that_is_not_utf8(tmp_path):
     content = bytes(range(256)) * 4
     _, targets = windows(corpus(tmp_path, content, encoding_errors="bytes"), "test")
     assert as_bytes(targets[targets != 0]) == content[-102:]
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 7, "context": 15}, {"length": 100, "context": 0}])
+def test_windows_read_from_the_file_equal_those_in_memory(options, tmp_path):
+    found = []
+    for in_memory in (True, False):
+        torch.manual_seed(0)
+        data = corpus(tmp_path, in_memory=in_memory, batch_size=4, **options)
+        data.setup()
+        assert data.dataset("train").in_memory == in_memory
+        loaders = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
+        batches = [batch for loader in loaders for _ in range(2) for batch in loader]
+        found.append(([data.on_after_batch_transfer(batch, 0) for batch in batches], data.fitted))
+    assert repr(found[0][1]) == repr(found[1][1])
+    assert len(found[0][0]) == len(found[1][0])
+    for one, other in zip(found[0][0], found[1][0], strict=True):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+def test_bytes_that_are_not_utf8_are_found_where_they_are_in_a_large_file(tmp_path, monkeypatch):
+    content = ("\u00e4" * 50 + "\n").encode() * 60_000  # Two chunks; one of them ends within a letter.
+    assert len(content) > 2**22
+    data = corpus(tmp_path, content[:-1] + b"\xff\n", in_memory=False)
+    with pytest.raises(UsageError, match=r"text.txt is not UTF-8: line 60000 has the byte 0xff; encoding_errors=bytes"):
+        data.setup()
+    corpus(tmp_path, content + content, in_memory=False).content()
+    with pytest.raises(UsageError, match="is not UTF-8: line 60000"):
+        corpus(tmp_path, content[:-2], in_memory=False).content()

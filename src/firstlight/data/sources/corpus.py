@@ -3,8 +3,12 @@
 A token is a byte plus one, so that 0 is padding. Shapes: `N` windows, `B` batch.
 """
 
+import math
 import platform
 from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,11 +16,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from firstlight.data.base import DataModule
-from firstlight.data.files import digest_of, read_bytes, read_text
+from firstlight.data.files import check_text, digest_of, read_bytes, read_text
 from firstlight.data.samples import Samples
+from firstlight.data.stored import File, Indices, Stored
 from firstlight.errors import UsageError, check_range
-
-Tokens = NDArray[np.int16]
 
 
 class Windows(DataModule):
@@ -32,11 +35,21 @@ class Windows(DataModule):
             At least 0 and below `length`.
         stride: Bytes between the starts of two training windows, at least 1. Below `length`, windows overlap and an
             epoch contains each byte several times. None: `length`.
+        in_memory: Whether the windows stay in memory, four bytes for each token. None: if they take at most 1/4 of the
+            free memory. Otherwise each batch is read from the file, with the same batches.
         **options: Arguments of `DataModule`.
     """
 
-    def __init__(self, length: int = 256, context: int = 128, stride: int | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        length: int = 256,
+        context: int = 128,
+        stride: int | None = None,
+        in_memory: bool | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
+        self.in_memory = in_memory
         name = type(self).__name__
         check_range(name, "[2, inf)", length=length)
         check_range(f"{name} with length={length}", f"[0, {length})", context=context)
@@ -49,35 +62,41 @@ class Windows(DataModule):
     def text(self) -> tuple[bytes, str]:
         """Return the text and its name in messages."""
 
+    def content(self) -> "tuple[_Text | File, str]":
+        """Return the text as something of which parts can be read, and its name in messages."""
+        text, source = self.text()
+        return _Text(text), source
+
     def load(self) -> Samples:
         """Return the windows of the three splits, or windows that score the whole text if it is other data."""
-        text, source = self.text()
-        tokens = np.frombuffer(text, np.uint8).astype(np.int16) + 1
-        digest = digest_of(text)
+        text, source = self.content()
+        digest = digest_of(*text.chunks())
         if self.fitted and self.fitted["digest"] != digest:
-            if len(tokens) < 2:
-                raise UsageError(f"{source} has {len(tokens)} bytes: it must have at least 2")
-            inputs, targets = _scored_windows(tokens, 1, self.length, self.context)
-            return Samples(inputs, targets, source=source, digest=digest)
-        test = len(tokens) - round(self.test_fraction * len(tokens))
-        val = test - round(self.val_fraction * len(tokens))
-        if not self.length < val < test < len(tokens):
-            raise UsageError(
-                f"{source} has {len(tokens):,} bytes: too few for a training window of length={self.length}, and for "
-                "validation and test"
-            )
-        parts = {
-            "train": _training_windows(tokens[:val], self.length, self.stride),
-            "val": _scored_windows(tokens[:test], val, self.length, self.context),
-            "test": _scored_windows(tokens, test, self.length, self.context),
-        }
-        return Samples(
-            np.concatenate([inputs for inputs, _ in parts.values()]),
-            np.concatenate([targets for _, targets in parts.values()]),
-            split=np.repeat(list(parts), [len(inputs) for inputs, _ in parts.values()]),
-            source=source,
-            digest=digest,
-        )
+            if text.size < 2:
+                raise UsageError(f"{source} has {text.size} bytes: it must have at least 2")
+            parts = {"test": _scored(1, text.size, self.length, self.context)}
+        else:
+            test = text.size - round(self.test_fraction * text.size)
+            val = test - round(self.val_fraction * text.size)
+            if not self.length < val < test < text.size:
+                raise UsageError(
+                    f"{source} has {text.size:,} bytes: too few for a training window of length={self.length}, and for "
+                    "validation and test"
+                )
+            parts = {
+                "train": _training(val, self.length, self.stride),
+                "val": _scored(val, test, self.length, self.context),
+                "test": _scored(test, text.size, self.length, self.context),
+            }
+        windows = [_Windows(text, [*parts.values()], self.length, are) for are in ("inputs", "targets")]
+        fits = self.fits_in_memory(sum(each.nbytes for each in windows), source)
+        inputs, targets = (each[:] if fits else each for each in windows)
+        # One text for all windows of a split takes less memory than one for each.
+        split = np.repeat(np.array([*parts], object), [part.count for part in parts.values()])
+        return Samples(inputs, targets, split=split, source=source, digest=digest)
+
+
+_HINT = "; encoding_errors=bytes uses the bytes anyway"
 
 
 class Corpus(Windows):
@@ -98,8 +117,17 @@ class Corpus(Windows):
         """Return the content of the file and its path."""
         content = read_bytes(self.path)
         if self.encoding_errors == "refuse":
-            read_text(content, self.path, "; encoding_errors=bytes uses the bytes anyway")
+            read_text(content, self.path, _HINT)
         return content, self.path
+
+    def content(self) -> "tuple[_Text | File, str]":
+        """Return the file, of which parts can be read, and its path."""
+        if not Path(self.path).is_file():  # For example a pipe, which can be read once.
+            return super().content()
+        file = File(self.path)
+        if self.encoding_errors == "refuse":
+            check_text(file.chunks(), self.path, _HINT)
+        return file, self.path
 
 
 class PythonDocs(Windows):
@@ -119,24 +147,87 @@ class PythonDocs(Windows):
         return text.encode(), f"pydoc_data.topics of Python {platform.python_version()}"
 
 
-def _training_windows(tokens: Tokens, length: int, stride: int) -> tuple[Tokens, Tokens]:
-    """Return windows and their next tokens, both `(N, length)`, that start `stride` tokens apart."""
-    windows = sliding_window_view(tokens, length + 1)
+class _Text:
+    """A text in memory, of which parts are read as of a `File`."""
+
+    def __init__(self, text: bytes) -> None:
+        self._bytes = np.frombuffer(text, np.uint8)
+        self.size = len(text)
+
+    def read(self, starts: Indices, width: int) -> NDArray[np.uint8]:
+        """Return the bytes `(B, width)` from each position in `starts` on."""
+        return sliding_window_view(self._bytes, width)[starts]
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the whole text."""
+        yield self._bytes.tobytes()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Windows of a split. Window `k` starts at byte `min(start + k * step, last)`.
+
+    Args:
+        count: Number of windows.
+        start: Start of the first window.
+        step: Bytes between the starts of two windows.
+        last: Latest start of a window.
+        scored: First byte that the first window scores. The others score what the one before does not contain.
+        once: Whether bytes that the window before contains are not scored again.
+    """
+
+    count: int
+    start: int
+    step: int
+    last: int
+    scored: int
+    once: bool
+
+
+def _training(size: int, length: int, stride: int) -> _Part:
+    """Return windows of the first `size` bytes that start `stride` bytes apart."""
+    last = size - length - 1
     # The last window ends with the text, even if it starts less than a stride after the one before.
-    starts = np.union1d(np.arange(0, len(windows), stride), len(windows) - 1)
-    return windows[starts, :-1], windows[starts, 1:]
+    return _Part(1 + math.ceil(last / stride), 0, stride, last, 0, once=False)
 
 
-def _scored_windows(tokens: Tokens, first: int, length: int, context: int) -> tuple[Tokens, Tokens]:
-    """Return windows and their next tokens, both `(N, length)`, that score each token from `first` on once."""
-    inputs, targets = [], []
-    while first < len(tokens):
-        # More context than needed if the window would reach beyond the end of the text.
-        start = max(0, min(first - 1 - min(context, length - 1), len(tokens) - 1 - length))
-        window = tokens[start : start + length + 1]
-        window = np.pad(window, (0, length + 1 - len(window)))
-        scored = np.where(np.arange(start + 1, start + length + 1) < first, 0, window[1:])
-        inputs.append(window[:-1])
-        targets.append(scored)
-        first = start + length + 1
-    return np.array(inputs, np.int16), np.array(targets, np.int16)
+def _scored(first: int, size: int, length: int, context: int) -> _Part:
+    """Return windows that score each byte from `first` to `size` once."""
+    # More context than needed if the window would reach beyond the end of the text.
+    last = max(0, size - 1 - length)
+    context = min(context, length - 1)
+    start = max(0, min(first - 1 - context, last))
+    step = length - context
+    return _Part(1 + math.ceil((last - start) / step), start, step, last, first, once=True)
+
+
+class _Windows(Stored):
+    """Inputs or targets `(N, length)` int16 of the windows of a text, one part after the other."""
+
+    def __init__(self, text: _Text | File, parts: Sequence[_Part], length: int, are: str) -> None:
+        super().__init__((sum(part.count for part in parts), length), np.int16)
+        self.text = text
+        self.parts = parts
+        self.are_targets = are == "targets"
+
+    def read(self, rows: Indices) -> NDArray[np.int16]:
+        """Return the windows at `rows`."""
+        length = self.shape[1]
+        bounds = np.cumsum([part.count for part in self.parts])
+        of_part = np.searchsorted(bounds, rows, side="right")
+        start, step, last, scored, once = (
+            np.array([getattr(part, name) for part in self.parts])[of_part]
+            for name in ("start", "step", "last", "scored", "once")
+        )
+        within = rows - (bounds - [part.count for part in self.parts])[of_part]
+        starts = np.minimum(start + within * step, last)
+        tokens = np.zeros((len(rows), length + 1), np.int16)
+        width = min(length + 1, self.text.size)  # A short text is padded.
+        tokens[:, :width] = self.text.read(starts, width)
+        tokens[:, :width] += 1
+        if not self.are_targets:
+            return tokens[:, :-1].copy()
+        before = start + (within - 1) * step + length + 1  # The byte after the window before.
+        first = np.where(once & (within > 0), before, scored)
+        positions = starts[:, None] + np.arange(1, length + 1)
+        return np.where(positions < first[:, None], 0, tokens[:, 1:]).astype(np.int16)
