@@ -6,8 +6,10 @@ import shlex
 import sys
 from contextlib import chdir
 
+import numpy as np
 import torch
 
+import firstlight
 from tests.helpers import ROOT, called, newest
 
 PAGE = (ROOT / "docs" / "write_a_task.md").read_text()
@@ -48,9 +50,12 @@ def test_page_gives_a_task_that_trains_predicts_resumes_and_loads(tmp_path):
         try:
             from my_project import Autoencoding
 
-            task = Autoencoding.load_from_checkpoint(run / "checkpoints" / "best.ckpt", trust=["my_project"])
+            path = run / "checkpoints" / "best.ckpt"
+            task = Autoencoding.load_from_checkpoint(path, trust=["my_project"], prepared_inputs=True)
+            predicted = firstlight.load(path, trust=["my_project"]).predict(np.zeros((2, 1, 8, 8), np.uint8))
         finally:
             sys.path.remove(str(tmp_path))
             sys.modules.pop("my_project", None)
     assert task.monitor == "val/reconstruction" and task.mode == "min"
     assert task(torch.zeros(2, 1, 8, 8))[1].shape == (2, 1, 8, 8)
+    assert [*predicted.columns] == [f"code/{i}" for i in range(4)]

@@ -16,7 +16,7 @@ from jsonargparse import _paths, _typehints, _util
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 
-from firstlight.checkpoints.allowed import allowed_classes, is_within, judge, refuse_class, shorten
+from firstlight.checkpoints.allowed import allowed_classes, is_location, is_within, judge, refuse_class, shorten
 from firstlight.checkpoints.io import raise_fault, read
 from firstlight.compat import innermost_statement
 from firstlight.errors import UsageError
@@ -95,7 +95,13 @@ class SafeLoading:
 
     @_restricted_classmethod
     def load_from_checkpoint(
-        cls, checkpoint_path: str | Path, map_location: Any = None, *, trust: str | Collection[str] = (), **options: Any
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        *,
+        trust: str | Collection[str] = (),
+        prepared_inputs: bool = False,
+        **options: Any,
     ) -> Self:
         """Return a module with the weights and hyper-parameters of a checkpoint.
 
@@ -104,6 +110,8 @@ class SafeLoading:
             map_location: Device of the tensors.
             trust: Modules whose classes the checkpoint may name, besides the parts of firstlight, torch and
                 torchmetrics.
+            prepared_inputs: For a task: whether you prepare its inputs as the data module did. If not, the task refuses
+                to be called without a trainer, because it would take raw inputs for prepared ones.
             **options: `strict`, and constructor arguments that replace those of the checkpoint.
 
         Raises:
@@ -115,7 +123,8 @@ class SafeLoading:
         if options.pop("weights_only", None) is False:
             raise UsageError(f"weights_only=False would run code in {checkpoint_path}: leave it out")
         key = _STORED_UNDER["data" if issubclass(cls, LightningDataModule) else "model"]
-        kept = _hyperparameters(read(checkpoint_path, mmap=True), checkpoint_path, key, trust)
+        checkpoint = read(checkpoint_path, mmap=True)
+        kept = _hyperparameters(checkpoint, checkpoint_path, key, trust)
         try:
             with only_trusted(checkpoint_path, trust):
                 built: Any = cls
@@ -130,7 +139,12 @@ class SafeLoading:
             raise UsageError(f"{checkpoint_path}: {innermost_statement(str(error))}") from error
         except Exception as error:
             raise_fault(error, checkpoint_path)
+        if not prepared_inputs:
+            loaded.start_alone(checkpoint)
         return loaded
+
+    def start_alone(self, checkpoint: Mapping[str, Any]) -> None:
+        """Prepare for use without the other parts of a checkpoint from which this object was just loaded."""
 
 
 def stored_config(path: str | Path, trust: str | Collection[str] = ()) -> str:
@@ -147,6 +161,19 @@ def stored_config(path: str | Path, trust: str | Collection[str] = ()) -> str:
         return yaml.safe_dump(config, sort_keys=False)
     except yaml.YAMLError as error:
         raise UsageError(f"{path} holds hyper-parameters that are not plain values: {error}") from error
+
+
+def fill_locations(config: dict[str, Any], source: str | Path, trust: str | Collection[str] = ()) -> None:
+    """Give the data module in a `stored_config` an empty text for each location that its constructor needs.
+
+    Checkpoints hold no locations, and a data module that only prepares inputs of a program needs none.
+    """
+    data = config["data"]
+    with only_trusted(source, trust):
+        parameters = inspect.signature(_util.import_object(data["class_path"])).parameters.values()
+    for each in parameters:
+        if each.default is each.empty and is_location(each.name, "") and each.name not in data["init_args"]:
+            data["init_args"][each.name] = ""
 
 
 def trusted_modules(trust: str | Collection[str]) -> tuple[str, ...]:

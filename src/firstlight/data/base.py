@@ -3,8 +3,11 @@
 Shapes: `N` samples of a split, `B` batch; `...` shape of one sample.
 """
 
+import copy
 import logging
 from abc import ABC, abstractmethod
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -22,6 +25,7 @@ from firstlight.data.files import digest_of
 from firstlight.data.fitted import COMPARED_FIELDS, check_compatible, is_other_data
 from firstlight.data.loader import BatchSizeIs, Loader, make_loader, per_process
 from firstlight.data.memory import SHARE, free_memory
+from firstlight.data.raw import samples_like
 from firstlight.data.samples import SPLITS, Batch, Samples, Split, StoredBatches, TensorBatches
 from firstlight.data.scale import Scaler, statistics
 from firstlight.data.split import Indices, split
@@ -132,6 +136,17 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
     def load(self) -> Samples:
         """Return all samples, before the split. `fitted` holds the fitted state of a loaded checkpoint, if any."""
 
+    def samples_from(self, raw: Any) -> Samples:
+        """Return raw inputs of a program as `load` returns those of its source; `fitted` is that of a checkpoint.
+
+        Here `raw` is an array or tensor `(N, ...)` like the inputs that `load` returns, or a DataFrame or a list of
+        dicts with their columns. It is no path: `prepare` gives paths to `load`.
+
+        Raises:
+            UsageError: If type or shape of the inputs differ from those of the training data.
+        """
+        return samples_like(raw, self.fitted["dtype"], self.fitted["shape"], self.fitted["columns"], self._source)
+
     def fit(self, inputs: Tensor) -> dict[str, Any]:
         """Return what `transform` needs to know of the training inputs `(N, ...)`, as tensors and plain values.
 
@@ -201,6 +216,37 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
                 f"{self._source} has no {split} split: it is not the data that the checkpoint was trained on, so all "
                 "samples are test samples"
             )
+        return self._dataset(samples, rows)
+
+    def prepare(self, raw: Any) -> tuple[TensorBatches, Samples, Indices]:
+        """Return raw inputs as a dataset like those of `dataset`, with the statistics of the training data.
+
+        Args:
+            raw: What `samples_from` takes, or the path of a file or folder like that of the training data.
+
+        Returns:
+            The dataset, the samples as they were loaded, and the row of each sample in them, because `missing="drop"`
+            drops rows.
+
+        Raises:
+            UsageError: If the inputs cannot be prepared, or no statistics were fitted or loaded.
+        """
+        if not self.fitted:
+            raise UsageError(f"{type(self).__name__} was not fitted: it has no statistics to scale the inputs with")
+        fresh = copy.copy(self)  # `load` keeps what it finds in the inputs, and other threads use this object.
+        fresh.indices, fresh._samples = {}, None
+        if not isinstance(raw, str | Path):
+            loaded = fresh.samples_from(raw)
+        elif hasattr(fresh, "path"):
+            fresh.path = str(raw)
+            loaded = replace(fresh.load(), split=None)
+        else:
+            raise UsageError(f"{type(self).__name__} reads no file, so it cannot read {raw}: give arrays")
+        samples, rows = fresh._clean(loaded)
+        return fresh._dataset(samples, torch.arange(len(rows))), loaded, rows
+
+    def _dataset(self, samples: Samples, rows: Tensor) -> TensorBatches:
+        assert samples.targets is not None
         targets = samples.targets if isinstance(samples.targets, Stored) else torch.from_numpy(samples.targets)
         if isinstance(samples.inputs, Stored):
             numbers = samples.inputs.dtype.kind in "fb"
@@ -310,15 +356,18 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
 
     def _load(self) -> tuple[Samples, Indices]:
         loaded = self.load()
+        samples, rows = self._clean(loaded)
+        self.dropped = len(loaded.inputs) - len(rows)
+        return samples, rows
+
+    def _clean(self, loaded: Samples) -> tuple[Samples, Indices]:
         inputs = loaded.inputs
         with about(loaded.source or type(self).__name__):
             if len(self.augment) and not (inputs.dtype == np.uint8 and inputs.ndim == 4):
                 raise UsageError(
                     f"augment needs images, uint8 (N, C, H, W), but the inputs are {inputs.dtype} {inputs.shape}"
                 )
-            samples, rows = clean(loaded, self.missing, self.missing_targets)
-        self.dropped = len(inputs) - len(rows)
-        return samples, rows
+            return clean(loaded, self.missing, self.missing_targets)
 
     def fits_in_memory(self, nbytes: int, source: str) -> bool:
         """Return whether to keep data of this size in memory: as `in_memory` says, or if it takes 1/4 of what is free.
@@ -341,6 +390,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         mean, std = None, None
         self.fitted = {name: getattr(samples, name) for name in COMPARED_FIELDS}
         self.fitted |= {"digest": samples.digest, "split": self._split_digest}
+        self.fitted |= {"dtype": str(samples.inputs.dtype), "shape": list(train.shape[1:])}
         self.fitted |= self.fit(train)
         if train.is_floating_point() or train.dtype == torch.uint8:
             with about(self._source):

@@ -216,28 +216,35 @@ def write_predictions(
         class_names: Names to write instead of class indices; empty if there are no classes.
         files: Path of the file of each sample; empty if samples have no files.
     """
+    series: dict[str, Sequence[Any]] = {"index": rows}
+    if files:
+        # The name of a file may hold bytes that are not UTF-8.
+        series["file"] = [file.encode(errors="surrogateescape").decode(errors="backslashreplace") for file in files]
+    series |= named_columns(columns, class_names)
+    path = folder / "predictions.csv"
+    with _atomic(path) as file:
+        csv.writer(file).writerows([[*series], *zip(*series.values(), strict=True)])
+    return path
+
+
+def named_columns(columns: Mapping[str, Sequence[Any]], class_names: Sequence[str]) -> dict[str, Sequence[Any]]:
+    """Return predictions with one value per sample in each column, and names in place of class indices.
+
+    The arguments are those of `write_predictions`.
+    """
 
     def named(value: Any) -> Any:
         return class_names[value] if class_names and isinstance(value, int) else value
 
-    header: list[str] = ["index"]
-    series: list[Sequence[Any]] = [rows]
-    if files:
-        header.append("file")
-        # The name of a file may hold bytes that are not UTF-8.
-        series.append([file.encode(errors="surrogateescape").decode(errors="backslashreplace") for file in files])
+    found: dict[str, Sequence[Any]] = {}
     for name, values in columns.items():
         if values and isinstance(values[0], list):
             per_class = name == "probabilities" or len(values[0]) == len(class_names)
-            header += [f"{name}/{named(i) if per_class else i}" for i in range(len(values[0]))]
-            series += zip(*values, strict=True)
+            for index, each in enumerate(zip(*values, strict=True)):
+                found[f"{name}/{named(index) if per_class else index}"] = each
         else:
-            header.append(name)
-            series.append([named(value) for value in values])
-    path = folder / "predictions.csv"
-    with _atomic(path) as file:
-        csv.writer(file).writerows([header, *zip(*series, strict=True)])
-    return path
+            found[name] = [named(value) for value in values]
+    return found
 
 
 def _write_and_keep(path: Path, text: str) -> None:

@@ -63,7 +63,7 @@ def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"
     results = {"checkpoint": str(path), "seconds": round(time.monotonic() - experiment.started, 1)}
     # What was computed is printed first: the disk may be full.
     if verb == "predict":
-        columns = _columns(experiment.task, outputs)
+        columns = joined_columns(experiment.task, outputs)
         rows: Sequence[int] = range(len(next(iter(columns.values()))))
         class_names: list[str] = []
         files: list[str] = []
@@ -106,7 +106,7 @@ def _metrics(outputs: list[dict[str, float]]) -> dict[str, float]:
     return {name: value for each in outputs for name, value in each.items()}
 
 
-def _columns(module: LightningModule, outputs: list[Any]) -> dict[str, list[Any]]:
+def joined_columns(module: LightningModule, outputs: list[Any]) -> dict[str, list[Any]]:
     """Return the predictions of all batches by column; tensors without a name are the column `prediction`.
 
     Raises:

@@ -351,6 +351,15 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
             self.optimization.load_state_dict(checkpoint["optimization"])
             self.train_log.load_state_dict(checkpoint.get("train_log", {}))
 
+    def start_alone(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse to be called without a trainer if the data module of the checkpoint scales or encodes inputs.
+
+        Raw inputs would give outputs that look right and are wrong.
+        """
+        for name, state in checkpoint.items():
+            if isinstance(state, dict) and "digest" in state and state.get("mean") is not None:
+                self.register_forward_pre_hook(partial(_refuse_unprepared, name))
+
     # The plan of the run, for its first lines on the screen
 
     @property
@@ -450,6 +459,15 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
                 f"leave it out, or use mode={known}"
             )
         return mode or known
+
+
+def _refuse_unprepared(data: str, task: Task, inputs: object) -> None:
+    if task._trainer is None:
+        raise UsageError(
+            f"this {type(task).__name__} was loaded without the {data} that prepares its inputs: use "
+            "firstlight.load(PATH).predict(RAW_INPUTS), or load_from_checkpoint(..., prepared_inputs=True) if you "
+            "prepare inputs yourself"
+        )
 
 
 def _convert_inputs(convert: Callable[[Any], Any], batch: Any) -> Any:

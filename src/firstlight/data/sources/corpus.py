@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from firstlight.data.base import DataModule
 from firstlight.data.files import check_text, digest_of, read_bytes, read_text
+from firstlight.data.raw import texts_of
 from firstlight.data.samples import Samples
 from firstlight.data.stored import File, Indices, Stored
 from firstlight.errors import UsageError, check_range
@@ -57,6 +58,17 @@ class Windows(DataModule):
         self.context = context
         self.stride = length if stride is None else stride
         check_range(name, "[1, inf)", stride=self.stride)
+
+    def samples_from(self, raw: Any) -> Samples:
+        """Return windows that score each text of a list, except its first byte, which has no context."""
+        found = []
+        for text in texts_of(raw, "text"):
+            tokens = np.frombuffer(text.encode(), np.uint8).astype(np.int16) + 1
+            if len(tokens) < 2:
+                raise UsageError(f"a text has {len(tokens)} bytes: it must have at least 2")
+            found.append(_scored_windows(tokens, 1, self.length, self.context))
+        inputs, targets = zip(*found, strict=True)
+        return Samples(np.concatenate(inputs), np.concatenate(targets))
 
     @abstractmethod
     def text(self) -> tuple[bytes, str]:

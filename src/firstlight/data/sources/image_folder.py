@@ -18,7 +18,7 @@ from torch import Tensor
 
 from firstlight.data import pictures
 from firstlight.data.base import DataModule
-from firstlight.data.files import digest_of
+from firstlight.data.files import digest_of, read_bytes
 from firstlight.data.pictures import Header, Resize
 from firstlight.data.samples import Samples, Split
 from firstlight.data.stored import Kept, Stored
@@ -97,6 +97,21 @@ class ImageFolder(DataModule):
     def fit(self, inputs: Tensor) -> dict[str, Any]:
         """Return height and width of the images, and their channels."""
         return {"size": self._size, "channels": self._channels}
+
+    def samples_from(self, raw: Any) -> Samples:
+        """Return image files, a list of their paths or contents, or pixels `(N, C, H, W)` of the fitted size."""
+        if not isinstance(raw, Sequence) or not raw or not all(isinstance(each, str | Path | bytes) for each in raw):
+            return super().samples_from(raw)
+        pixels = []
+        for index, each in enumerate(raw):
+            content = each if isinstance(each, bytes) else read_bytes(str(each))
+            try:
+                form = self.fitted["size"], self.fitted["channels"]
+                pixels.append(pictures.decode(content, *form, self.resize))
+            except Exception as error:  # Pillow's decoders raise errors of many classes for broken files.
+                name = f"image {index}" if isinstance(each, bytes) else each
+                raise UsageError(f"{name} cannot be read: {pictures.fault(content, error)}") from error
+        return Samples(np.stack(pixels), None)
 
     def load(self) -> Samples:
         """Return the images; targets are the indices of their classes, None for images without classes."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from firstlight.data.base import DataModule
 from firstlight.data.cells import encode_labels
 from firstlight.data.files import digest_of, missing_column, read_table
+from firstlight.data.raw import texts_of
 from firstlight.data.samples import Batch, Samples, TensorBatches
 from firstlight.errors import UsageError, check_range
 
@@ -71,6 +72,10 @@ class Texts(DataModule):
             self._samples = None
         super().load_state_dict(state_dict)
 
+    def samples_from(self, raw: Any) -> Samples:
+        """Return a list of texts, or the texts in a DataFrame or a list of dicts, as tokens."""
+        return Samples(self.tokens(texts_of(raw, getattr(self, "text", "text")), "the input"), None)
+
     def tokens(self, texts: Sequence[str], source: str) -> NDArray[np.int16]:
         """Return the tokens of texts, `(N, T)`, and warn if some were cut."""
         encoded = [text.encode() for text in texts]
@@ -122,8 +127,8 @@ class LabelledText(Texts):
         table = {name: [row[index] for row in file.rows] for index, name in enumerate(file.header)}
         fields: dict[str, Any] = {"source": self.path, "lines": file.lines, "digest": file.digest}
         tokens = self.tokens(table[self.text], self.path)
-        wanted = [self.label] if self.split_column is None else [self.label, self.split_column]
-        missing_reason = missing_column(self.path, wanted, file.header)
+        splits = [] if self.split_column is None else [self.split_column]
+        missing_reason = missing_column(self.path, [self.label, *splits], file.header)
         if missing_reason:
             return Samples(tokens, None, missing_reason=missing_reason, **fields)
         labels = np.array(table[self.label], object)

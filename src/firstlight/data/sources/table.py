@@ -17,7 +17,8 @@ from firstlight.data.cells import codes, distinct, encode_labels, is_missing, no
 from firstlight.data.columns import TargetKind, infer_kind
 from firstlight.data.dates import one_format, seconds
 from firstlight.data.encoder import Kind, Scale, TableEncoder
-from firstlight.data.files import missing_column, read_table
+from firstlight.data.files import Csv, from_frame, missing_column, read_table
+from firstlight.data.raw import as_frame
 from firstlight.data.samples import Samples
 from firstlight.errors import UsageError, check_range
 
@@ -114,8 +115,20 @@ class Table(DataModule):
 
     def load(self) -> Samples:
         """Return the table. Categories are indices of the categories of the file, dates seconds, other inputs text."""
-        file = read_table(self.path)
+        return self._samples_of(read_table(self.path))
+
+    def samples_from(self, raw: Any) -> Samples:
+        """Return a DataFrame or a list of dicts as the table that a file with these columns would be.
+
+        Only the input columns are read.
+        """
+        frame = as_frame(raw, f"{type(self).__name__} has columns")
+        self.path = "the input"
+        return self._samples_of(from_frame(frame.drop(columns=self.targets, errors="ignore"), self.path))
+
+    def _samples_of(self, file: Csv) -> Samples:
         header = file.header
+        self._categories, self._date_formats = {}, {}
         table = {name: np.array([row[index] for row in file.rows], object) for index, name in enumerate(header)}
         splits = [] if self.split_column is None else [self.split_column]
         if problem := not self.fitted and missing_column(self.path, self.ignore, header):
