@@ -61,14 +61,15 @@ class Windows(DataModule):
 
     def samples_from(self, raw: Any) -> Samples:
         """Return windows that score each text of a list, except its first byte, which has no context."""
-        found = []
-        for text in texts_of(raw, "text"):
-            tokens = np.frombuffer(text.encode(), np.uint8).astype(np.int16) + 1
-            if len(tokens) < 2:
-                raise UsageError(f"a text has {len(tokens)} bytes: it must have at least 2")
-            found.append(_scored_windows(tokens, 1, self.length, self.context))
-        inputs, targets = zip(*found, strict=True)
-        return Samples(np.concatenate(inputs), np.concatenate(targets))
+        windows: dict[str, list[NDArray[Any]]] = {"inputs": [], "targets": []}
+        for content in texts_of(raw, "text"):
+            text = _Text(content.encode())
+            if text.size < 2:
+                raise UsageError(f"a text has {text.size} bytes: it must have at least 2")
+            part = _scored(1, text.size, self.length, self.context)
+            for are, found in windows.items():
+                found.append(_Windows(text, [part], self.length, are)[:])
+        return Samples(np.concatenate(windows["inputs"]), np.concatenate(windows["targets"]))
 
     @abstractmethod
     def text(self) -> tuple[bytes, str]:
