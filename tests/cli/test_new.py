@@ -109,7 +109,27 @@ def parquet(tmp_path):
     return "customers.parquet"
 
 
-KINDS = {"images": folder_of_images, "texts": labelled_texts, "corpus": corpus, "parquet": parquet, "digits": None}
+def arrays(tmp_path):
+    inputs = GENERATOR.normal(size=(150, 6))
+    np.savez(tmp_path / "arrays.npz", X=inputs, y=(inputs[:, 0] > 0).astype(int))
+    return "arrays.npz"
+
+
+def images_in_arrays(tmp_path):
+    inputs = GENERATOR.integers(0, 256, (90, 12, 12), np.uint8)
+    np.savez(tmp_path / "arrays.npz", images=inputs, labels=np.arange(90) % 3)
+    return "arrays.npz"
+
+
+KINDS = {
+    "arrays": arrays,
+    "images in arrays": images_in_arrays,
+    "images": folder_of_images,
+    "texts": labelled_texts,
+    "corpus": corpus,
+    "parquet": parquet,
+    "digits": None,
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

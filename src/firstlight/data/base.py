@@ -175,12 +175,15 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
     def sizes(self) -> dict[str, Any]:
         """Return the arguments of networks and tasks that the data determine, by name.
 
-        `in_features`: the values of a sample; `in_channels` of images; `out_features`: the numbers that a network
+        `in_features`: the values of a sample; `numeric_features`: how many
+        of them, which come first, are numbers; `in_channels` of images; `out_features`: the numbers that a network
         returns for a sample, one for each class, label or target, and one for two classes with targets `(N, 1)`;
         `classes` or `labels`. The command line fills arguments of these names that are left out.
         """
         inputs, targets = self.on_after_batch_transfer(self.dataset("train")[[0]], 0)
         found = {"in_features": inputs[0].numel()}
+        if inputs.ndim == 2 and inputs.is_floating_point():
+            found["numeric_features"] = inputs.shape[1]
         if inputs.ndim == 4:
             found["in_channels"] = inputs.shape[1]
         count = len(self.class_names)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from firstlight.data.cells import is_missing, same
 from firstlight.data.columns import Column, describe_column, infer_kind, is_number, likely_targets, shortened
 from firstlight.data.files import Csv, missing_column, read_bytes, read_table, read_text
@@ -236,6 +238,7 @@ def _look_at_images(path: Path) -> Look:
         "file": path.name,
         "network_class": network,
         "network": f"depth: {depth}",
+        "is_image": True,
         "batch_size": 16 if len(images) < 2000 else 32,
         "max_epochs": 40 if len(images) < 2000 else 20,
     }
@@ -243,7 +246,38 @@ def _look_at_images(path: Path) -> Look:
 
 
 def _look_at_arrays(path: Path) -> Look:
-    raise UsageError(f"{path} holds arrays")
+    from firstlight.data.sources.arrays import Arrays  # It imports torch.
+
+    if path.suffix.lower() == ".npy":
+        raise UsageError(f"{path} holds one array: write inputs and targets into one .npz, numpy.savez(PATH, X=, y=)")
+    samples = Arrays(str(path), in_memory=False).load()
+    inputs, targets, names = samples.inputs, samples.targets, samples.class_names
+    if targets is None:
+        raise UsageError(f"{path} holds no targets: name them y, targets or labels")
+    if inputs.dtype.kind == "i":
+        raise UsageError(
+            f"{path} holds tokens: see firstlight.data.Tensors and --model.help for the tasks that take them"
+        )
+    shape = " x ".join(map(str, inputs.shape[1:]))
+    seen = [f"{path.name}: {len(inputs):,} samples of {shape}, {inputs.dtype}"]
+    look = Look("arrays", seen)
+    kind = "regression" if not names else "multiclass" if targets.ndim == 1 else "binary"
+    if names and targets.ndim == 2 and targets.shape[1] > 1:
+        kind = "multilabel"
+    if kind == "multiclass":
+        found = Counter(names[int(each)] for each in np.asarray(targets))
+        seen.append(_described_target("class", kind, found))
+    else:
+        seen.append(f"targets: {'numbers' if kind == 'regression' else ', '.join(names[:_MAX_NAMED])}")
+    task, loss = TASKS[kind]
+    is_image = inputs.ndim == 4
+    network, options = ("ConvNet", "widths: [32, 64, 128], dropout: 0.2") if is_image else ("TabM", "")
+    look.chosen.append(f"task      {task}: " + (f"{len(names):,} classes" if names else "the targets are numbers"))
+    look.chosen.append(f"network   {network}: the samples are {'images' if is_image else 'numbers'}")
+    look.chosen.append("split     70 % train, 15 % val, 15 % test, drawn with a fixed seed")
+    look.values = {"file": path.name, "task": task, "loss": loss, "network_class": network, "network": options}
+    look.values |= {"train": round(0.7 * len(inputs)), "is_image": is_image}
+    return look
 
 
 def _look_at_corpus(path: Path) -> Look:

@@ -17,7 +17,6 @@ from firstlight.errors import UsageError
 
 _NETWORKS = {
     "table": "vector",
-    "arrays": "vector",
     "text": "text",
     "images": "image",
     "digits": "image",
@@ -33,8 +32,9 @@ _DATA = {
 }
 _BATCHES = ((150, 16), (600, 32), (1500, 64), (4000, 128), (16_000, 256), (math.inf, 512))
 """Up to how many training rows of a table a batch has how many. Measured: docs/tables.md."""
-_MIN_STEPS, _MAX_STEPS = 400, 3000
-_EPOCHS = (40, 120)
+_MIN_STEPS = 400
+_MAX_EPOCHS, _MAX_SEEN = 100, 500_000
+"""Most epochs, and most training rows that are seen in all of them."""
 _MAX_EMBEDDED = 4096
 """Numbers times the width of their embeddings, at most."""
 
@@ -51,8 +51,11 @@ def write_package(folder: Path, look: Look, data: Path | None) -> list[str]:
     values["summary"] = " ".join(look.seen[:1]) + "."
     values["data_class"] = _DATA[look.template]
     values["predict"] = "" if data is None else " --data.path NEW_FILE"
+    network = _NETWORKS.get(look.template) or ("image" if values["is_image"] else "vector")
     if look.template == "table":
         values |= _table_values(values)
+    if look.template == "arrays":
+        values |= _training(values["train"])
     if look.template == "corpus":
         values |= _corpus_values(values["size"])
     names = {name: values.get(name) for name in ("target", "text")}
@@ -61,7 +64,7 @@ def write_package(folder: Path, look: Look, data: Path | None) -> list[str]:
         "config.yaml": _fill(f"{look.template}.yaml", values, as_yaml=True),
         "README.md": _fill("README.md.txt", values),
         f"{package}/__init__.py": f'"""The parts of {values["title"]}."""\n',
-        f"{package}/network.py": _fill(f"network_{_NETWORKS[look.template]}.py.txt", values),
+        f"{package}/network.py": _fill(f"network_{network}.py.txt", values),
         f"{package}/data.py": _fill("data.py.txt", values),
         f"{package}/callback.py": _fill("callback.py.txt", values),
         "tests/test_parts.py": _fill("test_parts.py.txt", values),
@@ -100,17 +103,20 @@ def _one_line(value: Any) -> str:
     return " ".join(str(value).split())
 
 
-def _table_values(values: dict[str, Any]) -> dict[str, Any]:
-    train = values["train"]
+def _training(train: int) -> dict[str, Any]:
+    """Return batch size, epochs and learning rate by the number of training rows."""
     batch = next(size for rows, size in _BATCHES if train < rows)
     steps = math.ceil(train / batch)  # An epoch
-    epochs = min(max(_EPOCHS[0], _MIN_STEPS // steps), _EPOCHS[1], max(1, _MAX_STEPS // steps))
-    numbers = values["numbers"]
+    epochs = max(min(_MAX_EPOCHS, _MAX_SEEN // train), math.ceil(_MIN_STEPS / steps))
+    return {"batch_size": batch, "max_epochs": epochs, "lr": 0.003 if train < 600 else 0.005}
+
+
+def _table_values(values: dict[str, Any]) -> dict[str, Any]:
+    train, numbers = values["train"], values["numbers"]
     width = 16 if numbers * 16 <= _MAX_EMBEDDED else max(2, _MAX_EMBEDDED // numbers)
     return {
+        **_training(train),
         "network": "" if width == 16 else f"embedding: {width}",
-        "batch_size": batch,
-        "max_epochs": epochs,
         "min_frequency": max(1, min(5, train // 20)),
         "indicators": values["has_gaps"],
         "missing_targets": "drop" if values["drop_targets"] else "refuse",
