@@ -126,6 +126,12 @@ class CLI(LightningCLI):
             help="Name of the experiment's folder; default: name of the first config, or unnamed.",
         )
         add("--run", type=str | None, help="Folder of a run to resume or evaluate; options override its configuration.")
+        add(
+            "--refit",
+            type=bool,
+            default=False,
+            help="Train once more, on training and validation samples together, for the steps of the best checkpoint.",
+        )
         add("--resume", action="store_true", help="Resume the newest run of the experiment, if there is one.")
         add("--monitor", type=str | None, help="Metric that decides what is best, if the module declares none.")
         add("--mode", type=Literal["min", "max"] | None, help="Whether lower or higher values of --monitor are better.")
@@ -220,6 +226,8 @@ class CLI(LightningCLI):
         """Return the experiment of `run`, `fit` or `check`, and refuse `--ckpt`."""
         if self.config.ckpt:
             raise UsageError("--ckpt is for validate, test and predict; fit resumes the last checkpoint of --run DIR")
+        if self.config.refit and self.config.time:
+            raise UsageError("--refit trains once more after the time that --time gives: leave one of them out")
         return self.experiment
 
 

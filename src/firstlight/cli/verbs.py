@@ -1,5 +1,8 @@
 """The verbs of the command line: `run`, `fit`, `check`, `validate`, `test` and `predict`."""
 
+import logging
+from typing import Any
+
 from firstlight.cli.parser import CLI
 from firstlight.compat import without_side_effects
 from firstlight.errors import UsageError
@@ -13,7 +16,8 @@ from firstlight.run.experiment import is_first_process
 @without_side_effects()
 def run(args: list[str]) -> None:
     """Fit, then test the best checkpoint."""
-    experiment = CLI("run", args).training()
+    cli = CLI("run", args)
+    experiment = cli.training()
     if experiment.monitored is None:
         module = type(experiment.task).__name__
         raise UsageError(
@@ -31,6 +35,7 @@ def run(args: list[str]) -> None:
             return
     if results is not None:
         try:
+            _refit(cli, args, results)
             results["metrics"] = test_trained(experiment)
         finally:
             experiment.write_results(results)
@@ -39,10 +44,32 @@ def run(args: list[str]) -> None:
 @without_side_effects()
 def fit(args: list[str]) -> None:
     """Train, or resume a run."""
-    experiment = CLI("fit", args).training()
+    cli = CLI("fit", args)
+    experiment = cli.training()
     results = experiment.fit()
     if results is not None:
-        experiment.write_results(results)
+        try:
+            _refit(cli, args, results)
+        finally:
+            experiment.write_results(results)
+
+
+def _refit(cli: CLI, args: list[str], results: dict[str, Any]) -> None:
+    """With `--refit`, train on all but the test samples, for the steps after which the best checkpoint was written."""
+    if not cli.config.refit:
+        return
+    assert cli.experiment.run_dir is not None
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # The data module has said it all.
+    try:
+        again = CLI(cli.verb, args).experiment
+    finally:
+        logging.disable(level)
+    try:
+        again.refit(cli.experiment.run_dir, int(results["best"]["step"]))
+        results["checkpoint"] = "checkpoints/refit.ckpt"
+    except UsageError as error:
+        print(f"refit  skipped: {error}")
 
 
 @without_side_effects()

@@ -123,6 +123,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         self.on_device = on_device
         self.augment = nn.Sequential(*(augment or []))
         self.resume_exactly = True
+        self.joins_validation = False  # True for a run that trains on the validation samples, too.
         self.dropped = 0
         self.indices: dict[Split, Indices] = {}
         self.fitted: dict[str, Any] = {}
@@ -203,7 +204,12 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         """Return for each sample of a split its row in the loaded data, before rows were dropped."""
         if not self.indices:
             self._prepare()
-        return self._rows[self.indices[split]]
+        return self._rows[self._indices(split)]
+
+    def _indices(self, split: Split) -> Indices:
+        if split == "train" and self.joins_validation:
+            return np.concatenate([self.indices["train"], self.indices["val"]])
+        return self.indices[split]
 
     def dataset(self, split: Split) -> TensorBatches:
         """Return the samples of a split. Numbers are scaled, and missing ones filled; pixels and tokens stay.
@@ -212,7 +218,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         """
         if not self.indices:
             self._prepare()
-        samples, rows = self._samples, torch.from_numpy(self.indices[split])
+        samples, rows = self._samples, torch.from_numpy(self._indices(split))
         assert samples is not None and samples.targets is not None
         if not len(rows):
             raise UsageError(
@@ -388,7 +394,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
 
     def _fit(self, samples: Samples) -> None:
         stored = samples.inputs if isinstance(samples.inputs, Stored) else None
-        train_rows = self.indices["train"]
+        train_rows = self._indices("train")
         train = torch.from_numpy(samples.inputs[train_rows if stored is None else slice(0)])
         mean, std = None, None
         self.fitted = {name: getattr(samples, name) for name in COMPARED_FIELDS}
@@ -410,7 +416,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
 
     @property
     def _split_digest(self) -> str:
-        return digest_of(*(self.rows(split).tobytes() for split in SPLITS))
+        return digest_of(*(self._rows[self.indices[split]].tobytes() for split in SPLITS))
 
     @property
     def _source(self) -> str:

@@ -145,7 +145,8 @@ def _read_csv(content: bytes, path: str) -> Csv:
     if (at := content.find(b"\0")) >= 0:
         line = content.count(b"\n", 0, at) + 1
         raise UsageError(f"{path} is not a CSV file: line {line} has the byte 0x00")
-    separator = _separator(text)
+    declared = re.match("sep=(.)\r?\n", text)  # Excel writes and reads such a line.
+    separator = declared[1] if declared else _separator(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     found: list[tuple[int, list[str]]] = []
     begins = 1
@@ -159,10 +160,15 @@ def _read_csv(content: bytes, path: str) -> Csv:
         raise UsageError(f"{path} is not a CSV file: line {begins}: {error}") from error
     finally:
         csv.field_size_limit(limit)
+    found = found[1:] if declared else found
     if not found:
         raise UsageError(f"{path} is empty: its first line must name the columns")
     (_, header), *rows = found
     header = [name.strip() for name in header]
+    while len(header) > 1 and not header[-1] and not any(row[len(header) - 1 :] != [""] for _, row in rows):
+        header.pop()  # A separator ends each line.
+        for _, row in rows:
+            row.pop()
     _check_header(header, path)
     for line, row in rows:
         if len(row) != len(header):

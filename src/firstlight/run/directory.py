@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from firstlight.errors import UsageError, did_you_mean
 
-CHECKPOINTS = ("best", "last", "final")
+CHECKPOINTS = ("best", "last", "final", "refit")
 """Names of the checkpoints of a run."""
 
 

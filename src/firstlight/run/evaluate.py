@@ -37,13 +37,18 @@ _FIT_ONLY = (BatchSizeFinder, LearningRateFinder, ModelCheckpoint, StochasticWei
 
 
 def choose_checkpoint(verb: str, run: Path | None, ckpt: str | None, default: str = "best") -> Path:
-    """Return the checkpoint to evaluate; `ckpt` is `"best"`, `"last"`, `"final"` or a path.
+    """Return the checkpoint to evaluate; `ckpt` is one of `directory.CHECKPOINTS` or a path.
 
-    `None` is the final checkpoint of the run, which holds weights that a callback set at the end, or else `default`.
+    `None` is the checkpoint that was trained on the validation samples, too, but not to validate it; else the final
+    checkpoint of the run, which holds weights that a callback set at the end; else `default`.
     """
     if ckpt is None and run is None:
         raise UsageError(f"{verb} needs a checkpoint: give --run DIR or --ckpt PATH; random weights are not evaluated")
-    name = ckpt or ("final" if run and (run / "checkpoints" / "final.ckpt").is_file() else default)
+    likely = ("final",) if verb == "validate" else ("refit", "final")
+    written = [name for name in likely if run and (run / "checkpoints" / f"{name}.ckpt").is_file()]
+    name = ckpt or next(iter(written), default)
+    if verb == "validate" and name == "refit":
+        raise UsageError("refit.ckpt was trained on the validation samples, so it cannot be validated: use best")
     if name in directory.CHECKPOINTS:
         if run is None:
             raise UsageError(f"--ckpt {name} is a checkpoint of a run: add --run DIR")
@@ -96,8 +101,12 @@ def test_trained(experiment: Experiment) -> dict[str, float]:
         torch.distributed.destroy_process_group()
     path = choose_checkpoint("test", experiment.run_dir, None)
     metrics = _metrics(_outputs(experiment, "test", path))
-    which = "best checkpoint" if path.stem == "best" else "final checkpoint: a callback changed the weights at the end"
-    print(f"test   {console.listed(metrics)} ({which})")
+    which = {
+        "best": "best checkpoint",
+        "final": "final checkpoint: a callback changed the weights at the end",
+        "refit": "refit checkpoint",
+    }
+    print(f"test   {console.listed(metrics)} ({which[path.stem]})")
     return metrics
 
 

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LambdaCallback, LearningRateFinder, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LambdaCallback, LearningRateFinder, ProgressBar
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from firstlight.callbacks import FinalCheckpoint, GracefulShutdown, defaults
-from firstlight.callbacks.defaults import MONITORING, Monitored
+from firstlight.callbacks.defaults import DEFAULTS, MONITORING, Monitored
 from firstlight.callbacks.graceful_shutdown import interruptible
 from firstlight.callbacks.gradient_norm import let_sharded_gradients_clip
 from firstlight.callbacks.time_limit import TimeLimit, parse_time
@@ -145,6 +146,51 @@ class Experiment:
                 directory.discard(self.run_dir)
             raise
 
+    def refit(self, folder: Path, steps: int) -> None:
+        """Train on the training and validation samples together, from new weights, and write `refit.ckpt`.
+
+        Args:
+            folder: The run directory of the fit that found the steps.
+            steps: Optimiser steps.
+
+        Raises:
+            UsageError: When the samples cannot be joined or trained on.
+        """
+        if not isinstance(self.datamodule, DataModule):
+            raise UsageError(
+                f"{type(self.datamodule).__name__} cannot join its splits: it is no firstlight.data module"
+            )
+        if torch.distributed.is_initialized():
+            raise UsageError("it needs a run of one process")
+        self.datamodule.joins_validation = True
+        kept = [name for name in ("nonfinite", "progress") if name not in self.disable]
+        default = [DEFAULTS[name](**self.groups.get(name, {})) for name in kept]
+        own = [each for each in self.own_callbacks if not isinstance(each, EarlyStopping | Checkpoint)]
+        start = LambdaCallback(on_train_start=lambda trainer, _: rules.refuse_single_samples(trainer))
+        trainer = self.trainer(
+            default_root_dir=folder,
+            logger=False,
+            callbacks=[*own, *default, start],
+            max_steps=steps,
+            max_epochs=-1,
+            min_epochs=None,
+            min_steps=None,
+            max_time=None,
+            limit_val_batches=0,
+            enable_checkpointing=False,
+            enable_progress_bar=any(isinstance(each, ProgressBar) for each in [*own, *default]),
+        )
+        again = f"firstlight {self.verb} --run {folder}"
+        with (
+            directory.lock(folder),
+            interruptible(trainer, lambda: f"interrupted; train on all samples again with: {again}"),
+            _ignored_warnings(resumes=True),
+            fast_loop(trainer),
+        ):
+            trainer.fit(self.task, datamodule=self.datamodule)
+            trainer.save_checkpoint(folder / "checkpoints" / "refit.ckpt")
+        print(f"refit  {len(self.datamodule.rows('train')):,} training and validation samples, {steps:,} steps")
+
     def write_results(self, results: dict[str, Any]) -> None:
         """Write `results.json` of the run that was just trained, and print where the run is."""
         assert self.run_dir is not None
@@ -239,6 +285,7 @@ class Experiment:
             return  # The resumed run had stopped early.
         if trainer.is_global_zero:
             directory.write_config(folder, self.config)
+            (folder / "checkpoints" / "refit.ckpt").unlink(missing_ok=True)  # Of an earlier best checkpoint.
         self._trained = True
         if not trainer.is_global_zero:
             return

@@ -154,6 +154,9 @@ def _table(
     told = f"the column {split}: " + ", ".join(f"{n:,} {each}" for each, n in splits.items()) if splits else ""
     look.values["split_reason"] = told or "70 % train, 15 % val, 15 % test"
     look.chosen.append(f"split     {told or '70 % train, 15 % val, 15 % test, drawn with a fixed seed'}")
+    look.chosen.append(
+        "refit     the best steps are found on the validation rows; then all but the test rows are trained on"
+    )
     if gaps:
         look.chosen.append("missing   the mean of the training rows, and a feature that says that the value is missing")
     if without:
