@@ -24,7 +24,7 @@ def test_run_prints_a_short_summary_without_warnings(finished):
     assert done.stderr == ""
     assert re.search(r"1,257 train, 270 val, 270 test samples", done.stdout)
     assert re.search(r"160 optimiser steps, 8 of them warm-up", done.stdout)
-    assert re.search(r"test/accuracy 0\.9\d+ \(best checkpoint\)", done.stdout)
+    assert re.search(r"test/accuracy 0\.9\d+, .* \(best checkpoint\)", done.stdout)
     assert re.search(rf"runs/digits_mlp/{run.name}\n", done.stdout)
     assert re.search(r"tensorboard --logdir runs/digits_mlp$", done.stdout.strip())
     assert len(done.stdout.splitlines()) <= 8
@@ -47,8 +47,10 @@ def test_run_directory_holds_the_documented_files(finished):
 def test_results_name_metrics_best_steps_and_versions(finished):
     _, run, _ = finished
     found = results(run)
-    assert found["metrics"].keys() == {"test/loss", "test/accuracy"}
-    assert found["best"].keys() == {"epoch", "step", "val/loss", "val/accuracy"}
+    names = {"loss", "accuracy", "balanced_accuracy", "f1", "auroc", "log_loss"}
+    assert found["metrics"].keys() == {f"test/{name}" for name in names}
+    assert found["best"].keys() == {"epoch", "step", *(f"val/{name}" for name in names)}
+    assert found["per_class"].keys() == set(map(str, range(10)))
     assert found["steps"] == 160
     assert found["fast_loop"] is True
     assert found["checkpoint"] == "checkpoints/best.ckpt"
@@ -74,7 +76,9 @@ def test_logs_use_the_documented_names(finished):
     with (run / "metrics.csv").open() as file:
         names = {row["name"] for row in csv.DictReader(file)}
     blocks = {"grad_norm/total", "grad_norm/hidden0", "grad_norm/hidden1", "grad_norm/output"}
-    assert names == {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "epoch"} | blocks
+    of_split = {f"val/{name}" for name in ("balanced_accuracy", "f1", "auroc", "log_loss")}
+    logged = {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "epoch"}
+    assert names == logged | of_split | blocks
 
 
 @pytest.mark.parametrize("verb", ["test", "validate"])

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss, roc_auc_score
 from torch import nn
 
 from firstlight.errors import UsageError
@@ -42,6 +42,9 @@ def test_metrics_equal_scikit_learn(make, targets, tmp_path):
         "test/f1": sum(f1_score(targets[:, i], decided[:, i]) for i in labels) / len(labels),
         "test/auroc": sum(roc_auc_score(targets[:, i], logits[:, i]) for i in labels) / len(labels),
     }
+    if make is binary:
+        expected["test/balanced_accuracy"] = balanced_accuracy_score(targets, decided)
+        expected["test/log_loss"] = expected["test/loss"]
     assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -99,12 +102,16 @@ def test_metrics_equal_scikit_learn_on_the_predictions_for_every_precision(make,
     written = {name: torch.cat([batch[name] for batch in columns]) for name in columns[0]}
     labels, decided, scores = (written[name].view(targets.shape) for name in ("target", "prediction", "score"))
     every = range(targets.shape[1])
-    assert found == {
+    expected = {
         "test/loss": pytest.approx(nn.BCEWithLogitsLoss()(scores, labels.double()).item(), rel=1e-5),
         "test/accuracy": pytest.approx(accuracy_score(labels.flatten(), decided.flatten()), rel=1e-6),
         "test/f1": pytest.approx(sum(f1_score(labels[:, i], decided[:, i]) for i in every) / len(every), rel=1e-6),
         "test/auroc": pytest.approx(sum(roc_auc_score(labels[:, i], scores[:, i]) for i in every) / len(every)),
     }
+    if make is binary:
+        expected["test/balanced_accuracy"] = pytest.approx(balanced_accuracy_score(labels, decided))
+        expected["test/log_loss"] = pytest.approx(log_loss(labels, written["probabilities"]))
+    assert found == expected
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])

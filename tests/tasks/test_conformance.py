@@ -73,17 +73,20 @@ def token_network():
     return MLP(6, [5], 28, norm="layer").append(nn.Unflatten(1, (4, 7)))
 
 
+OF_CLASSES = {"accuracy": "max", "balanced_accuracy": "max", "f1": "max", "auroc": "max", "log_loss": "min"}
+
 # By task: options, outputs or what builds the network, loss or None, targets, and its metrics and terms with their
 # mode.
 EXAMPLES = {
     "Autoencoding": ({}, Pair, None, torch.arange(SAMPLES), {"reconstruction": "min", "size": "min"}),
     "BinaryClassification": (
-        {}, 1, nn.BCEWithLogitsLoss, zeros_and_ones(1), {"accuracy": "max", "auroc": "max", "f1": "max"},
+        {}, 1, nn.BCEWithLogitsLoss, zeros_and_ones(1),
+        {"accuracy": "max", "auroc": "max", "f1": "max", "balanced_accuracy": "max", "log_loss": "min"},
     ),
-    "Classification": ({"classes": 3}, 3, nn.CrossEntropyLoss, torch.arange(SAMPLES) % 3, {"accuracy": "max"}),
+    "Classification": ({"classes": 3}, 3, nn.CrossEntropyLoss, torch.arange(SAMPLES) % 3, OF_CLASSES),
     "Confident": (
         {"classes": 3}, 3, nn.CrossEntropyLoss, torch.arange(SAMPLES) % 3,
-        {"accuracy": "max", "cross_entropy": "min", "penalty": "min"},
+        {**OF_CLASSES, "cross_entropy": "min", "penalty": "min"},
     ),
     "Embedding": (
         {"k": 2}, 4, SupervisedContrastiveLoss, torch.arange(SAMPLES) % 3, {"nn_accuracy": "max", "recall_at_k": "max"},

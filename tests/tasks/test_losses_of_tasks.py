@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, mean_absolute_error, roc_auc_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, mean_absolute_error, roc_auc_score
 from torch import nn
 from torch.nn.modules import loss as torch_losses
 
@@ -77,6 +77,14 @@ def test_each_loss_is_used_as_it_expects_or_refused_in_one_line(name, kind, tmp_
         assert right > 0.8
     if "probabilities" in columns and name == "Classification":
         assert torch.equal(columns["probabilities"].argmax(1), columns["prediction"])
+    if name in ("Classification", "BinaryClassification"):
+        right = balanced_accuracy_score(columns["target"], columns["prediction"])
+        assert found["test/balanced_accuracy"] == pytest.approx(right)
+        assert ("test/log_loss" in found) == ("probabilities" in columns)
+        if "probabilities" in columns:
+            labels = range(columns["probabilities"].shape[1])
+            nats = log_loss(columns["target"], columns["probabilities"], labels=labels)
+            assert found["test/log_loss"] == pytest.approx(nats, rel=1e-6)
     if name in ("BinaryClassification", "MultilabelClassification"):
         probabilities = columns["probabilities"][:, -1] if name.startswith("B") else columns["probabilities"]
         assert torch.equal((probabilities > 0.5).long(), columns["prediction"])

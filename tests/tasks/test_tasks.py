@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Callback
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss, roc_auc_score
 from torch import nn
 from torchmetrics import Metric
 
@@ -158,7 +158,7 @@ def test_validation_metrics_are_means_over_all_samples(tmp_path):
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "16-true", "bf16-true", "bf16-mixed"])
 @pytest.mark.parametrize(("offset", "scale"), [(0, 1), (0, 1e-3), (60, 1e-5), (1e4, 1)])
-def test_accuracy_equals_scikit_learn_on_the_predictions(offset, scale, precision, tmp_path):
+def test_metrics_equal_scikit_learn_on_the_predictions(offset, scale, precision, tmp_path):
     class Given(nn.Module):
         def __init__(self):
             super().__init__()
@@ -174,6 +174,11 @@ def test_accuracy_equals_scikit_learn_on_the_predictions(offset, scale, precisio
     batches = run.predict(task, loader(logits, labels))
     written = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     assert found["test/accuracy"] == pytest.approx(accuracy_score(written["target"], written["prediction"]), rel=1e-6)
-    assert found["test/loss"] == pytest.approx(log_loss(written["target"], written["probabilities"]), rel=1e-4)
+    truth, probabilities = written["target"], written["probabilities"]
+    assert found["test/loss"] == pytest.approx(log_loss(truth, probabilities), rel=1e-4)
+    assert found["test/log_loss"] == pytest.approx(log_loss(truth, probabilities))
+    assert found["test/balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, written["prediction"]))
+    assert found["test/f1"] == pytest.approx(f1_score(truth, written["prediction"], average="macro"))
+    assert found["test/auroc"] == pytest.approx(roc_auc_score(truth, probabilities, multi_class="ovr"))
     if "16" not in precision:
         assert torch.equal(written["prediction"], logits.argmax(1))

@@ -11,6 +11,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from tqdm import tqdm
 
+_MAX_SHOWN = 4  # Metrics of a line.
+
 
 class Progress(ProgressBar):
     """One bar for the whole fit, in batches, with the newest `val/*`; one bar for each evaluation.
@@ -79,7 +81,8 @@ class Progress(ProgressBar):
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._bar.close()
             return
-        text = progress_line(trainer.current_epoch + 1, trainer.callback_metrics)
+        monitor = getattr(pl_module, "monitor", "")
+        text = progress_line(trainer.current_epoch + 1, trainer.callback_metrics, monitor)
         self._bar.set_postfix_str(text, refresh=False)
         if self._enabled and self._bar.disable and time.monotonic() >= self._next_line and not trainer.sanity_checking:
             self._next_line = time.monotonic() + self.line_every
@@ -106,12 +109,13 @@ class Progress(ProgressBar):
         )
 
 
-def progress_line(epoch: int, metrics: dict[str, Tensor]) -> str:
-    """Return the `val/*` among the metrics in one line.
+def progress_line(epoch: int, metrics: dict[str, Tensor], monitor: str = "") -> str:
+    """Return the first four `val/*` among the metrics, and the monitored one, in one line.
 
     >>> import torch
     >>> progress_line(3, {"val/loss": torch.tensor(0.25), "train/loss": torch.tensor(0.5)})
     'epoch 3, val/loss 0.25'
     """
-    shown = [f"{name} {float(value):.4g}" for name, value in metrics.items() if name.startswith("val/")]
-    return ", ".join([f"epoch {epoch}", *shown])
+    names = [name for name in metrics if name.startswith("val/")]
+    shown = [name for index, name in enumerate(names) if index < _MAX_SHOWN or name == monitor]
+    return ", ".join([f"epoch {epoch}", *(f"{name} {float(metrics[name]):.4g}" for name in shown)])

@@ -36,7 +36,7 @@ def run(args: list[str]) -> None:
     if results is not None:
         try:
             _refit(cli, args, results)
-            results["metrics"] = test_trained(experiment)
+            results |= test_trained(experiment)
         finally:
             experiment.write_results(results)
 

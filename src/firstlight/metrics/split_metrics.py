@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection, SumMetric
 
 from firstlight.errors import UsageError
+from firstlight.metrics.classes import ClassCounts
 from firstlight.metrics.whole_split import MayBeUndefined, exact
 
 _MAX_ELEMENTS = 2**22  # Elements of predictions kept before the metrics are updated: 16 MiB of float32, 32 of float64.
@@ -40,6 +41,7 @@ class SplitMetrics:
         self.is_open = True  # False while `update` leaves out batches: LBFGS evaluates one several times.
         self.copies_targets = False  # True if a loader may write a batch into the memory of the one before.
         self.missing_reasons: dict[str, str] = {}  # By name, why a metric of the last `compute` is NaN.
+        self.class_counts: Tensor | None = None  # Of the last `compute`, see `ClassCounts.last_counts`.
         self._metrics = MetricCollection(dict(metrics)).clone(prefix=f"{split}/")
         self._weight = _new_sum()
         self._sums: dict[str, SumMetric] = {"loss": _new_sum()}
@@ -88,7 +90,8 @@ class SplitMetrics:
         values = {f"{self.split}/{name}": total.compute() / weight for name, total in self._sums.items()}
         values |= self._metrics.compute()
         if self.split != "train":  # Reading a value waits for the device.
-            metrics = self._metrics.items(keep_base=False, copy_state=False)
+            metrics = list(self._metrics.items(keep_base=False, copy_state=False))
+            self.class_counts = next((each.last_counts for _, each in metrics if isinstance(each, ClassCounts)), None)
             reasons = {name: each.missing_reason for name, each in metrics if isinstance(each, MayBeUndefined)}
             self.missing_reasons = {name: why for name, why in reasons.items() if why and values[name].isnan()}
         self.reset()

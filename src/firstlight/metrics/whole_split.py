@@ -34,15 +34,15 @@ def auroc(scores: Tensor, labels: Tensor) -> Tensor:
     >>> auroc(torch.tensor([[40.0], [41.0], [60.0]]), torch.tensor([[0], [1], [1]]))
     tensor(1., dtype=torch.float64)
     """
-    areas = []
-    for values, positive in zip(scores.unbind(1), exact(labels).unbind(1), strict=True):
+    ranks = []
+    for values in scores.unbind(1):  # On the CPU, one sort of all columns takes four times as long.
         _, position, counts = torch.unique(values, return_inverse=True, return_counts=True)
-        ranks = exact(counts.cumsum(0)) - exact(counts - 1) / 2  # Equal scores share the mean of their ranks.
-        positives = positive.sum()
-        pairs = positives * (len(positive) - positives)
-        area = (ranks[position] @ positive - positives * (positives + 1) / 2) / pairs
-        areas.append(area.masked_fill(values.isnan().any(), torch.nan))
-    return torch.stack(areas).mean()
+        ranks.append((2 * counts.cumsum(0) - counts + 1)[position])  # Equal scores share twice the mean of their ranks.
+    positive = exact(labels)
+    positives = positive.sum(0)
+    pairs = positives * (len(positive) - positives)
+    areas = ((exact(torch.stack(ranks, 1)) * positive).sum(0) - positives * (positives + 1)) / (2 * pairs)
+    return areas.masked_fill(scores.isnan().any(0), torch.nan).mean()
 
 
 def r2(predictions: Tensor, targets: Tensor) -> Tensor:

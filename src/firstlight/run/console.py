@@ -3,6 +3,9 @@
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
+
+_MAX_CLASSES = 3  # Classes with a line of their own.
 
 
 def resumed(run: Path, step: int, logged: int) -> str:
@@ -86,6 +89,33 @@ def best(metrics: Mapping[str, float]) -> str:
     'best   epoch 3, step 120, val/loss 0.570126'
     """
     return f"best   {listed(metrics) or 'none: the run ended before its first validation'}"
+
+
+def classes(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return lines for classes that are rare or badly found, the worst first; `found` by class, see `per_class`.
+
+    Rare is a class with less than 10 % of the samples and less than half of an equal share. Badly found is a class with
+    a recall below 0.5. Without samples, a class has no recall.
+
+    >>> print(*classes({
+    ...     "stay": {"samples": 90, "precision": 0.9, "recall": 1.0},
+    ...     "leave": {"samples": 10, "precision": None, "recall": 0.0},
+    ... }))
+    class  leave: recall 0, never predicted, 10 of 100 samples
+    """
+    total = sum(each["samples"] for each in found.values())
+    few = min(0.1, 0.5 / max(len(found), 1)) * total
+    seen = {name: each for name, each in found.items() if each["samples"]}
+    shown = {name: each for name, each in seen.items() if each["samples"] < few or each["recall"] < 0.5}
+    worst = sorted(shown, key=lambda name: shown[name]["recall"])
+    lines = []
+    for name in worst[:_MAX_CLASSES]:
+        each = shown[name]
+        precise = "never predicted" if each["precision"] is None else f"precision {each['precision']:.3g}"
+        lines.append(f"class  {name}: recall {each['recall']:.3g}, {precise}, {each['samples']:,} of {total:,} samples")
+    if (more := len(worst) - _MAX_CLASSES) > 0:
+        lines.append(f"class  {more:,} more that are rare or have a recall below 0.5: see per_class in results.json")
+    return lines
 
 
 def interrupted(step: int, checkpoints: Collection[str], resume: str | None) -> str:

@@ -27,6 +27,8 @@ from firstlight.checkpoints.io import raise_fault
 from firstlight.compat import let_loaders_predict
 from firstlight.data import DataModule
 from firstlight.errors import UsageError, did_you_mean
+from firstlight.metrics import SplitMetrics
+from firstlight.metrics.classes import per_class
 from firstlight.preflight.rules import refuse_no_step
 from firstlight.run import console, directory
 from firstlight.run.experiment import Experiment
@@ -80,6 +82,7 @@ def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"
     else:
         results["metrics"] = metrics = _metrics(outputs)
         print(f"{verb:<8} {console.listed(metrics) or 'no metric was logged'} ({path})")
+        results |= _per_class(experiment, verb)
     parent = (experiment.run_dir or experiment.experiment_dir) / "evaluations"
     wrote = folder = directory.make_unique(parent, f"{verb}-{directory.timestamp()}")
     try:
@@ -93,8 +96,12 @@ def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"
     print(f"wrote    {wrote}")
 
 
-def test_trained(experiment: Experiment) -> dict[str, float]:
-    """Return and print the test metrics of the best or final checkpoint of the run that was just trained."""
+def test_trained(experiment: Experiment) -> dict[str, Any]:
+    """Test the best or final checkpoint of the run that was just trained, and print the result.
+
+    Returns:
+        The `metrics`, and the precision and recall `per_class` if targets are classes.
+    """
     assert experiment.run_dir is not None
     if torch.distributed.is_initialized():
         # The other processes have ended, and the metrics would wait for them.
@@ -107,7 +114,23 @@ def test_trained(experiment: Experiment) -> dict[str, float]:
         "refit": "refit checkpoint",
     }
     print(f"test   {console.listed(metrics)} ({which[path.stem]})")
-    return metrics
+    return {"metrics": metrics, **_per_class(experiment, "test")}
+
+
+def _per_class(experiment: Experiment, verb: str) -> dict[str, Any]:
+    """Return what `results.json` holds of each class, `{}` without classes; print the rare and badly found ones."""
+    task, data = experiment.task, experiment.datamodule
+    split = getattr(task, "val_metrics" if verb == "validate" else "test_metrics", None)
+    if not isinstance(split, SplitMetrics) or split.class_counts is None:
+        return {}
+    every = per_class(split.class_counts)
+    names = data.class_names if isinstance(data, DataModule) else []
+    if len(names) != len(every):
+        names = [str(index) for index in range(len(every))]
+    found = dict(zip(names, every, strict=True))
+    for line in console.classes(found):
+        print(line)
+    return {"per_class": found}
 
 
 def _metrics(outputs: list[dict[str, float]]) -> dict[str, float]:

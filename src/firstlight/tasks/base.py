@@ -106,11 +106,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         self.network = network
         self.loss: Any = loss
         self.l1 = l1
-        self.outputs_are: Outputs | None = None
-        if self.losses and not self.is_overridden("compute_loss"):
-            self.outputs_are = expected_outputs(type(self).__name__, loss, self.losses)
-        elif self.losses:
-            self.outputs_are = next(iter(self.losses.values()))
+        self.outputs_are = self.expected_outputs(loss)
         self.averages_over = loss_weights.averages_over(loss)
         if self.averages_over == "elements" and self.is_overridden("compute_loss"):
             self.averages_over = "samples"  # The loss may not compare outputs with targets.
@@ -409,6 +405,12 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         """Return whether a subclass overrides a method of its task: the class of firstlight that declares `losses`."""
         task = next(kind for kind in type(self).__mro__ if _is_library(kind) and "losses" in vars(kind))
         return getattr(type(self), method) is not getattr(task, method)
+
+    def expected_outputs(self, loss: Any) -> Outputs | None:
+        """Return how the task reads outputs for a loss; None if its class declares no `losses`."""
+        if self.losses and not self.is_overridden("compute_loss"):
+            return expected_outputs(type(self).__name__, loss, self.losses)
+        return next(iter(self.losses.values()), None)
 
     def _knows_loss(self) -> bool:
         """Return whether the loss is torch's or one that the task names: it takes tensors and returns one mean."""

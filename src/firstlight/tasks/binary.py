@@ -9,6 +9,7 @@ from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, Multilabe
 
 from firstlight.errors import UsageError
 from firstlight.losses.expected_outputs import ZEROS_AND_ONES
+from firstlight.metrics.classes import BalancedAccuracy, LogLoss
 from firstlight.metrics.whole_split import AUROC, MayBeUndefined, exact
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
@@ -51,6 +52,27 @@ class _BinaryF1(MayBeUndefined, _FromScores, BinaryF1Score):
         return super().compute().where(self.tp + self.fp + self.fn > 0, torch.nan)
 
 
+class _BinaryBalancedAccuracy(BalancedAccuracy):
+    """Updated with scores `(B, 1)` and targets `(B, 1)`."""
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        super().update((predictions[:, 0] > 0).long(), targets[:, 0].long())
+
+
+class _BinaryLogLoss(LogLoss):
+    """Updated with scores `(B, 1)`, see `_ZeroOne.scores`, and targets `(B, 1)`."""
+
+    def __init__(self, are_probabilities: bool) -> None:
+        super().__init__()
+        self.are_probabilities = are_probabilities
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        signed = exact(predictions) * (2 * targets - 1)
+        self.add(
+            signed + 0.5 if self.are_probabilities else signed.sigmoid(), torch.ones_like(targets, dtype=torch.bool)
+        )
+
+
 class _MultilabelAccuracy(_FromScores, MultilabelAccuracy):
     pass
 
@@ -65,7 +87,7 @@ class _ZeroOne(Task):
     losses = ZEROS_AND_ONES
 
     # Ranks within a few batches say little, and a batch may hold only one of the two classes.
-    eval_only_metrics = frozenset({"auroc"})
+    eval_only_metrics = frozenset({"auroc", "balanced_accuracy", "log_loss"})
 
     width: int
     pos_weight: Weights | None
@@ -132,8 +154,9 @@ class _ZeroOne(Task):
 class BinaryClassification(_ZeroOne):
     """Logits `(B, 1)` of the second of two classes against float32 targets `(B, 1)` that are 0 or 1.
 
-    Metrics, each in [0, 1]: `accuracy` and `f1` at a probability of 0.5, and `auroc`, for `val/*` and `test/*` only.
-    `f1` and `auroc` are those of class 1. `auroc` ranks logits; if all samples of a split have one class, it is NaN.
+    Metrics, each in [0, 1] but `log_loss`: `accuracy` and `f1` at a probability of 0.5; and for `val/*` and `test/*`
+    only `auroc`, `balanced_accuracy` (the mean recall of the two classes) and `log_loss`. `f1` and `auroc` are those of
+    class 1. `auroc` ranks logits; if all samples of a split have one class, it is NaN.
 
     Args:
         network: Maps inputs to what the loss expects, usually logits.
@@ -143,7 +166,7 @@ class BinaryClassification(_ZeroOne):
         schedule: See `Task`.
         pos_weight: Weight of samples of class 1 in the loss, `torch.nn.BCEWithLogitsLoss`; the others weigh 1. A
             number, or `"balanced"`: the training samples of class 0 divided by those of class 1.
-        **options: See `Task`; `monitor` is `val/loss`, `val/accuracy`, `val/auroc` or `val/f1`.
+        **options: See `Task`; `monitor` is `val/loss` or `val/NAME` for one of the metrics.
     """
 
     def __init__(
@@ -162,6 +185,8 @@ class BinaryClassification(_ZeroOne):
             "accuracy": _BinaryAccuracy(validate_args=False),
             "auroc": AUROC(),
             "f1": _BinaryF1(validate_args=False),
+            "balanced_accuracy": _BinaryBalancedAccuracy(2),
+            "log_loss": _BinaryLogLoss(self.expected_outputs(loss) == "probabilities"),
         }
         super().__init__(network, optimizer, schedule, loss, metrics, **options)
         self.width = 1

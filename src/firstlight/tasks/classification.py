@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from firstlight.errors import UsageError, check_range
 from firstlight.losses.expected_outputs import CLASSES
 from firstlight.losses.weights import ignore_index
+from firstlight.metrics.classes import BalancedAccuracy, LogLoss, MacroF1, MulticlassAUROC
 from firstlight.metrics.whole_split import MayBeUndefined, exact
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
@@ -45,7 +47,11 @@ class _Accuracy(MayBeUndefined, MulticlassAccuracy):
 
 
 class Classification(Task):
-    """Logits `(B, classes)` against class indices `(B,)` int64; metric: `accuracy` in [0, 1].
+    """Logits `(B, classes)` against class indices `(B,)` int64.
+
+    Metrics, each in [0, 1] but `log_loss`: `accuracy`; and for `val/*` and `test/*` only `balanced_accuracy`, `f1` (the
+    mean over the classes), `auroc` (the mean of each class against the others) and `log_loss`. `auroc` is NaN if a
+    split lacks a class. A loss of scores has no probabilities, so `auroc` and `log_loss` are left out.
 
     Args:
         network: Maps inputs to what the loss expects, usually logits.
@@ -57,10 +63,13 @@ class Classification(Task):
         classes: Number of classes, at least 2.
         class_weights: Weights of the classes in the loss, which then has none of its own. A list in the order of the
             class names, a mapping by class name, or `"balanced"`: inverse to the number of training samples.
-        **options: See `Task`; `monitor` is `val/loss` or `val/accuracy`.
+        **options: See `Task`; `monitor` is `val/loss` or `val/NAME` for one of the metrics.
     """
 
     losses = CLASSES
+
+    # They describe a whole split, and a step need not wait for them.
+    eval_only_metrics = frozenset({"balanced_accuracy", "f1", "auroc", "log_loss"})
 
     def __init__(
         self,
@@ -76,8 +85,14 @@ class Classification(Task):
         if class_weights is not None:
             reserve_weights(type(self).__name__, "class_weights", class_weights, loss, "weight", classes)
         ignored = ignore_index(loss)
-        accuracy = _Accuracy(classes, average="micro", ignore_index=ignored, validate_args=False)
-        super().__init__(network, optimizer, schedule, loss, {"accuracy": accuracy}, **options)
+        metrics: dict[str, Metric] = {
+            "accuracy": _Accuracy(classes, average="micro", ignore_index=ignored, validate_args=False),
+            "balanced_accuracy": BalancedAccuracy(classes, ignored),
+            "f1": MacroF1(classes, ignored),
+        }
+        if self.expected_outputs(loss) != "scores":
+            metrics |= {"auroc": MulticlassAUROC(classes, ignored), "log_loss": LogLoss(ignored)}
+        super().__init__(network, optimizer, schedule, loss, metrics, **options)
         self.classes = classes
         self.class_weights = class_weights
 
