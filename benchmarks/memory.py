@@ -1,6 +1,7 @@
 """Measure the peak memory of training on data that stays on disk, and on ten times as much.
 
     python benchmarks/memory.py           print a table
+    python benchmarks/memory.py text      print the line of one kind of data: images, arrays or text
     python benchmarks/memory.py --small   the same with a tenth of the data
 
 Each line is the command `firstlight fit` in its own process, with `data.in_memory=false` and one loader process, for 40
@@ -76,7 +77,9 @@ def main() -> None:
     """Measure each kind of data, and print a table."""
     scale = 10 if "--small" in sys.argv else 1
     print("| data | MiB on disk | peak MiB | ten times: MiB on disk | peak MiB |\n|---|---|---|---|---|")
-    for kind, count in (("images", 1000), ("arrays", 10_000), ("text", 20)):
+    kinds = {"images": 1000, "arrays": 10_000, "text": 20}
+    for kind in [each for each in sys.argv[1:] if each in kinds] or kinds:
+        count = kinds[kind]
         with tempfile.TemporaryDirectory() as folder:
             cells = [measure(kind, count * times // scale, Path(folder)) for times in (1, 10)]
         print(f"| {kind} |", " | ".join(f"{value:,.0f}" for each in cells for value in each), "|", flush=True)

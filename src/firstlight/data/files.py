@@ -53,9 +53,14 @@ def read_bytes(path: str) -> bytes:
 
 def digest_of(*contents: bytes | memoryview) -> str:
     """Return the SHA-256 digest of the concatenated contents."""
+    return digest_of_parts(contents)
+
+
+def digest_of_parts(parts: Iterable[bytes | memoryview]) -> str:
+    """Return the SHA-256 digest of the concatenated parts, of which one at a time is in memory."""
     digest = hashlib.sha256()
-    for content in contents:
-        digest.update(content)
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()
 
 

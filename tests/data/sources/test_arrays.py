@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -216,3 +218,21 @@ def test_data_that_takes_more_than_a_quarter_of_the_free_memory_stays_on_disk(tm
     monkeypatch.setattr("firstlight.data.base.free_memory", lambda: 4 * needed - 1)
     assert not ready(Arrays(**where)).dataset("train").in_memory
     assert "more than 1/4 of the free" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["pixels", "numbers", "tokens"])
+def test_preparing_data_on_disk_takes_the_memory_of_a_chunk(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("firstlight.data.stored._CHUNK_VALUES", 2**16)
+    dtype = {"pixels": np.uint8, "numbers": np.float32, "tokens": np.int16}[kind]
+    large = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", dtype, (2000, 1, 100, 100))  # 20 to 80 MB
+    large[:] = 1
+    large.flush()
+    np.save(tmp_path / "y.npy", np.arange(2000) % 3)
+    data = Arrays(str(tmp_path / "x.npy"), str(tmp_path / "y.npy"), in_memory=False)
+    tracemalloc.start()
+    try:
+        data.setup()
+        next(iter(data.train_dataloader()))
+        assert tracemalloc.get_traced_memory()[1] < 8e6
+    finally:
+        tracemalloc.stop()

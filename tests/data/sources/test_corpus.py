@@ -1,4 +1,5 @@
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -151,3 +152,16 @@ def test_bytes_that_are_not_utf8_are_found_where_they_are_in_a_large_file(tmp_pa
     corpus(tmp_path, content + content, in_memory=False).content()
     with pytest.raises(UsageError, match="is not UTF-8: line 60000"):
         corpus(tmp_path, content[:-2], in_memory=False).content()
+
+
+def test_preparing_a_text_on_disk_takes_the_memory_of_a_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr("firstlight.data.stored._CHUNK_VALUES", 2**16)
+    data = corpus(tmp_path, TEXT * 40_000, in_memory=False, length=256)  # 40 MB
+    tracemalloc.start()
+    try:
+        data.setup()
+        next(iter(data.train_dataloader()))
+        # The UTF-8 decoder makes a text of each part of 4 MiB, and each window has some numbers.
+        assert tracemalloc.get_traced_memory()[1] < 25e6
+    finally:
+        tracemalloc.stop()

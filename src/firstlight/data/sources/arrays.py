@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from firstlight.data.base import DataModule
-from firstlight.data.files import digest_of
+from firstlight.data.files import digest_of_parts
 from firstlight.data.samples import Samples
 from firstlight.data.sources.tensors import with_classes
 from firstlight.data.stored import Stored, StoredArray
@@ -88,7 +88,7 @@ class Arrays(DataModule):
     def load(self) -> Samples:
         """Return the arrays as samples."""
         inputs, targets = self._find()
-        digest = digest_of(*(part for each in (inputs, targets) if each is not None for part in _contents(each)))
+        digest = digest_of_parts(part for each in (inputs, targets) if each is not None for part in _contents(each))
         inputs = _as_images(inputs, self.path)
         if inputs.dtype.kind not in "biuf" or inputs.dtype.itemsize > 8:
             raise UsageError(f"{self.path} holds inputs of type {inputs.dtype}: they must be numbers of up to 64 bits")

@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from firstlight.data.base import DataModule
-from firstlight.data.files import check_text, digest_of, read_bytes, read_text
+from firstlight.data.files import check_text, digest_of_parts, read_bytes, read_text
 from firstlight.data.raw import texts_of
 from firstlight.data.samples import Samples
 from firstlight.data.stored import File, Indices, Stored
@@ -83,7 +83,7 @@ class Windows(DataModule):
     def load(self) -> Samples:
         """Return the windows of the three splits, or windows that score the whole text if it is other data."""
         text, source = self.content()
-        digest = digest_of(*text.chunks())
+        digest = digest_of_parts(text.chunks())
         if self.fitted and self.fitted["digest"] != digest:
             if text.size < 2:
                 raise UsageError(f"{source} has {text.size} bytes: it must have at least 2")
