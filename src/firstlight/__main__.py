@@ -9,16 +9,17 @@ from importlib import import_module
 from typing import Any
 
 from firstlight import __version__
-from firstlight.cli import VERBS
+from firstlight.cli import TOOLS, VERBS
 from firstlight.errors import TrainingError, UsageError, did_you_mean
 
-_VERB_LINES = "\n".join(f"  {verb:<10}{line}" for verb, line in VERBS.items())
+_KNOWN = {**VERBS, **TOOLS}
+_VERB_LINES = "\n".join(f"  {verb:<12}{line}" for verb, line in _KNOWN.items())
 _HELP = f"""usage: firstlight VERB [options]
 
 {_VERB_LINES}
 
-  firstlight run --config configs/digits_mlp.yaml    a first run
-  firstlight VERB --help                             the options of a verb
+  firstlight run --config firstlight:digits_mlp    a first run
+  firstlight VERB --help                           the options of a verb
   firstlight --version"""
 
 
@@ -64,10 +65,10 @@ def _call(verb: str, args: list[str]) -> int:
             print(_HELP)
         elif verb == "--version":
             print(f"firstlight {__version__}")
-        elif verb in VERBS:
-            getattr(import_module(f"firstlight.cli.{'new' if verb == 'new' else 'verbs'}"), verb)(args)
+        elif verb in _KNOWN:
+            getattr(import_module(f"firstlight.cli.{'verbs' if verb in VERBS else 'tools'}"), verb)(args)
         else:
-            raise UsageError(f"unknown verb {verb}; available: {', '.join(VERBS)}" + did_you_mean(verb, VERBS))
+            raise UsageError(f"unknown verb {verb}; available: {', '.join(_KNOWN)}" + did_you_mean(verb, _KNOWN))
     except KeyboardInterrupt:  # Before a run has started, or after its end.
         sys.stderr.write("firstlight: interrupted\n")
         return 130

@@ -4,7 +4,6 @@ Importing this package imports nothing else, so that `firstlight --help` is inst
 """
 
 VERBS = {
-    "new": "look at your data, and write an experiment of your own",
     "run": "fit, then test the best checkpoint",
     "fit": "train; with --run DIR, resume from its last checkpoint",
     "check": "find what is wrong with a fit in seconds, before it starts",
@@ -12,4 +11,12 @@ VERBS = {
     "test": "evaluate a checkpoint on the test split",
     "predict": "write a checkpoint's predictions for the test split",
 }
-"""The verbs, each with a line of help. A function of the same name in `firstlight.cli.verbs` runs it."""
+"""Verbs that share one set of options, with a line of help. `firstlight.cli.verbs` has a function for each."""
+
+TOOLS = {
+    "new": "look at your data, and write an experiment of your own",
+    "configs": "list the configurations that come with firstlight",
+    "schema": "print a JSON schema of configuration files, for editors",
+    "completion": "print a script that completes commands in bash, zsh or tcsh",
+}
+"""Verbs with options of their own, with a line of help. `firstlight.cli.tools` has a function for each."""

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from firstlight.errors import UsageError, closest
 
-_SEARCH_PATHS = {
+SEARCH_PATHS = {
     "network": ("firstlight.networks",),
     "loss": ("firstlight.losses", "torch.nn"),
     "optimizer": ("torch.optim", "firstlight.optim"),
@@ -39,7 +39,7 @@ class ShortHelp(DefaultHelpFormatter):
 def public_classes(option: str) -> dict[str, type]:
     """Return the public classes of an option, such as `model.network`, by their import paths."""
     classes = {}
-    for path in _SEARCH_PATHS.get(option.rpartition(".")[2], ()):
+    for path in SEARCH_PATHS.get(option.rpartition(".")[2], ()):
         module = import_module(path)
         for name in getattr(module, "__all__", dir(module)):
             kind = getattr(module, name)

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from firstlight.callbacks.defaults import DEFAULTS, LINKED
 from firstlight.checkpoints.trust import only_trusted, stored_config
-from firstlight.cli import VERBS
+from firstlight.cli import VERBS, packaged
 from firstlight.cli.class_help import ShortHelp, class_help, full_names
 from firstlight.cli.parser_errors import explain, import_fault, read_yaml, refuse_huge_yaml
 from firstlight.cli.sizes import Holes
@@ -65,7 +65,7 @@ class CLI(LightningCLI):
         configs: list[Path] = []
         try:
             args = _merge_disable(args)
-            args = _replace_limits(args)
+            args, packaged_files = packaged.with_files(_replace_limits(args))
             early = _early_parser().parse_known_args(args)[0]
             configs = early.config
             name = configs[0].stem if configs else "unnamed"
@@ -85,6 +85,7 @@ class CLI(LightningCLI):
             if not is_configured and verb in _EVALUATIONS:
                 self.stored = early.ckpt
                 args = ["--config", stored_config(self.stored, self.trust), *args]
+            args = packaged.with_data(args, packaged_files)
             super().__init__(
                 LightningModule,
                 LightningDataModule,
@@ -269,11 +270,13 @@ def _replace_limits(args: list[str]) -> list[str]:
 
     >>> _replace_limits(["--config", "a.yaml", "--time", "10m", "--trainer.max_steps=9"])
     ['--config', 'a.yaml', '--trainer.max_epochs=-1', '--time', '10m', '--trainer.max_steps=9']
+    >>> _replace_limits(["--time", "null"])
+    ['--time', 'null']
     """
     names = [arg.partition("=")[0] for arg in args]
-    if "--time" not in names:
+    at = names.index("--time") if "--time" in names else -1
+    if at < 0 or "null" in (args[at].partition("=")[2], *args[at + 1 : at + 2]):
         return args
-    at = names.index("--time")
     limits = [f"--trainer.{name}=-1" for name in ("max_epochs", "max_steps") if f"--trainer.{name}" not in names]
     return [*args[:at], *limits, *args[at:]]
 
