@@ -100,7 +100,7 @@ def test_parameter_without_a_gradient_is_named(capsys):
     assert "FAIL" in table["gradients"]
     assert "network.forgotten.weight, network.forgotten.bias" in table["gradients"]
     assert "network.last" not in table["gradients"]
-    assert error == "firstlight: 1 of 9 checks failed: gradients\n"
+    assert error == "firstlight: 1 of 10 checks failed: gradients\n"
 
 
 def test_leak_between_samples_is_found(capsys):
@@ -137,7 +137,7 @@ def test_wrong_labels_end_the_check_before_the_dry_run(capsys):
     table, error = checked(capsys, "--model.classes=5", code=2)
     assert "FAIL" in table["data"]
     assert "classes=5" in table["data"]
-    assert error == "firstlight: 1 of 3 checks failed: data; 6 more checks not tried\n"
+    assert error == "firstlight: 1 of 3 checks failed: data; 7 more checks not tried\n"
     assert "overfit" not in table
 
 

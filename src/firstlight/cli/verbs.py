@@ -75,13 +75,14 @@ def _refit(cli: CLI, args: list[str], results: dict[str, Any]) -> None:
 @without_side_effects()
 def check(args: list[str]) -> None:
     """Print what is right and wrong with a fit, without training."""
-    findings = CLI("check", args).training().check()
-    for finding in findings:
-        print(finding)
-    if failed := [finding.check for finding in findings if finding.state == "FAIL"]:
-        untried = len(CHECKS) - len(findings)
+    results = CLI("check", args).training().check()
+    for result in results:
+        print(result)
+    tried = {result.check for result in results}
+    if failed := [result.check for result in results if result.state == "FAIL"]:
+        untried = len(CHECKS) - len(tried)
         more = f"; {untried} more check{'s' * (untried > 1)} not tried" if untried else ""
-        raise UsageError(f"{len(failed)} of {len(findings)} checks failed: {', '.join(failed)}{more}")
+        raise UsageError(f"{len(failed)} of {len(tried)} checks failed: {', '.join(failed)}{more}")
 
 
 @without_side_effects()

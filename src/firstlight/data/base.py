@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from firstlight.checkpoints.hyperparameters import keep_hyperparameters
 from firstlight.checkpoints.trust import SafeLoading
 from firstlight.compat import refuse_other_trainer
+from firstlight.data import quality
 from firstlight.data.clean import Missing, MissingTargets, clean
 from firstlight.data.files import digest_of
 from firstlight.data.fitted import COMPARED_FIELDS, check_compatible, is_other_data
@@ -31,6 +32,7 @@ from firstlight.data.scale import Scaler, statistics
 from firstlight.data.split import Indices, split
 from firstlight.data.stored import Stored
 from firstlight.errors import UsageError, about, check_range
+from firstlight.findings import Finding
 
 _log = logging.getLogger(__name__)
 
@@ -199,6 +201,24 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         rows = self.rows(split)
         assert self._samples is not None
         return [self._samples.names[row] for row in rows] if self._samples.names else []
+
+    def findings(self) -> list[Finding]:
+        """Return what looks wrong in the data, the most severe first. They are computed once, and kept in checkpoints.
+
+        Before they are computed, a checkpoint of other data must not have been loaded.
+        """
+        if not self.indices:
+            self._prepare()
+        if "findings" not in self.fitted:
+            assert self._samples is not None
+            found = quality.find(self._samples, self._rows, self.indices, self.dropped)
+            self.fitted["findings"] = [each.plain() for each in found]
+        return [Finding(**each) for each in self.fitted["findings"]]
+
+    def findings_before_split(self) -> list[Finding]:
+        """Return what looks wrong in the data when no split exists, and maybe none can be made."""
+        samples, rows = self._load()
+        return quality.find(samples, rows, {"train": np.arange(len(rows))}, self.dropped)
 
     def rows(self, split: Split) -> Indices:
         """Return for each sample of a split its row in the loaded data, before rows were dropped."""

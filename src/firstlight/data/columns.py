@@ -20,7 +20,7 @@ _MIN_ROWS = 20
 _REPEATED = 0.5
 """Share of the rows whose text must occur in another row, too, for a column of categories."""
 _LIKELY_TARGETS = ("target", "label", "class", "y", "outcome")
-_IDENTIFIER = re.compile(r"(?i)(.*[_ .-])?(id|ids|index|rownames?|row|key|uuid)|unnamed: \d+")
+IDENTIFIER = re.compile(r"(?i)(.*[_ .-])?(id|ids|index|rownames?|row|key|uuid)|unnamed: \d+")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def describe_column(name: str, values: Collection[str]) -> Column:
     if all(map(is_number, counts)):
         numbers = [*map(float, counts)]
         if is_all_different and all(map(float.is_integer, numbers)):
-            if _IDENTIFIER.fullmatch(name) or {after - before for before, after in pairwise(numbers)} == {1}:
+            if IDENTIFIER.fullmatch(name) or {after - before for before, after in pairwise(numbers)} == {1}:
                 return column("ignore", "it numbers the rows")
         if len(counts) > 1 and all(map(_is_long, counts)):
             return column("ignore", "its numbers are too long to be exact: identifiers")

@@ -3,7 +3,7 @@
 Shapes: `N` samples, `K` targets per sample, `B` batch; `...` shape of one sample.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -41,6 +41,8 @@ class Samples:
         test_from_train: Whether a share of the training samples is the test split if `split` has no test sample.
             Otherwise such a split is refused.
         columns: Names of the columns of inputs, then of targets, for messages.
+        categories: By name of an input column, the names of its categories; its values are their indices.
+        dates: Names of the input columns that hold dates, as seconds since 1970.
         source: Name of the data in messages, for example the path of a file.
         lines: Line number of each row, from 1, if rows come from a text file.
         names: Name of each row, if rows have one, for example the path of a file below `source`.
@@ -54,6 +56,8 @@ class Samples:
     split: NDArray[Any] | None = None
     test_from_train: bool = False
     columns: list[str] = field(default_factory=list)
+    categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    dates: Sequence[str] = ()
     source: str = ""
     lines: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)

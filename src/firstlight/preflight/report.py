@@ -17,22 +17,22 @@ from firstlight.preflight import rules
 from firstlight.preflight.dry_run import DryRun, Skipped
 from firstlight.preflight.probe import probe_splits
 
-CHECKS = ("options", "output", "data", "start", "monitors", "batches", "gradients", "leak", "overfit")
-"""All checks, in their order. After a fault in one of the first four, later ones may not be tried."""
+CHECKS = ("options", "output", "data", "quality", "start", "monitors", "batches", "gradients", "leak", "overfit")
+"""All checks, in their order. After a fault in one of the first five, later ones may not be tried."""
 
 
 @dataclass(frozen=True)
-class Finding:
-    """The result of one check: figures, the fault, or why the check was skipped."""
+class Result:
+    """The result of one check: figures, a warning, the fault, or why the check was skipped."""
 
     check: str
-    state: Literal["ok", "FAIL", "skipped"]
+    state: Literal["ok", "warn", "FAIL", "skipped"]
     text: str
 
     def __str__(self) -> str:
         """Return a line of the table.
 
-        >>> print(Finding("leak", "ok", "8 samples"))
+        >>> print(Result("leak", "ok", "8 samples"))
         leak       ok       8 samples
         """
         return f"{self.check:<10} {self.state:<8} {self.text}"
@@ -66,8 +66,8 @@ class Fit(Protocol):
         """Return a trainer; `changes` replace options."""
 
 
-def check(fit: Fit, folder: Path) -> list[Finding]:
-    """Return the findings of all checks of a fit that would write into a folder.
+def check(fit: Fit, folder: Path) -> list[Result]:
+    """Return the results of all checks of a fit that would write into a folder.
 
     Nothing is trained, and no run directory is created. The dry run uses a copy of the task and one process, whatever
     the number of processes of the fit.
@@ -88,28 +88,31 @@ def check(fit: Fit, folder: Path) -> list[Finding]:
         probe_splits(fit.task, datamodule)
         return ", ".join(f"{len(rows):,} {split}" for split, rows in datamodule.indices.items()) + " samples"
 
-    findings = [_finding("options", trainer_options), _finding("output", output), _finding("data", data)]
-    if "FAIL" in (findings[0].state, findings[2].state):
-        return findings
-    dry_run: list[Finding] = []
+    results = [_result("options", trainer_options), _result("output", output), _result("data", data)]
+    if "FAIL" in (results[0].state, results[2].state):
+        return results
+    if isinstance(fit.datamodule, DataModule):
+        found = [Result("quality", "warn", str(each)) for each in fit.datamodule.findings()]
+        results += found or [Result("quality", "ok", "nothing in the data looks wrong")]
+    dry_run: list[Result] = []
 
     def start() -> str:
-        callback = DryRun(fit.callbacks(folder), lambda name, call: dry_run.append(_finding(name, call)))
+        callback = DryRun(fit.callbacks(folder), lambda name, call: dry_run.append(_result(name, call)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # The run itself shows them.
             _run(callback, fit)
         return "task, optimiser, schedule, data and callbacks fit together"
 
-    return [*findings, _finding("start", start), *dry_run]
+    return [*results, _result("start", start), *dry_run]
 
 
-def _finding(name: str, call: Callable[[], str]) -> Finding:
+def _result(name: str, call: Callable[[], str]) -> Result:
     try:
-        return Finding(name, "ok", call())
+        return Result(name, "ok", call())
     except Skipped as reason:
-        return Finding(name, "skipped", str(reason))
+        return Result(name, "skipped", str(reason))
     except UsageError as error:
-        return Finding(name, "FAIL", str(error))
+        return Result(name, "FAIL", str(error))
 
 
 def _run(dry_run: DryRun, fit: Fit) -> None:

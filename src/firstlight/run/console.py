@@ -1,11 +1,15 @@
 """The longer lines that a run prints. Each function returns its text."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 _MAX_CLASSES = 3  # Classes with a line of their own.
+
+from firstlight.findings import Finding
+
+_MAX_FINDINGS = 5
 
 
 def resumed(run: Path, step: int, logged: int) -> str:
@@ -26,6 +30,18 @@ def data(sizes: Mapping[str, int], dropped: int) -> str:
     """
     text = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
     return f"data   {text} samples" + (f", {dropped:,} dropped" if dropped else "")
+
+
+def findings(found: Sequence[Finding]) -> list[str]:
+    """Return a line for each of the first five findings, and one that counts the others.
+
+    >>> findings([Finding("constant", "low", "column a has one value", {}, "leave it out")])
+    ['data   column a has one value: leave it out']
+    """
+    lines = [f"data   {finding}" for finding in found[:_MAX_FINDINGS]]
+    others = len(found) - len(lines)
+    more = f"data   {others} more finding{'s' * (others != 1)}: see results.json, or firstlight check"
+    return [*lines, more] if others else lines
 
 
 def plan(parameters: int, total_steps: float, warmup_steps: int | None, caveat: str = "") -> str:

@@ -108,7 +108,7 @@ class Experiment:
         )
         return [*self.own_callbacks, *limit, *default]
 
-    def check(self) -> list[report.Finding]:
+    def check(self) -> list[report.Result]:
         """Return what is right and wrong with a fit, without training."""
         self._check_time()
         return report.check(self, self.run_dir or self.experiment_dir)
@@ -292,6 +292,9 @@ class Experiment:
         if isinstance(self.datamodule, DataModule):
             sizes = {str(split): len(rows) for split, rows in self.datamodule.indices.items()}
             print(console.data(sizes, self.datamodule.dropped))
+            if trainer.ckpt_path is None:  # A resumed run has said it.
+                for line in console.findings(self.datamodule.findings()):
+                    print(line)
         total = self._planned(trainer)
         trainable = sum(parameter.numel() for parameter in self.task.parameters() if parameter.requires_grad)
         note = caveat(trainer.callbacks, self.own_callbacks)  # type: ignore[attr-defined]
@@ -340,6 +343,8 @@ class Experiment:
         if missed := missed_average(trainer, trainer.callbacks):  # type: ignore[attr-defined]
             print(missed)
         results: dict[str, Any] = {"metrics": {}, "best": {}, "steps": steps}
+        if isinstance(self.datamodule, DataModule):
+            results["findings"] = [finding.plain() for finding in self.datamodule.findings()]
         if best.is_file():
             results |= {"best": read_checkpoint_metrics(best), "checkpoint": "checkpoints/best.ckpt"}
         if (folder / "checkpoints" / "final.ckpt").is_file():

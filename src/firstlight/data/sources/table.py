@@ -28,8 +28,6 @@ _MAX_LISTED = 5
 """Unknown categories, and columns, that a message names."""
 _EXACT_DIGITS = 15
 """Integers with so many digits are exact in float64."""
-_MIN_ROWS = 20
-"""Training rows from which a column that identifies each of them is no accident."""
 
 
 class Table(DataModule):
@@ -168,6 +166,8 @@ class Table(DataModule):
             names,
             np.array([*map(str.strip, table[self.split_column])]) if self.split_column in table else None,
             columns=[*columns, *self.targets],
+            categories={name: self._categories[name] for name in columns if name in self.categorical},
+            dates=self.dates,
             source=self.path,
             lines=file.lines,
             digest=file.digest,
@@ -227,37 +227,12 @@ class Table(DataModule):
                 f"{self.path}: column {name} has categories that {reason}: {listed}; they are encoded as {encoded}"
             )
 
-    def _check_columns(self, inputs: Tensor) -> None:
-        """Refuse empty columns of the training inputs `(N, C)`; warn if one is constant, a date or identifies a row."""
-        rows = torch.from_numpy(self.rows("train"))
-        constant = []
-        for name, column in zip(self._columns, inputs.unbind(1), strict=True):
-            values = column[~column.isnan()]
-            leave_out = f"leave it out with ignore=[{name}]"
-            if not len(values):
+    def _refuse_empty_columns(self, inputs: Tensor) -> None:
+        """Refuse columns without a value in the training inputs `(N, C)`."""
+        for name, is_empty in zip(self._columns, inputs.isnan().all(0).tolist(), strict=True):
+            if is_empty:
                 found = f"{self.path}: column {name} has no value in the training split"
-                raise UsageError(f"{found}: {leave_out}")
-            if len(values) > 1 and (values == values[0]).all():
-                constant.append(f"{name} ({self._shown(name, values)})")
-            elif name in self.categorical:
-                if len(values) >= _MIN_ROWS and len(np.unique(values)) == len(values):
-                    _log.warning(f"{self.path}: column {name} has another category in each training row: {leave_out}")
-            elif name in self.dates:
-                continue
-            elif len(values) >= _MIN_ROWS and _are_dates(values):
-                _log.warning(f"{self.path}: column {name} seems to hold dates like {values[0]:.0f}: name it in dates")
-            elif len(values) >= _MIN_ROWS and (column - rows == column[0] - rows[0]).all():
-                _log.warning(
-                    f"{self.path}: column {name} counts the rows of the file: leave it out with ignore=[{name}]"
-                )
-        if constant:
-            listed = ", ".join(constant[:_MAX_LISTED])
-            listed += f" and {len(constant) - _MAX_LISTED:,} more" * (len(constant) > _MAX_LISTED)
-            columns = f"column {listed} has" if len(constant) == 1 else f"columns {listed} have"
-            _log.warning(f"{self.path}: {columns} one value in all training rows")
-
-    def _shown(self, name: str, values: Tensor) -> str:
-        return self._categories[name][int(values[0])] if name in self.categorical else f"{values[0]:g}"
+                raise UsageError(f"{found}: leave it out with ignore=[{name}]")
 
     def fit(self, inputs: Tensor) -> dict[str, Any]:
         """Return the fitted encoder of training inputs `(N, C)`, and the categories of each column."""
@@ -271,7 +246,7 @@ class Table(DataModule):
             categories[name] = [self._categories[name][int(code)] for code in kept]
             others.append(len(kept) < len(found))
             self._warn_unknown(name, [self._categories[name][int(code)] for code in found], "no training row has")
-        self._check_columns(inputs)
+        self._refuse_empty_columns(inputs)
         kinds: list[Kind] = [self._kind(name) for name in self._columns]
         rows = self._with_indices(inputs, categories)
         sizes = [len(categories[name]) for name in self._columns if name in categories]
@@ -318,13 +293,6 @@ class Table(DataModule):
                 f"{self.path}: column {target} has {len(names)} classes, {', '.join(names)}: kind=binary must have 2"
             )
         return encoded[:, None] if self.kind == "binary" else encoded, names
-
-
-def _are_dates(values: Tensor) -> bool:
-    """Return whether all numbers are dates written as yyyymmdd, for example 20240131."""
-    day, month = values % 100, values // 100 % 100
-    valid = (values >= 19000101) & (values < 21000000) & (day >= 1) & (day <= 31) & (month >= 1) & (month <= 12)
-    return bool((valid & (values % 1 == 0)).all())
 
 
 def _is_numeric(value: str) -> bool:

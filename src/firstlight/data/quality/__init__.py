@@ -1,0 +1,52 @@
+"""What looks wrong in data before training: columns without use, leaks, drift, classes that are rare or absent.
+
+It reads at most some million values, so large data is sampled, with a fixed seed.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from firstlight.data.quality import checks
+from firstlight.data.quality.values import Indices, figures, input_columns, target_columns
+from firstlight.data.samples import Samples, Split
+from firstlight.findings import Finding, most_severe_first
+
+
+def find(samples: Samples, rows: Indices, parts: Mapping[Split, Indices], dropped: int = 0) -> list[Finding]:
+    """Return what looks wrong in samples, the most severe findings first.
+
+    Args:
+        samples: After `clean`.
+        rows: Row of each sample in the loaded data.
+        parts: Indices of the samples of each split. Before a split exists, all are `"train"`.
+        dropped: Rows that `clean` dropped.
+    """
+    assert samples.targets is not None
+    parts = {split: part for split, part in parts.items() if len(part)}
+    names = samples.class_names
+    # Targets that are tokens may be too many to read.
+    is_read = names or samples.targets.dtype.kind == "f"
+    targets = {split: samples.targets[part] for split, part in parts.items()} if is_read else {}
+    single = bool(names) and samples.targets.size == len(samples.targets)
+    found = [*checks.copies(samples, rows, parts), *checks.dropped_rows(dropped, len(rows))]
+    if single:
+        labels = {split: each.reshape(-1).astype(np.int64) for split, each in targets.items()}
+        found += checks.imbalance(labels["train"], names)
+    elif names:
+        # The labels that a sample belongs to.
+        labels = {split: np.nonzero(each)[1] for split, each in targets.items()}
+    if names:
+        found += [*checks.absent_classes(labels, names), *checks.few_samples(labels, names)]
+    is_table = samples.inputs.ndim == 2 and samples.inputs.dtype.kind == "f"
+    columns = input_columns(samples, parts) if is_table else figures(samples, parts)
+    if is_table:
+        read = len(columns[0].train)
+        of = "all rows" if read == len(parts["train"]) else f"{read:,} sampled rows"
+        found += [*checks.constant(columns, of), *checks.duplicates(columns, of)]
+        found += [*checks.dates_as_numbers(columns), *checks.missing(columns), *checks.out_of_range(columns)]
+        found += checks.identifiers(columns, rows[parts["train"]])
+    of_targets = target_columns(samples, targets)
+    found += checks.leaks(columns, of_targets, checks.leave_out if is_table else checks.collect_alike)
+    found += checks.drift([*columns, *of_targets])
+    return most_severe_first(found)
