@@ -5,10 +5,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_MAX_CLASSES = 3  # Classes with a line of their own.
-
 from firstlight.findings import Finding
 
+_MAX_CLASSES = 3  # Classes with a line of their own.
 _MAX_FINDINGS = 5
 
 

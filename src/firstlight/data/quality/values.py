@@ -100,7 +100,7 @@ def target_columns(samples: Samples, targets: Mapping[Split, NDArray[Any]]) -> l
 
 
 def _rows_read(samples: Samples) -> int:
-    """Return how many samples of a split are read; fewer if they are on disk, where a sample may be a file to decode."""
+    """Return how many samples of a split are read; fewer from disk, where a sample may be a file to decode."""
     values = _VALUES // 4 if isinstance(samples.inputs, Stored) else _VALUES
     return values // math.prod(samples.inputs.shape[1:])
 
