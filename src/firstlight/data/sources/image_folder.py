@@ -51,8 +51,9 @@ class ImageFolder(DataModule):
 
     Size and channels belong to the fitted state, so a checkpoint scores images of any size.
 
-    Before a run, each file is read once, which finds the broken ones. If all images fit in memory, they stay there.
-    Otherwise each batch is decoded when it is needed, by `num_workers` processes. The batches are the same.
+    Before a run, each file is read, which finds the broken ones. If all images fit in memory, they stay there.
+    Otherwise the training images are read once more, for mean and deviation, and each batch is decoded when it is
+    needed, by `num_workers` processes. The batches are the same.
 
     Args:
         path: The folder.
