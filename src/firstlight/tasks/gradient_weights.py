@@ -94,9 +94,9 @@ def makes_new_batches(loader: Any) -> bool:
 def may_hold(loader: Any, target: int) -> bool:
     """Return whether targets of a loader may equal a value; True unless its data set only holds tensors."""
     dataset, targets = getattr(loader, "dataset", None), None
-    if _is_of_firstlight(dataset):
-        targets = getattr(dataset, "targets", None)
-    elif type(dataset) is TensorDataset and loader.collate_fn is default_collate:
+    if dataset is not None and _is_of_firstlight(dataset) and hasattr(dataset, "target_chunks"):
+        return any(bool((chunk == target).any()) for chunk in dataset.target_chunks())
+    if type(dataset) is TensorDataset and loader.collate_fn is default_collate:
         targets = dataset.tensors[-1]
     return not isinstance(targets, Tensor) or bool((targets == target).any())
 

@@ -7,6 +7,7 @@ import torch
 
 from firstlight.data import Corpus, PythonDocs
 from firstlight.errors import UsageError
+from firstlight.tasks.gradient_weights import may_hold
 
 TEXT = bytes(np.random.default_rng(0).integers(1, 128, 1000).tolist())
 
@@ -161,6 +162,7 @@ def test_preparing_a_text_on_disk_takes_the_memory_of_a_chunk(tmp_path, monkeypa
     try:
         data.setup()
         next(iter(data.train_dataloader()))
+        assert not may_hold(data.train_dataloader(), 0) and may_hold(data.train_dataloader(), TEXT[0] + 1)
         # The UTF-8 decoder makes a text of each part of 4 MiB, and each window has some numbers.
         assert tracemalloc.get_traced_memory()[1] < 25e6
     finally:
