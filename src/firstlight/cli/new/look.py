@@ -198,7 +198,9 @@ def _text(
 
 
 def _look_at_images(path: Path) -> Look:
-    from firstlight.data.pictures import in_threads, read_header  # They import Pillow.
+    import torch  # Imported here: it takes seconds.
+
+    from firstlight.data.pictures import in_threads, read_header
     from firstlight.data.sources.image_folder import find_images, read_layout
 
     images, ignored = find_images(path, str(path))
@@ -224,7 +226,7 @@ def _look_at_images(path: Path) -> Look:
     if ignored:
         seen.append(f"left out: {len(ignored):,} files that are no images or have no class, like {ignored[0]}")
     seen.append(_described_target("class", "multiclass", counts))
-    is_small = sides[len(sides) // 2] <= 48
+    is_small = sides[len(sides) // 2] < 64
     look = Look("images", seen)
     network = "ResNet" if is_small else "ImageNetResNet"
     depth = 14 if is_small else 18
@@ -236,14 +238,18 @@ def _look_at_images(path: Path) -> Look:
     look.chosen.append(
         "split     " + (f"the folders: {told}" if told else "70 % train, 15 % val, 15 % test, with a seed")
     )
-    look.chosen.append("size      what fits the files; the run tells it")
+    has_gpu = torch.accelerator.is_available()
+    size = None if is_small or has_gpu else 64
+    told = "what fits the files" if size is None else "64 x 64 pixels, because there is no GPU"
+    look.chosen.append(f"size      {told}")
     look.values = {
         "file": path.name,
         "network_class": network,
         "network": f"depth: {depth}",
         "is_image": True,
-        "batch_size": 16 if len(images) < 2000 else 32,
-        "max_epochs": 40 if len(images) < 2000 else 20,
+        "size": size,
+        "batch_size": 16 if len(images) < 1000 else 64,
+        "max_epochs": 30 if len(images) < 5000 else 20,
     }
     return look
 

@@ -85,7 +85,17 @@ def write_package(folder: Path, look: Look, data: Path | None) -> list[str]:
 
 def _fill(template: str, values: dict[str, Any], as_yaml: bool = False) -> str:
     text = (files("firstlight.cli.new") / "templates" / template).read_text(encoding="utf-8")
-    names = {"package", "task_reason", "split_reason", "network", "windows", "file", "loss", "task", "network_class"}
+    names = {
+        "package",
+        "task_reason",
+        "split_reason",
+        "network",
+        "windows",
+        "file",
+        "loss",
+        "task",
+        "network_class",
+    }
     if as_yaml:
         values = {
             name: value if name in names or name.endswith("_name") else _yaml(value) for name, value in values.items()
