@@ -3,6 +3,8 @@
 import csv
 import re
 import runpy
+import subprocess
+import sys
 from contextlib import chdir
 
 import pytest
@@ -30,3 +32,17 @@ def test_page_serves_a_run_behind_an_address(tmp_path):
     del rows[0]["alcohol"]
     refused = client.post("/predict", json=rows[:1])
     assert refused.status_code == 422 and "the input has no column alcohol" in refused.json()["detail"]
+
+
+def test_page_reads_an_exported_file_without_torch(tmp_path):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    called("run", "--config", "configs/wine.yaml", "--trainer.max_epochs=1", cwd=tmp_path)
+    called("export", "--run", "runs/wine/latest", "--to", "onnx", cwd=tmp_path)
+    (code,) = re.findall(r"```python\n# without torch.*?\n(.*?)```", PAGE, re.DOTALL)
+    code += "\nimport sys; assert 'torch' not in sys.modules"
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path, timeout=120)
+    with chdir(tmp_path):
+        first = firstlight.load("runs/wine/latest").predict("configs/data/wine.csv").iloc[0]
+    columns, predicted = printed.splitlines()
+    assert columns.startswith("['alcohol', ") and predicted.split()[0] == first["prediction"]

@@ -10,6 +10,7 @@ VERBS = {
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test split",
     "predict": "write a checkpoint's predictions for the test split",
+    "export": "write a checkpoint as ONNX, pt2 or safetensors, with its scaling inside",
 }
 """Verbs that share one set of options, with a line of help. `firstlight.cli.verbs` has a function for each."""
 

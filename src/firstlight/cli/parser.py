@@ -43,9 +43,9 @@ _USAGE = """       firstlight {verb} --config FILE --print_config               
        firstlight {verb} --model.help                                  list the tasks; also --data.help and others
        firstlight {verb} --model.help CLASS                            list the options of a class"""
 
-_EVALUATIONS = ("validate", "test", "predict")
+_EVALUATIONS = ("validate", "test", "predict", "export")
 
-_PER_COMMAND = {"run": None, "ckpt": None, "resume": False, "allow_inexact": False, "trust": None}
+_PER_COMMAND = {"run": None, "ckpt": None, "resume": False, "allow_inexact": False, "trust": None, "to": None}
 """Options of one command, which `config.yaml` does not keep."""
 
 
@@ -146,8 +146,9 @@ class CLI(LightningCLI):
         add(
             "--ckpt",
             type=str | None,
-            help="Checkpoint that validate, test and predict use: best, last, final, a path.",
+            help="Checkpoint that validate, test, predict and export use: best, last, final, a path.",
         )
+        add("--to", type=Literal["onnx", "pt2", "safetensors"] | None, help="Format that export writes.")
         add("--trust", type=str | None, help="Modules A,B whose classes a checkpoint may name; only with --ckpt PATH.")
         add(
             "--disable",
@@ -167,7 +168,7 @@ class CLI(LightningCLI):
             _refuse_nulls(parser, self.config)
         if self.config.trust and self.stored is None:
             raise UsageError(
-                "--trust works only for test, validate and predict with --ckpt PATH and without --config and --run: "
+                f"--trust works only for {', '.join(_EVALUATIONS)} with --ckpt PATH and without --config and --run: "
                 "the classes that a configuration names are trusted anyway"
             )
 

@@ -1,4 +1,4 @@
-"""The verbs of the command line: `run`, `fit`, `check`, `validate`, `test` and `predict`."""
+"""The verbs of the command line: `run`, `fit`, `check`, `validate`, `test`, `predict` and `export`."""
 
 import logging
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 from firstlight.cli.parser import CLI
 from firstlight.compat import without_side_effects
 from firstlight.errors import UsageError
+from firstlight.export import export as export_checkpoint
+from firstlight.export.formats import FORMATS
 from firstlight.preflight.report import CHECKS
 from firstlight.preflight.rules import refuse_no_step
 from firstlight.run import directory
@@ -104,3 +106,12 @@ def predict(args: list[str]) -> None:
     """Write the predictions of a checkpoint for the test split."""
     cli = CLI("predict", args)
     evaluate(cli.experiment, "predict", cli.config.ckpt)
+
+
+@without_side_effects()
+def export(args: list[str]) -> None:
+    """Write a checkpoint for other programs."""
+    cli = CLI("export", args)
+    if cli.config.to is None:
+        raise UsageError(f"export needs a format: --to {', --to '.join(FORMATS)}")
+    export_checkpoint(cli.experiment, cli.config.to, cli.config.ckpt)

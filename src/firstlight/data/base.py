@@ -28,7 +28,7 @@ from firstlight.data.loader import BatchSizeIs, Loader, make_loader, per_process
 from firstlight.data.memory import SHARE, free_memory
 from firstlight.data.raw import samples_like
 from firstlight.data.samples import SPLITS, Batch, Samples, Split, StoredBatches, TensorBatches
-from firstlight.data.scale import Scaler, statistics
+from firstlight.data.scale import Preparation, Scaler, statistics
 from firstlight.data.split import Indices, split
 from firstlight.data.stored import Stored
 from firstlight.errors import UsageError, about, check_range
@@ -273,6 +273,30 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             raise UsageError(f"{type(self).__name__} reads no file, so it cannot read {raw}: give arrays")
         samples, rows = fresh._clean(loaded)
         return fresh._dataset(samples, torch.arange(len(rows))), loaded, rows
+
+    def preparation(self) -> nn.Module:
+        """Return how raw inputs become those of the network, as a module that can be exported."""
+        return Preparation(self.encoder(), self.fitted["mean"], self.fitted["std"])
+
+    def encoder(self) -> nn.Module | None:
+        """Return the fitted module in `transform` that takes `numbers`; None if `transform` changes nothing."""
+        return None
+
+    def numbers(self, inputs: Tensor) -> Tensor:
+        """Return cleaned inputs `(N, ...)` as `preparation` takes them: floats with NaN if missing, uint8 or int64."""
+        return inputs if inputs.is_floating_point() or inputs.dtype == torch.uint8 else inputs.long()
+
+    def columns_described(self) -> list[dict[str, Any]]:
+        """Return what each column of the inputs holds, as plain values by name; empty if columns have no names."""
+        names = self.fitted["columns"][: self.fitted["shape"][0]]
+        return [{"name": name, "kind": "number"} for name in names]
+
+    def raw_numbers(self, split: Split, positions: Indices) -> Tensor:
+        """Return samples at positions of `dataset(split)` as `preparation` takes them."""
+        if not self.indices:
+            self._prepare()
+        assert self._samples is not None
+        return self.numbers(torch.from_numpy(self._samples.inputs[self.indices[split][positions]]))
 
     def _dataset(self, samples: Samples, rows: Tensor) -> TensorBatches:
         assert samples.targets is not None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
+from torch import Tensor, nn
 
 from firstlight.data.stored import chunk_rows
 from firstlight.errors import UsageError
@@ -36,6 +36,35 @@ class Scaler:
             # On the CPU, a batch of 128 images takes 0.12 ms this way instead of 0.16 ms.
             return inputs.to(mean.dtype).sub_(mean).div_(std)
         return torch.sub(inputs, mean).div_(std)
+
+
+class Preparation(nn.Module):
+    """Turn raw inputs `(B, ...)` into those of a network, as a data module does, in operations that can be exported.
+
+    Args:
+        encoder: Turns numbers into the features to scale; None: inputs are scaled as they are.
+        mean: Of each column or channel, see `statistics`; None: inputs are tokens.
+        std: The same for the standard deviation.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(self, encoder: nn.Module | None, mean: Tensor | None, std: Tensor | None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return float32 inputs of floats, in which NaN is missing, or of uint8; and int64 tokens of integers."""
+        if self.mean is None or self.std is None:
+            return inputs.long()
+        if inputs.dtype == torch.uint8:
+            return (inputs.to(self.mean.dtype) - self.mean * 255) / (self.std * 255)
+        features = inputs if self.encoder is None else self.encoder(inputs)
+        scaled: Tensor = ((features - self.mean) / self.std).float()
+        return scaled.where(~scaled.isnan(), 0.0)
 
 
 def statistics(inputs: Tensor | Iterable[Tensor]) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 from torch.nn.functional import embedding_bag, pad
 
 from firstlight.errors import UsageError, check_range
@@ -63,6 +64,8 @@ class NgramClassifier(nn.Module):
         ngrams = self.hash(tokens)
         weight, is_real = self.embedding.weight, ngrams != 0
         shares = is_real.to(weight.dtype) / is_real.sum(1, keepdim=True).clamp(min=1)
+        if is_exporting():  # ONNX has a bag only as a loop over the texts.
+            return cast(Tensor, self.output((weight[ngrams] * shares.unsqueeze(-1)).sum(1)))
         # Weighted sums of flat n-grams are the fastest form on a CPU: `mode="mean"` with `padding_idx` takes ten times
         # as long. torch 2.14 also exports n-grams of two axes for one size of a batch only.
         starts = torch.arange(ngrams.shape[0], device=ngrams.device) * ngrams.shape[1]

@@ -222,6 +222,14 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         inputs, targets = batch
         return {"prediction": self.predict_outputs(inputs), "target": targets}
 
+    def export_step(self, inputs: Any) -> dict[str, Tensor]:
+        """Return the outputs of an exported model by name, each `(B, ...)`: what `predict_step` does without targets.
+
+        A task whose `predict_step` needs targets must override it.
+        """
+        found = self.predict_step((inputs, inputs.new_zeros(inputs.shape[0], 0)), 0)  # `len` would fix the size
+        return {name: column for name, column in found.items() if name != "target"}
+
     def predict_outputs(self, inputs: Any) -> Tensor:
         """Return the outputs of the network, or raise a UsageError if they are no tensor."""
         outputs = self(inputs)

@@ -78,6 +78,10 @@ class LanguageModel(Task):
         scored = (targets != 0).sum(1)
         return {"bits_per_byte": nats / scored / math.log(2), "bytes": scored}
 
+    def export_step(self, inputs: Any) -> dict[str, Tensor]:
+        """Return `logits` `(B, T, V)` of the token after each token."""
+        return {"logits": self.predict_outputs(inputs)}
+
     def check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
         """Refuse outputs without a logit for each possible next token, and a loss that scores padding."""
         network = type(self.network).__name__

@@ -256,9 +256,30 @@ class Table(DataModule):
     def transform(self, inputs: Tensor) -> Tensor:
         """Return inputs `(N, C)` as features `(N, F)`."""
         if "encoder" in self.fitted:
-            self._encoder = TableEncoder.from_state(self.fitted["encoder"])
-        features: Tensor = self._encoder(self._with_indices(inputs, self.fitted["categories"]))
+            self._encoder = self.encoder()
+        features: Tensor = self._encoder(self.numbers(inputs))
         return features
+
+    def encoder(self) -> TableEncoder:
+        """Return the fitted encoder."""
+        return TableEncoder.from_state(self.fitted["encoder"])
+
+    def numbers(self, inputs: Tensor) -> Tensor:
+        """Return inputs `(N, C)` float64 with the index of each category among the fitted ones, -1 for others."""
+        return self._with_indices(inputs, self.fitted["categories"])
+
+    def columns_described(self) -> list[dict[str, Any]]:
+        """Return kind, categories and format of each input column."""
+        found = []
+        for name in self.fitted["columns"][: -len(self.targets)]:
+            described: dict[str, Any] = {"name": name, "kind": self._kind(name)}
+            if name in self.fitted["categories"]:
+                described |= {"unit": "index, -1 for others", "categories": self.fitted["categories"][name]}
+            if name in self.fitted["date_formats"]:
+                format = self.fitted["date_formats"][name]
+                described |= {"unit": "seconds since 1970-01-01 in UTC", "format": format}
+            found.append(described)
+        return found
 
     def scale_statistics(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return a mean of 0 and a standard deviation of 1: the encoder has scaled the features."""

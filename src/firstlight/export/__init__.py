@@ -1,0 +1,159 @@
+"""Write a checkpoint for other programs, with its preparation of inputs: ONNX, pt2 or safetensors, and a model card."""
+
+import json
+import shutil
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+
+from firstlight.checkpoints.io import read_checkpoint_metrics
+from firstlight.data import DataModule
+from firstlight.errors import TrainingError, UsageError
+from firstlight.export.card import model_card
+from firstlight.export.formats import FORMATS, Format, Outputs
+from firstlight.predictor import restore
+from firstlight.run import directory
+from firstlight.run.evaluate import choose_checkpoint
+from firstlight.run.experiment import Experiment
+from firstlight.tasks import Task
+
+TOLERANCE = 1e-4
+"""Largest difference to the original that is written, as a share of the largest output."""
+
+
+class Exported(nn.Module):
+    """Map raw numbers to named predictions: a data module's preparation, then a task's network.
+
+    Args:
+        datamodule: After a checkpoint was loaded.
+        task: The same.
+    """
+
+    def __init__(self, datamodule: DataModule, task: Task) -> None:
+        super().__init__()
+        self.preparation = datamodule.preparation()
+        self.task = task
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Return the outputs of `Task.export_step` for raw numbers `(B, ...)`."""
+        return self.task.export_step(self.preparation(inputs))
+
+
+def export(experiment: Experiment, to: str, ckpt: str | None) -> None:
+    """Write a checkpoint in a format to a new folder in `exports/`, if it predicts the test split as the original does.
+
+    Raises:
+        UsageError: If the model cannot be exported, or a package is missing.
+        TrainingError: If predictions differ by more than `TOLERANCE`. Then no file stays.
+    """
+    task, datamodule = experiment.task, experiment.datamodule
+    for part, kind in ((task, Task), (datamodule, DataModule)):
+        if not isinstance(part, kind):
+            raise UsageError(f"{type(part).__name__} cannot be exported: it must be a firstlight {kind.__name__}")
+    assert isinstance(task, Task) and isinstance(datamodule, DataModule)
+    form = FORMATS[to]
+    form.check_installed()
+    path = choose_checkpoint("export", experiment.run_dir, ckpt, "best" if experiment.monitored else "last")
+    restore(task, datamodule, path)
+    model = Exported(datamodule, task).eval()
+    sample = datamodule.raw_numbers("test", np.arange(2) % len(datamodule.dataset("test")))
+    with torch.no_grad():
+        names = [*model(sample)]
+    description = _describe(experiment, datamodule, sample, names)
+    parent = (experiment.run_dir or experiment.experiment_dir) / "exports"
+    folder = directory.make_unique(parent, f"{to}-{directory.timestamp()}")
+    try:
+        file = folder / f"model.{form.suffix}"
+        form.write(model, sample, description, file)
+        largest = _largest_difference(model, datamodule, form, file)
+        if not largest <= TOLERANCE:
+            raise TrainingError(
+                f"the {to} file differs from the checkpoint by {largest:.2g} of the largest output on the test split, "
+                f"at most {TOLERANCE:g} is right: nothing was written"
+            )
+        (folder / "model.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        facts = _facts(experiment, datamodule, path, largest)
+        (folder / "model_card.md").write_text(model_card(description, form, facts), encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            parent.rmdir()
+        raise
+    count = len(datamodule.dataset("test"))
+    print(f"export   largest difference {largest:.2g} on {count:,} test samples ({path})")
+    print(f"wrote    {file}")
+
+
+def _describe(experiment: Experiment, datamodule: DataModule, sample: Tensor, outputs: list[str]) -> dict[str, Any]:
+    """Return what a program must know to use the file: plain values."""
+    shape = ["batch", "length"] if is_dynamic(sample) else ["batch", *sample.shape[1:]]
+    return {
+        "task": type(experiment.task).__name__,
+        "network": type(experiment.task.network).__name__,
+        "inputs": {
+            "shape": shape,
+            "dtype": str(sample.dtype).removeprefix("torch."),
+            "meaning": _meaning(sample),
+            "columns": datamodule.columns_described(),
+        },
+        "outputs": outputs,
+        "class_names": datamodule.class_names,
+        "targets": datamodule.fitted["columns"][len(datamodule.columns_described()) :],
+        "versions": {name: version(name) for name in ("firstlight", "torch")},
+    }
+
+
+def is_dynamic(inputs: Tensor) -> bool:
+    """Return whether samples may have any length: they are tokens."""
+    return inputs.dtype == torch.int64
+
+
+def _meaning(inputs: Tensor) -> str:
+    if is_dynamic(inputs):
+        return "tokens: a byte of the text plus 1, 0 is padding at the end"
+    if inputs.dtype == torch.uint8:
+        return "pixels from 0 to 255, (channels, height, width)"
+    return "numbers in the units of the training data, NaN is missing"
+
+
+def _largest_difference(model: Exported, datamodule: DataModule, form: Format, file: Path) -> float:
+    """Return the largest difference between file and original on the test split, as a share of the largest output."""
+    loaded = form.load(file, model)
+    dataset, largest = datamodule.dataset("test"), 0.0
+    size = datamodule.batch_size
+    for positions in np.split(np.arange(len(dataset)), range(size, len(dataset), size)):
+        prepared, _ = datamodule.on_after_batch_transfer(dataset.__getitems__(positions.tolist()), 0)
+        with torch.inference_mode():
+            expected = model.task.export_step(prepared)
+        found: Outputs = loaded(datamodule.raw_numbers("test", positions))
+        for name, one in expected.items():
+            if one.is_floating_point() and one.numel():
+                wanted = one.double().numpy()
+                other = np.asarray(found[name], np.float64)[tuple(map(slice, wanted.shape))]  # Without padding.
+                difference = np.abs(other - wanted).max() / (np.abs(wanted).max() or 1)
+                largest = float(np.maximum(largest, difference))  # NaN stays.
+    return largest
+
+
+def _facts(experiment: Experiment, datamodule: DataModule, checkpoint: Path, largest: float) -> dict[str, Any]:
+    """Return what the model card tells beside the description."""
+    results: dict[str, Any] = {}
+    if experiment.run_dir is not None:
+        with suppress(UsageError):  # A run that was only fitted, or is not finished, has none.
+            results = directory.read_results(experiment.run_dir)
+    return {
+        "name": experiment.experiment_dir.name,
+        "data": type(datamodule).__name__,
+        "splits": {str(split): len(rows) for split, rows in datamodule.indices.items() if len(rows)},
+        "validation": read_checkpoint_metrics(checkpoint),
+        "test": results.get("metrics", {}),
+        "findings": results.get("findings", []),
+        "config": yaml.safe_load(experiment.config),
+        "largest": largest,
+    }
