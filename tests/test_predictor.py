@@ -139,6 +139,31 @@ def test_index_of_a_frame_is_kept_and_targets_are_not_needed(runs):
     assert predictor.predict(table.assign(grape="no class")).equals(predicted)
 
 
+def test_images_may_have_their_channels_last_or_none(runs):
+    images, predictor = Digits().load().inputs[:9], firstlight.load(runs("digits_convnet"))
+    for same in (np.moveaxis(images, 1, -1), images[:, 0], images[:, 0].astype(int), torch.from_numpy(images)):
+        assert predictor.predict(same).equals(predictor.predict(images))
+
+
+def test_a_file_of_arrays_needs_no_targets(tmp_path):
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (90, 4, 5, 3), np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    np.save(tmp_path / "y.npy", np.arange(90) % 3)
+    np.save(tmp_path / "new.npy", images[:7])
+    config = ROOT / "configs" / "digits_convnet.yaml"
+    data = ["--data=firstlight.data.Arrays", "--data.path=x.npy", "--data.targets_path=y.npy"]
+    sizes = ["--model.classes=3", "--model.network.in_channels=3", "--model.network.out_features=3"]
+    few = ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
+    called("run", "--config", str(config), *data, *sizes, *few, cwd=tmp_path)
+    run = newest(tmp_path, "digits_convnet")
+    rows = written(run, "--data.path=new.npy", "--data.targets_path=null")
+    with chdir(tmp_path):
+        for path in (run, run / "checkpoints" / "best.ckpt"):
+            for raw in ("new.npy", images[:7]):
+                assert_equal(firstlight.load(path).predict(raw), rows)
+
+
 @pytest.mark.parametrize(
     ("name", "raw", "message"),
     [
@@ -146,7 +171,7 @@ def test_index_of_a_frame_is_kept_and_targets_are_not_needed(runs):
         ("wine", [{"alcohol": 1.0}], "the input has no column"),
         ("wine", [], "a list"),
         ("breast_cancer", np.zeros((3, 29)), "have the shape (3, 29): they must be (N, 30)"),
-        ("digits_convnet", np.zeros((3, 8, 8, 1), np.uint8), "np.moveaxis(images, -1, 1)"),
+        ("digits_convnet", np.zeros((3, 1, 8, 9), np.uint8), "have the shape (3, 1, 8, 9): they must be (N, 1, 8, 8)"),
         ("digits_convnet", np.zeros((3, 1, 8, 8)), "the network was trained on integers from 0 to 255"),
         ("digits_convnet", np.full((3, 1, 8, 8), 256), "the network was trained on integers from 0 to 255"),
         ("digits_convnet", "new.png", "Digits reads no file"),
@@ -275,3 +300,22 @@ def test_a_loaded_task_trains_on_and_predicts_with_a_trainer(runs):
         enable_model_summary=False, limit_val_batches=1,
     )  # fmt: skip
     trainer.fit(task, Digits())
+
+
+def test_image_files_are_decoded_as_in_training(runs, tmp_path):
+    run = runs("image_folder")
+    files = sorted((DATA / "patterns").rglob("*.png"))[::9] or sorted(DATA.glob("patterns/*/*"))[::9]
+    for number, file in enumerate(files):
+        shutil.copy(file, tmp_path / f"{number:02}{file.suffix}")
+    copies = sorted(tmp_path.iterdir())
+    rows = written(run, "--data.path", str(tmp_path))
+    predictor = firstlight.load(run)
+    named = predictor.predict(tmp_path)
+    assert [*named.index] == [file.name for file in copies] == [row.pop("file") for row in rows]
+    for raw in (tmp_path, copies, [str(file) for file in copies], [file.read_bytes() for file in copies]):
+        assert_equal(predictor.predict(raw), rows)
+    (tmp_path / "00.png").write_bytes(b"no image")
+    with pytest.raises(UsageError, match="00.png cannot be read: not an image"):
+        predictor.predict([tmp_path / "00.png"])
+    with pytest.raises(UsageError, match="image 0 cannot be read: empty file"):
+        predictor.predict([b""])

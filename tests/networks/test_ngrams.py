@@ -83,7 +83,7 @@ def test_exported_network_takes_batches_and_texts_of_any_size():
     exported = torch.export.export(made, (padded(TEXTS),), dynamic_shapes=(sizes,)).module()
     for batch, length in ((1, 1), (1, 9), (3, 2), (7, 40)):
         tokens = torch.randint(0, 300, (batch, length))
-        assert torch.equal(exported(tokens), made(tokens))
+        torch.testing.assert_close(exported(tokens), made(tokens))  # The exported form adds in another order.
 
 
 @pytest.mark.parametrize(

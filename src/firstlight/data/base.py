@@ -247,6 +247,10 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             )
         return self._dataset(samples, rows)
 
+    def read_from(self, path: str) -> None:
+        """Let `load` read another file or folder, to predict."""
+        self.path = path
+
     def prepare(self, raw: Any) -> tuple[TensorBatches, Samples, Indices]:
         """Return raw inputs as a dataset like those of `dataset`, with the statistics of the training data.
 
@@ -267,7 +271,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         if not isinstance(raw, str | Path):
             loaded = fresh.samples_from(raw)
         elif hasattr(fresh, "path"):
-            fresh.path = str(raw)
+            fresh.read_from(str(raw))
             loaded = replace(fresh.load(), split=None)
         else:
             raise UsageError(f"{type(self).__name__} reads no file, so it cannot read {raw}: give arrays")
@@ -296,7 +300,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         if not self.indices:
             self._prepare()
         assert self._samples is not None
-        return self.numbers(torch.from_numpy(self._samples.inputs[self.indices[split][positions]]))
+        return self.numbers(torch.from_numpy(self._samples.inputs[self._indices(split)[positions]]))
 
     def _dataset(self, samples: Samples, rows: Tensor) -> TensorBatches:
         assert samples.targets is not None

@@ -44,7 +44,8 @@ def samples_like(raw: Any, dtype: str, shape: Sequence[int], columns: Sequence[s
     """Return an array or tensor `(N, ...)`, or the columns of a DataFrame or of a list of dicts, as samples.
 
     Args:
-        raw: The inputs, as they were before any preparation.
+        raw: The inputs, as they were before any preparation. Images may have their channels last, or one channel and
+            no axis for it.
         dtype: Type of the training inputs.
         shape: Shape of one training sample.
         columns: Names of the columns of the training data; empty if they have none.
@@ -66,11 +67,13 @@ def samples_like(raw: Any, dtype: str, shape: Sequence[int], columns: Sequence[s
         raw = frame[names].to_numpy()
     values = raw.detach().cpu().numpy() if isinstance(raw, torch.Tensor) else np.asarray(raw)
     is_text = kind == "i"
+    if values.shape[1:] != tuple(shape) and len(shape) == 3:
+        if values.shape[1:] == (*shape[1:], shape[0]):  # Images with their channels last.
+            values = np.moveaxis(values, -1, 1)
+        elif values.shape[1:] == tuple(shape[1:]) and shape[0] == 1:
+            values = values[:, None]
     if values.shape[1:] != tuple(shape) and not (is_text and values.ndim == 1 + len(shape)):
-        hint = ""
-        if len(shape) == 3 and values.ndim == 4 and (*np.roll(values.shape[1:], 1),) == (*shape,):
-            hint = "; np.moveaxis(images, -1, 1) puts the channels first"
-        raise UsageError(f"the inputs have the shape {values.shape}: they must be {_shape(shape)}{hint}")
+        raise UsageError(f"the inputs have the shape {values.shape}: they must be {_shape(shape)}")
     if kind == "f" and values.dtype.kind in "biuf":
         values = values.astype(np.float64)
     elif values.dtype.kind in "iu" and (not values.size or (values.min() >= 0 and (is_text or values.max() < 256))):

@@ -85,6 +85,11 @@ class Arrays(DataModule):
         """Return the names of the arrays, for a `.npz` to predict."""
         return {"array_names": self._names}
 
+    def read_from(self, path: str) -> None:
+        """Let `load` read other inputs; the targets of a `.npy` are those of other samples."""
+        super().read_from(path)
+        self.targets_path = None
+
     def load(self) -> Samples:
         """Return the arrays as samples."""
         inputs, targets = self._find()
