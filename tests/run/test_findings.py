@@ -69,3 +69,30 @@ def test_check_prints_a_line_for_each_finding(folder):
     assert len(told) == 6
     assert all(line.split()[1] == "warn" for line in told)
     assert told[0].startswith("quality    warn     column leak (1.000) alone predicts the target")
+
+
+def test_class_that_the_own_test_split_lacks_is_told_and_its_metrics_are_undefined(folder):
+    generator = np.random.default_rng(0)
+    lines = ["x,part,y"]
+    for row in range(300):
+        part = ("train", "val", "test")[row % 3]
+        lines.append(f"{generator.normal():.4f},{part},{0 if part == 'test' else row % 2}")
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    done = called("run", "--config", "faults.yaml", "--data.split=part", "--disable=progress", cwd=folder)
+    found = results(newest(folder, "faults"))
+    assert "data   class 1 has no sample in the test split: metrics leave it out or are undefined there" in done.stdout
+    assert 0 <= found["metrics"]["test/accuracy"] <= 1
+    assert np.isnan(found["metrics"]["test/auroc"])
+
+
+def test_run_split_by_time_says_so_and_resumes(folder):
+    lines = (folder / "table.csv").read_text().splitlines()
+    (folder / "table.csv").write_text("\n".join(lines[:1] + lines[:0:-1]) + "\n")  # The latest rows come first.
+    options = ["--config", "faults.yaml", "--data.time=number", "--data.columns=[a,b]", "--disable=progress"]
+    printed = called("fit", *options, cwd=folder).stdout
+    split = "280 train, 60 val, 60 test samples; by time number: train from 0, val from 280, test from 340"
+    assert f"data   {split}\n" in printed
+    assert split in called("check", *options, cwd=folder).stdout
+    run = newest(folder, "faults")
+    resumed = called("fit", "--run", str(run), "--trainer.max_epochs=2", "--disable=progress", cwd=folder).stdout
+    assert f"data   {split}\n" in resumed

@@ -30,6 +30,7 @@ from firstlight.data.raw import samples_like
 from firstlight.data.samples import SPLITS, Batch, Samples, Split, StoredBatches, TensorBatches
 from firstlight.data.scale import Preparation, Scaler, statistics
 from firstlight.data.split import Indices, split
+from firstlight.data.split_by import describe
 from firstlight.data.stored import Stored
 from firstlight.errors import UsageError, about, check_range
 from firstlight.findings import Finding
@@ -201,6 +202,11 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         rows = self.rows(split)
         assert self._samples is not None
         return [self._samples.names[row] for row in rows] if self._samples.names else []
+
+    @property
+    def split_note(self) -> str:
+        """How a group or time has split the samples; `""` if it has not, and before `setup`."""
+        return describe(self._samples, self.indices) if self._samples is not None and self.indices else ""
 
     def findings(self) -> list[Finding]:
         """Return what looks wrong in the data, the most severe first. They are computed once, and kept in checkpoints.

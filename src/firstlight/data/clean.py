@@ -89,7 +89,9 @@ def clean(
     rows = np.flatnonzero(~bad)
     split = None if samples.split is None else samples.split[rows]
     cleaned = _labels(_rows_of(labels, rows), samples, rows)
-    return replace(samples, inputs=_rows_of(found.numbers, rows), targets=cleaned, split=split), rows
+    split_by = samples.split_by and samples.split_by.at(rows)
+    inputs = _rows_of(found.numbers, rows)
+    return replace(samples, inputs=inputs, targets=cleaned, split=split, split_by=split_by), rows
 
 
 @dataclass

@@ -4,7 +4,7 @@ Shapes: `N` samples, `K` targets per sample, `B` batch; `...` shape of one sampl
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,28 @@ from firstlight.data.stored import Stored, chunk_rows
 Batch = tuple[Tensor, Tensor]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class SplitBy:
+    """What decides the split of samples, in place of chance.
+
+    Args:
+        kind: `"group"`: samples of one group are in one split. `"time"`: training samples are the earliest, test
+            samples the latest, and samples of one time are in one split.
+        column: Name of the column in messages.
+        keys: `(N,)` int64 groups, or float64 times.
+        names: `(N,)`, the keys as the file has them.
+    """
+
+    kind: Literal["group", "time"]
+    column: str
+    keys: NDArray[Any]
+    names: NDArray[Any]
+
+    def at(self, rows: NDArray[Any]) -> "SplitBy":
+        """Return the keys of the samples at `rows`."""
+        return replace(self, keys=self.keys[rows], names=self.names[rows])
 
 
 @dataclass(frozen=True)
@@ -40,6 +62,7 @@ class Samples:
         split: `(N,)`, `"train"`, `"val"` or `"test"` for each sample, if the data defines its own split.
         test_from_train: Whether a share of the training samples is the test split if `split` has no test sample.
             Otherwise such a split is refused.
+        split_by: What decides a split that the data does not define; None: chance, with as many of each class.
         columns: Names of the columns of inputs, then of targets, for messages.
         categories: By name of an input column, the names of its categories; its values are their indices.
         dates: Names of the input columns that hold dates, as seconds since 1970.
@@ -55,6 +78,7 @@ class Samples:
     class_names: list[str] = field(default_factory=list)
     split: NDArray[Any] | None = None
     test_from_train: bool = False
+    split_by: SplitBy | None = None
     columns: list[str] = field(default_factory=list)
     categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
     dates: Sequence[str] = ()

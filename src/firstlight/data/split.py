@@ -1,6 +1,5 @@
 """Split samples into training, validation and test samples."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +8,8 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from firstlight.data.samples import SPLITS, Samples, Split
+from firstlight.data.split_by import split_off
 from firstlight.errors import UsageError
-
-_log = logging.getLogger(__name__)
 
 Indices = NDArray[np.int64]
 
@@ -19,7 +17,7 @@ Indices = NDArray[np.int64]
 def split(
     samples: Samples, rows: Indices, val_fraction: float, test_fraction: float, seed: int
 ) -> dict[Split, Indices]:
-    """Return the indices of the samples of each split, stratified by class.
+    """Return the indices of the samples of each split, stratified by class, or as `samples.split_by` says.
 
     If the samples define their own split, it is kept. A missing validation split is taken from the training split, and
     a missing test split if `samples.test_from_train`.
@@ -47,6 +45,11 @@ def split(
                 raise UsageError(f"the {name} split is empty: no row has split={name}")
         train = parts["train"]
         fractions = {name: fraction for name, fraction in fractions.items() if not len(parts[name])}
+        if not fractions and samples.split_by:
+            raise UsageError(
+                f"the data define all splits, so the {samples.split_by.kind} {samples.split_by.column} decides none: "
+                f"leave {samples.split_by.kind} out"
+            )
         if not fractions:
             _refuse_absent_classes(parts, samples, {})
             return parts
@@ -58,6 +61,9 @@ def split(
         if not 0 < size < len(train):
             empty = "train" if size else name
             raise UsageError(f"the {empty} split is empty: {name}_fraction={fraction} of {whole} samples is {size}")
+        if samples.split_by:
+            train, parts[name] = split_off(train, samples.split_by, labels, size, name, seed)
+            continue
         try:
             train, parts[name] = train_test_split(
                 train, test_size=size, random_state=seed, stratify=None if labels is None else labels[train]
@@ -70,7 +76,11 @@ def split(
 
 
 def _refuse_absent_classes(parts: Mapping[Split, Indices], samples: Samples, fractions: Mapping[Split, float]) -> None:
-    """Refuse a split without a sample of each class. Of several labels per sample, only training must have each."""
+    """Refuse a split without a sample of each class, where chance decides it.
+
+    Only training must have each class where the data define the split, or samples have several labels. What validation
+    and test lack is a finding, see `quality`.
+    """
     names: list[str] = samples.class_names
     targets: Any = samples.targets
     assert targets is not None
@@ -85,11 +95,10 @@ def _refuse_absent_classes(parts: Mapping[Split, Indices], samples: Samples, fra
         absent = np.flatnonzero(~labels[parts[split]].any(axis=0))
         for label in absent[:1]:
             found = f"class {names[label]} has no sample in the {split} split, and {labels[:, label].sum()} in all"
-            if split != "train" and not single:
-                _log.warning(f"{samples.source or 'data'}: {found}: metrics of this class are undefined there")
-                continue
-            way_out = f"add samples, or raise {split}_fraction={fractions.get(split)}"
-            raise UsageError(f"{found}: {way_out if split in fractions else 'each split must have each class'}")
+            if split == "train":
+                raise UsageError(f"{found}: the train split must have each class")
+            if split in fractions and single:
+                raise UsageError(f"{found}: add samples, or raise {split}_fraction={fractions[split]}")
 
 
 def _refuse_small_classes(labels: Indices, rows: Indices, samples: Samples, needed: int) -> None:

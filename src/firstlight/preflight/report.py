@@ -86,7 +86,8 @@ def check(fit: Fit, folder: Path) -> list[Result]:
         if not isinstance(datamodule, DataModule):
             raise Skipped(f"{type(datamodule).__name__} is not a firstlight DataModule: only its batches are tried")
         probe_splits(fit.task, datamodule)
-        return ", ".join(f"{len(rows):,} {split}" for split, rows in datamodule.indices.items()) + " samples"
+        sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in datamodule.indices.items())
+        return f"{sizes} samples" + (f"; {datamodule.split_note}" if datamodule.split_note else "")
 
     results = [_result("options", trainer_options), _result("output", output), _result("data", data)]
     if "FAIL" in (results[0].state, results[2].state):

@@ -21,14 +21,15 @@ def resumed(run: Path, step: int, logged: int) -> str:
     return f"resume {run} at step {step:,}{repeated}"
 
 
-def data(sizes: Mapping[str, int], dropped: int) -> str:
-    """Return the number of samples in each split, and how many samples were dropped.
+def data(sizes: Mapping[str, int], dropped: int, split_by: str = "") -> str:
+    """Return the number of samples in each split, how many were dropped, and what decided the split.
 
     >>> data({"train": 1257, "val": 270}, dropped=2)
     'data   1,257 train, 270 val samples, 2 dropped'
     """
     text = ", ".join(f"{size:,} {split}" for split, size in sizes.items())
-    return f"data   {text} samples" + (f", {dropped:,} dropped" if dropped else "")
+    text += " samples" + (f", {dropped:,} dropped" if dropped else "")
+    return f"data   {text}" + (f"; {split_by}" if split_by else "")
 
 
 def findings(found: Sequence[Finding]) -> list[str]:

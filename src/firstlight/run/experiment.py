@@ -291,7 +291,7 @@ class Experiment:
             return
         if isinstance(self.datamodule, DataModule):
             sizes = {str(split): len(rows) for split, rows in self.datamodule.indices.items()}
-            print(console.data(sizes, self.datamodule.dropped))
+            print(console.data(sizes, self.datamodule.dropped, self.datamodule.split_note))
             if trainer.ckpt_path is None:  # A resumed run has said it.
                 for line in console.findings(self.datamodule.findings()):
                     print(line)

@@ -52,7 +52,7 @@ def absent_classes(labels: Mapping[Split, Indices], names: Sequence[str]) -> lis
     for split, classes in absent.items():
         if classes and split != "train":
             text = f"{_classes(classes)} no sample in the {split} split"
-            advice = f"metrics of {'it' if len(classes) == 1 else 'them'} are undefined there; add samples"
+            advice = f"metrics leave {_verb(len(classes), 'it', 'them')} out or are undefined there"
             found.append(Finding("absent class", "medium", text, {"classes": len(classes)}, advice))
     return found
 

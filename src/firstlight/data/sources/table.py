@@ -5,7 +5,7 @@ Shapes: `N` rows, `B` batch, `K` targets per row, `C` input columns, `F` feature
 
 import logging
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from firstlight.data.base import DataModule
 from firstlight.data.cells import codes, distinct, encode_labels, is_missing, notation, same, warn_doubtful
-from firstlight.data.columns import TargetKind, infer_kind
+from firstlight.data.columns import TargetKind, infer_kind, is_number
 from firstlight.data.dates import one_format, seconds
 from firstlight.data.encoder import Kind, Scale, TableEncoder
 from firstlight.data.files import Csv, from_frame, missing_column, read_table
 from firstlight.data.raw import as_frame
-from firstlight.data.samples import Samples
+from firstlight.data.samples import Samples, SplitBy
 from firstlight.errors import UsageError, check_range
 
 _log = logging.getLogger(__name__)
@@ -59,6 +59,11 @@ class Table(DataModule):
         min_frequency: Training rows from which a category has a feature of its own, at least 1. Rarer ones share one.
         max_categories: How many categories of a column have a feature of their own at most; the most frequent ones do.
             None: all.
+        group: Name of a column: rows with the same value are in one split, for example all rows of a patient. The split
+            has classes in similar shares, and about the sizes of its fractions.
+        time: Name of a column of dates or numbers: training rows are the earliest, test rows the latest. Rows of one
+            time are in one split. `group` and `time` are no inputs unless `columns`, `categorical` or `dates` names
+            them.
         indicators: Whether columns that are missing in some training row have a further feature, which is 1 for rows
             where they are missing. Needs `missing="mean"`.
         **options: Arguments of `DataModule`.
@@ -77,6 +82,8 @@ class Table(DataModule):
         scale: Scale = "standard",
         min_frequency: int = 1,
         max_categories: int | None = None,
+        group: str | None = None,
+        time: str | None = None,
         indicators: bool = False,
         **options: Any,
     ) -> None:
@@ -94,6 +101,10 @@ class Table(DataModule):
         self.max_categories = max_categories
         self.indicators = indicators
         self.split_column = split
+        self.group = group
+        self.time = time
+        if group and time:
+            raise UsageError(f"Table was given group={group} and time={time}: one of them can decide the split")
         self._columns: list[str] = []
         self._categories: dict[str, list[str]] = {}  # By column, all categories of the file; inputs hold their indices.
         self._date_formats: dict[str, str] = {}
@@ -131,10 +142,13 @@ class Table(DataModule):
         splits = [] if self.split_column is None else [self.split_column]
         if problem := not self.fitted and missing_column(self.path, self.ignore, header):
             raise UsageError(problem)
-        others = [name for name in header if name not in [*self.targets, *splits, *self.ignore]]
+        is_new = bool(self.fitted) and self.fitted["digest"] != file.digest  # All its rows are test samples.
+        split_by = None if is_new else self._split_by(table, file.lines)
+        named = [*self.categorical, *self.dates]
+        no_inputs = {*self.targets, *splits, *self.ignore, *({self.group, self.time} - {*named})}
+        others = [name for name in header if name not in no_inputs]
         columns = self.columns or (self.fitted["columns"][: -len(self.targets)] if self.fitted else others)
         wanted = columns if self.fitted else [*columns, *self.targets]
-        named = [*self.categorical, *self.dates]
         if problem := missing_column(self.path, wanted, header) or missing_column(self.path, named, columns):
             raise UsageError(problem)
         if not columns:
@@ -165,6 +179,7 @@ class Table(DataModule):
             targets,
             names,
             np.array([*map(str.strip, table[self.split_column])]) if self.split_column in table else None,
+            split_by=split_by,
             columns=[*columns, *self.targets],
             categories={name: self._categories[name] for name in columns if name in self.categorical},
             dates=self.dates,
@@ -178,6 +193,28 @@ class Table(DataModule):
         """Return what the data determine, see `DataModule.sizes`; also `kind` and `numeric_features`."""
         sizes = super().sizes()
         return {**sizes, "kind": self.kind, "numeric_features": self._encoder.numeric_features}
+
+    def _split_by(self, table: dict[str, NDArray[Any]], lines: list[int]) -> SplitBy | None:
+        """Return the column that decides the split, if there is one."""
+        kind: Literal["group", "time"] = "group" if self.group else "time"
+        name = self.group or self.time
+        if name is None:
+            return None
+        if problem := missing_column(self.path, [name], list(table)):
+            raise UsageError(problem)
+        values = table[name]
+        if name in [*self.targets, self.split_column]:
+            raise UsageError(f"{self.path}: column {name} is the {kind} and also the target or the split")
+        for line, value in zip(lines, values, strict=True):
+            if is_missing(value):
+                raise UsageError(f"{self.path}: line {line} column {name} is empty: each row needs a {kind}")
+        if kind == "group":
+            names = np.array([*map(same, values)])
+            return SplitBy(kind, name, np.unique(names, return_inverse=True)[1], names)
+        if all(map(is_number, values)):
+            return SplitBy(kind, name, np.array([*map(float, values)]), values)
+        style = one_format(dict.fromkeys(values), f"{self.path}: column {name}")
+        return SplitBy(kind, name, np.array([seconds(value, style) for value in values]), values)
 
     def _seconds(self, name: str, values: NDArray[Any], lines: list[int]) -> NDArray[Any]:
         """Return a column of dates as seconds since 1970; missing ones stay as they are."""
