@@ -37,7 +37,7 @@ class Finding:
         return f"{self.text}: {self.advice}"
 
     def plain(self) -> dict[str, Any]:
-        """Return the finding as plain values, for `results.json` and checkpoints."""
+        """Return the finding as plain values, for `results.json`."""
         return {**asdict(self), "evidence": dict(self.evidence)}
 
 

@@ -131,6 +131,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         self.indices: dict[Split, Indices] = {}
         self.fitted: dict[str, Any] = {}
         self._samples: Samples | None = None
+        self._findings: list[Finding] | None = None
         self._scaler: Scaler | None = None
         self._is_warned = False
         self._train_loader: DataLoader[Batch] | None = None
@@ -209,17 +210,14 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         return describe(self._samples, self.indices) if self._samples is not None and self.indices else ""
 
     def findings(self) -> list[Finding]:
-        """Return what looks wrong in the data, the most severe first. They are computed once, and kept in checkpoints.
-
-        Before they are computed, a checkpoint of other data must not have been loaded.
-        """
+        """Return what looks wrong in the data, the most severe first; nothing if no sample is for training."""
         if not self.indices:
             self._prepare()
-        if "findings" not in self.fitted:
+        if self._findings is None:
             assert self._samples is not None
-            found = quality.find(self._samples, self._rows, self.indices, self.dropped)
-            self.fitted["findings"] = [each.plain() for each in found]
-        return [Finding(**each) for each in self.fitted["findings"]]
+            has_train = len(self.indices["train"]) > 0
+            self._findings = quality.find(self._samples, self._rows, self.indices, self.dropped) if has_train else []
+        return self._findings
 
     def findings_before_split(self) -> list[Finding]:
         """Return what looks wrong in the data when no split exists, and maybe none can be made."""
@@ -396,6 +394,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         if trainer is not None and trainer.ckpt_path and not is_fit and not self.fitted:
             fault = f"the checkpoint was trained without {type(self).__name__}"
             raise UsageError(f"{fault}: it has no statistics to scale the inputs with")
+        self._findings = None
         if self._samples is None or is_other_data(self.fitted, self._samples):
             self._samples, self._rows = self._load()
         samples = self._samples
