@@ -315,7 +315,7 @@ def test_image_files_are_decoded_as_in_training(runs, tmp_path):
     for raw in (tmp_path, copies, [str(file) for file in copies], [file.read_bytes() for file in copies]):
         assert_equal(predictor.predict(raw), rows)
     (tmp_path / "00.png").write_bytes(b"no image")
-    with pytest.raises(UsageError, match="00.png cannot be read: not an image"):
+    with pytest.raises(UsageError, match=r"00\.png cannot be read: not an image"):
         predictor.predict([tmp_path / "00.png"])
     with pytest.raises(UsageError, match="image 0 cannot be read: empty file"):
         predictor.predict([b""])

@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 
 from firstlight.cli.new.look import look_at
-from firstlight.cli.new.write import write_package
+from firstlight.cli.new.write import find_in, package_files, write_files
 from firstlight.errors import UsageError
 
+_MAX_FINDINGS = 4
 _HELP = """firstlight new DIR --data PATH --target NAME    a table: predict the column NAME
        firstlight new DIR --data PATH                  a folder of images, a text, arrays, or a table with a column
                                                        named target, label, class, y or outcome
@@ -33,9 +34,14 @@ def new(args: list[str]) -> None:
     data = None if found.data is None else found.data.expanduser()
     folder = found.dir.expanduser()
     look = look_at(data, found.target)
-    wrote = write_package(folder, look, data)
-    for heading, lines in (("saw", look.seen), ("chose", look.chosen)):
+    contents = package_files(folder, look, data)
+    findings = []
+    if data is not None and look.template in ("table", "text"):
+        findings = find_in(contents["config.yaml"], data)
+    write_files(folder, contents)
+    suspicious = [str(finding) for finding in findings[:_MAX_FINDINGS]]
+    for heading, lines in (("saw", look.seen), ("look", suspicious), ("chose", look.chosen)):
         for index, line in enumerate(lines):
             print(f"{'' if index else heading:<6} {line}")
-    print(f"wrote  {folder}: {', '.join(name for name in wrote if '/' not in name)}, and parts of your own")
+    print(f"wrote  {folder}: {', '.join(name for name in contents if '/' not in name)}, and parts of your own")
     print(f"next   cd {folder} && firstlight run --config config.yaml")

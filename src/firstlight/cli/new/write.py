@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -14,6 +15,7 @@ import yaml
 
 from firstlight.cli.new.look import Look
 from firstlight.errors import UsageError
+from firstlight.findings import Finding
 
 _NETWORKS = {
     "table": "vector",
@@ -39,12 +41,8 @@ _MAX_EMBEDDED = 4096
 """Numbers times the width of their embeddings, at most."""
 
 
-def write_package(folder: Path, look: Look, data: Path | None) -> list[str]:
-    """Write the files of an experiment and return their names.
-
-    Raises:
-        UsageError: If a file exists already, or cannot be written.
-    """
+def package_files(folder: Path, look: Look, data: Path | None) -> dict[str, str]:
+    """Return the content of the files of an experiment, by name in its folder."""
     package = _package_name(folder)
     values = {**look.values, "package": package, "title": folder.resolve().name}
     values["path"] = None if data is None else os.path.relpath(data.resolve(), folder.resolve())
@@ -60,7 +58,7 @@ def write_package(folder: Path, look: Look, data: Path | None) -> list[str]:
         values |= _corpus_values(values["size"])
     names = {name: values.get(name) for name in ("target", "text")}
     values |= {f"{name}_name": value for name, value in names.items()}
-    contents = {
+    return {
         "config.yaml": _fill(f"{look.template}.yaml", values, as_yaml=True),
         "README.md": _fill("README.md.txt", values),
         f"{package}/__init__.py": f'"""The parts of {values["title"]}."""\n',
@@ -70,6 +68,14 @@ def write_package(folder: Path, look: Look, data: Path | None) -> list[str]:
         "tests/test_parts.py": _fill("test_parts.py.txt", values),
         "notebook.ipynb": _notebook(values["title"]),
     }
+
+
+def write_files(folder: Path, contents: Mapping[str, str]) -> None:
+    """Write the files of an experiment.
+
+    Raises:
+        UsageError: If a file exists already, or cannot be written.
+    """
     taken = [name for name in contents if (folder / name).exists()]
     if taken:
         raise UsageError(f"{folder} has {taken[0]} already, and nothing is overwritten: choose another folder")
@@ -80,7 +86,20 @@ def write_package(folder: Path, look: Look, data: Path | None) -> list[str]:
             path.write_text(content, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
-    return list(contents)
+
+
+def find_in(config: str, data: Path) -> list[Finding]:
+    """Return what looks wrong in a table, read as its configuration says.
+
+    Raises:
+        UsageError: If it cannot be read so.
+    """
+    import firstlight.data  # Imported here: it takes seconds.
+
+    section = yaml.safe_load(config)["data"]
+    kind = getattr(firstlight.data, section["class_path"].rpartition(".")[2])
+    found: list[Finding] = kind(**{**section["init_args"], "path": str(data)}).findings_before_split()
+    return found
 
 
 def _fill(template: str, values: dict[str, Any], as_yaml: bool = False) -> str:
