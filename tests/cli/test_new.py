@@ -3,6 +3,7 @@
 import csv
 import sys
 
+import nbformat
 import numpy as np
 import pytest
 import yaml
@@ -202,3 +203,20 @@ def test_wrong_use_is_refused_in_one_line(options, message, table):
     error = new(table, *options, code=2).stderr
     assert message in error and error.count("\n") == 1
     assert not (table / "churn").exists()
+
+
+@pytest.mark.slow
+def test_notebook_of_the_written_package_runs(table):
+    new(table, "--data", "customers.csv", "--target", "status")
+    called("run", "--config", "config.yaml", "--trainer.max_epochs=3", cwd=table / "churn")
+    notebook = nbformat.read(table / "churn" / "notebook.ipynb", as_version=4)
+    nbclient = pytest.importorskip("nbclient")
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(table / "churn")}}).execute()
+    assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
+
+
+def test_suspicious_columns_are_told(tmp_path):
+    rows = [[*row[:-1], row[-1] + "!", row[-1]] for row in customers()]
+    write_csv(tmp_path / "customers.csv", [*HEADER[:-1], "outcome code", "status"], rows)
+    output = new(tmp_path, "--data", "customers.csv", "--target", "status").stdout
+    assert "look   column outcome code (1.000) alone predicts the target" in output
