@@ -319,3 +319,8 @@ def test_image_files_are_decoded_as_in_training(runs, tmp_path):
         predictor.predict([tmp_path / "00.png"])
     with pytest.raises(UsageError, match="image 0 cannot be read: empty file"):
         predictor.predict([b""])
+
+
+def test_a_device_that_is_not_there_is_told(runs):
+    with pytest.raises(UsageError, match=r"device=cuda cannot be used: .*; device='cpu' always can"):
+        firstlight.load(runs("wine"), device="cuda")

@@ -27,7 +27,8 @@ def load(
 
     Args:
         run_or_checkpoint: A run directory, also `runs/NAME/latest`, or the file of a checkpoint.
-        which: `"best"`, `"last"` or `"final"` of a run. None: as `firstlight predict` chooses, usually the best.
+        which: `"best"`, `"last"`, `"final"` or `"refit"`, a checkpoint of the run. None: the one that
+            `firstlight predict` takes, usually the best.
         trust: Modules whose classes a checkpoint may name, besides the parts of firstlight, torch and torchmetrics.
         device: `"cpu"`, `"cuda"`, ... None: as the run, which is a GPU if there is one.
 

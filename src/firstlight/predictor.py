@@ -11,6 +11,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
 
@@ -41,7 +42,7 @@ class Predictor:
         precision: As in `Trainer`.
 
     Raises:
-        UsageError: If the data module was not fitted.
+        UsageError: If the data module was not fitted, or there is no such device.
     """
 
     def __init__(
@@ -49,7 +50,10 @@ class Predictor:
     ) -> None:
         if not datamodule.fitted:
             raise UsageError(f"{type(datamodule).__name__} was not fitted: call setup, or load a checkpoint")
-        fabric = Fabric(accelerator=device, devices=1, precision=precision)
+        try:
+            fabric = Fabric(accelerator=device, devices=1, precision=precision)
+        except (MisconfigurationException, RuntimeError, ValueError) as error:
+            raise UsageError(f"device={device} cannot be used: {error}; device='cpu' always can") from error
         self.device = fabric.device
         self._precision = fabric.strategy.precision
         self._precision.convert_module(module.eval()).to(self.device)  # In place.

@@ -62,7 +62,7 @@ def test_help_of_a_verb_has_its_own_forms_and_null_and_no_subclasses(verb, capsy
     text = shown(capsys, "--help", verb=verb)
     usage, _, options = text.partition("\n\n")
     assert all(f" firstlight {verb} --" in line for line in usage.splitlines())
-    assert ("--ckpt PATH" in usage) is (verb in ("validate", "test", "predict"))
+    assert ("--ckpt PATH" in usage) is (verb in ("validate", "test", "predict", "export"))
     assert ("resume a run" in usage) is (verb in ("run", "fit"))
     assert max(map(len, usage.splitlines())) <= 120
     assert "known subclasses" not in " ".join(text.split())

@@ -199,7 +199,7 @@ def test_table_is_read_row_by_row_or_refused(examples, every, tmp_path):
         if refused(data.setup):
             return
         rows = check_splits(data, content)
-        mean, std = data.fitted["mean"], data.fitted["std"]
+        mean, std = data.fitted["encoder"]["mean"], data.fitted["encoder"]["std"]
         for row, values in zip(rows, (data.tensors("train")[0].double() * std + mean).tolist(), strict=True):
             for name, value in zip(data._columns, values, strict=True):
                 if missing != "mean" or row[name] not in ("", "NA", "nan", "NaN"):
