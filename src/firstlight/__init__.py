@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-    from firstlight.predictor import Predictor
+    from firstlight.run.predictor import Predictor
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,6 @@ def load(
     Raises:
         UsageError: If there is no such run or checkpoint, it is damaged, or it names a class that is not trusted.
     """
-    from firstlight import predictor  # Imported here, because it takes seconds.
+    from firstlight.run import predictor  # Imported here, because it takes seconds.
 
     return predictor.load(run_or_checkpoint, which, trust=trust, device=device)

@@ -26,6 +26,7 @@ from firstlight.data.files import digest_of
 from firstlight.data.fitted import COMPARED_FIELDS, check_compatible, is_other_data
 from firstlight.data.loader import BatchSizeIs, Loader, make_loader, per_process
 from firstlight.data.memory import SHARE, free_memory
+from firstlight.data.quality.finding import Finding
 from firstlight.data.raw import samples_like
 from firstlight.data.samples import SPLITS, Batch, Samples, Split, StoredBatches, TensorBatches
 from firstlight.data.scale import Preparation, Scaler, statistics
@@ -33,7 +34,6 @@ from firstlight.data.split import Indices, split
 from firstlight.data.split_by import describe
 from firstlight.data.stored import Stored
 from firstlight.errors import UsageError, about, check_range
-from firstlight.findings import Finding
 
 _log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from firstlight.data import DataModule
 from firstlight.errors import TrainingError, UsageError
 from firstlight.export.card import model_card
 from firstlight.export.formats import FORMATS, Format, Outputs
-from firstlight.predictor import restore
 from firstlight.run import directory
 from firstlight.run.evaluate import choose_checkpoint
 from firstlight.run.experiment import Experiment
+from firstlight.run.predictor import restore
 from firstlight.tasks import Task
 
 TOLERANCE = 1e-4

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from firstlight.findings import Finding
+from firstlight.data.quality.finding import Finding
 
 _MAX_CLASSES = 3  # Classes with a line of their own.
 _MAX_FINDINGS = 5

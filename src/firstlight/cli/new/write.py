@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from firstlight.cli.new.look import Look
+from firstlight.data.quality.finding import Finding
 from firstlight.errors import UsageError
-from firstlight.findings import Finding
 
 _NETWORKS = {
     "table": "vector",

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from firstlight.data.quality import checks
+from firstlight.data.quality.finding import Finding, most_severe_first
 from firstlight.data.quality.values import Indices, figures, input_columns, target_columns
 from firstlight.data.samples import Samples, Split
-from firstlight.findings import Finding, most_severe_first
 
 
 def find(samples: Samples, rows: Indices, parts: Mapping[Split, Indices], dropped: int = 0) -> list[Finding]:

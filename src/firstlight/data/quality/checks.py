@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from firstlight.data.columns import IDENTIFIER
+from firstlight.data.quality.finding import Finding, Severity
 from firstlight.data.quality.statistics import bins_score, category_distance, number_distance, tree_score
 from firstlight.data.quality.values import Column, Indices, few, some
 from firstlight.data.samples import Samples, Split
 from firstlight.data.stored import Stored
-from firstlight.findings import Finding, Severity
 
 _BYTES = 200_000_000
 """Bytes of a split whose samples are compared with those of another split."""

@@ -19,7 +19,7 @@ from firstlight.checkpoints.io import AtomicCheckpointIO, read
 from firstlight.data import BreastCancer, Diabetes, Digits, Tensors
 from firstlight.errors import UsageError
 from firstlight.networks import MLP
-from firstlight.predictor import Predictor
+from firstlight.run.predictor import Predictor
 from firstlight.schedules import Constant
 from firstlight.tasks import BinaryClassification, Classification
 from tests.helpers import ROOT, called, newest
