@@ -118,9 +118,9 @@ def closest(word: str, known: Iterable[str]) -> str:
     """Return the known name closest to `word`, or `""` when none is close."""
     names = list(known)
     by_lower = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(word, names, n=1)
-    close = close or [name for name in names if word and name.startswith(word)]
-    close = close or [by_lower[name] for name in difflib.get_close_matches(word.lower(), by_lower, n=1)]
+    longer = [name for name in names if word and name.startswith(word)]
+    close = longer if len(longer) == 1 else difflib.get_close_matches(word, names, n=1)
+    close = close or longer or [by_lower[name] for name in difflib.get_close_matches(word.lower(), by_lower, n=1)]
     return close[0] if close else ""
 
 

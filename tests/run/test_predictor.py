@@ -324,3 +324,14 @@ def test_image_files_are_decoded_as_in_training(runs, tmp_path):
 def test_a_device_that_is_not_there_is_told(runs):
     with pytest.raises(UsageError, match=r"device=cuda cannot be used: .*; device='cpu' always can"):
         firstlight.load(runs("wine"), device="cuda")
+
+
+def test_batches_are_those_of_the_command_line(runs, monkeypatch):
+    """The last digits of a matrix product may depend on the number of its rows."""
+    predictor, sizes = firstlight.load(runs("wine")), []
+    step = predictor.module.predict_step
+    monkeypatch.setattr(
+        predictor.module, "predict_step", lambda batch, i: sizes.append(len(batch[0])) or step(batch, i)
+    )
+    predictor.predict(RAW["wine"]().iloc[:35])
+    assert sizes == [16, 16, 3]
