@@ -6,13 +6,13 @@ from typing import Any
 from firstlight.cli.parser import CLI
 from firstlight.compat import without_side_effects
 from firstlight.errors import UsageError
-from firstlight.export import export as export_checkpoint
-from firstlight.export.formats import FORMATS
 from firstlight.preflight.report import CHECKS
 from firstlight.preflight.rules import refuse_no_step
 from firstlight.run import directory
 from firstlight.run.evaluate import evaluate, test_trained
 from firstlight.run.experiment import is_first_process
+from firstlight.run.export import export as export_checkpoint
+from firstlight.run.export.formats import FORMATS
 
 
 @without_side_effects()

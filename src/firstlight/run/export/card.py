@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 
 from firstlight.checkpoints.allowed import without_locations
-from firstlight.export.formats import Format
 from firstlight.run import console
+from firstlight.run.export.formats import Format
 
 _SHOWN = ("model", "data", "trainer", "seed_everything")
 """Parts of the configuration in the card, without locations, because people share it."""

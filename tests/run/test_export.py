@@ -15,7 +15,7 @@ import firstlight
 from firstlight.checkpoints.io import read
 from firstlight.data import Digits
 from firstlight.data.encoder import TableEncoder, ndtri
-from firstlight.export.formats import traced
+from firstlight.run.export.formats import traced
 from tests.helpers import ROOT, called, newest
 
 pytest.importorskip("onnxruntime")
@@ -194,12 +194,12 @@ def test_other_formats_hold_the_model(name, to, runs):
 def test_a_file_that_predicts_otherwise_is_refused_and_removed(runs, monkeypatch):
     run = runs("convnet")
     before = {*run.rglob("*")}
-    real = firstlight.export.formats.Safetensors.load
+    real = firstlight.run.export.formats.Safetensors.load
 
     def load(form, file, model):
         return lambda inputs: {name: each * 1.001 for name, each in real(form, file, model)(inputs).items()}
 
-    monkeypatch.setattr(firstlight.export.formats.Safetensors, "load", load)
+    monkeypatch.setattr(firstlight.run.export.formats.Safetensors, "load", load)
     done = called("export", "--run", str(run), "--to", "safetensors", cwd=run.parents[2], code=1)
     assert "differs from the checkpoint by 0.001 of the largest output" in done.stderr
     assert "at most 0.0001" in done.stderr and "nothing was written" in done.stderr

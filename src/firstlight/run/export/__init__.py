@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from firstlight.checkpoints.io import read_checkpoint_metrics
 from firstlight.data import DataModule
 from firstlight.errors import TrainingError, UsageError
-from firstlight.export.card import model_card
-from firstlight.export.formats import FORMATS, Format, Outputs
 from firstlight.run import directory
 from firstlight.run.evaluate import choose_checkpoint
 from firstlight.run.experiment import Experiment
+from firstlight.run.export.card import model_card
+from firstlight.run.export.formats import FORMATS, Format, Outputs
 from firstlight.run.predictor import restore
 from firstlight.tasks import Task
 
