@@ -24,6 +24,9 @@ def test_run_prints_a_short_summary_without_warnings(finished):
     assert done.stderr == ""
     assert re.search(r"1,257 train, 270 val, 270 test samples", done.stdout)
     assert re.search(r"160 optimiser steps, 8 of them warm-up", done.stdout)
+    (best,) = re.findall(r"best   .*", done.stdout)
+    names = "epoch", "step", "val/loss", "val/accuracy", "val/auroc", "val/balanced_accuracy"
+    assert [each.split()[0] for each in best.removeprefix("best   ").split(", ")] == [*names]
     assert re.search(r"test/accuracy 0\.9\d+, .* \(best checkpoint\)", done.stdout)
     assert re.search(rf"runs/digits_mlp/{run.name}\n", done.stdout)
     assert re.search(r"tensorboard --logdir runs/digits_mlp$", done.stdout.strip())

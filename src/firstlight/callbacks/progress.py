@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -110,12 +111,21 @@ class Progress(ProgressBar):
 
 
 def progress_line(epoch: int, metrics: dict[str, Tensor], monitor: str = "") -> str:
-    """Return the first four `val/*` among the metrics, and the monitored one, in one line.
+    """Return the epoch and the `metrics_of_line` in one line.
 
     >>> import torch
     >>> progress_line(3, {"val/loss": torch.tensor(0.25), "train/loss": torch.tensor(0.5)})
     'epoch 3, val/loss 0.25'
     """
+    shown = metrics_of_line({name: float(value) for name, value in metrics.items()}, monitor)
+    return ", ".join([f"epoch {epoch}", *(f"{name} {value:.4g}" for name, value in shown.items())])
+
+
+def metrics_of_line(metrics: Mapping[str, float], monitor: str = "") -> dict[str, float]:
+    """Return the first four `val/*` among the metrics, and the monitored one.
+
+    >>> metrics_of_line({"lr": 0.1, **{f"val/{name}": 0.0 for name in "abcdef"}}, "val/f").keys()
+    dict_keys(['val/a', 'val/b', 'val/c', 'val/d', 'val/f'])
+    """
     names = [name for name in metrics if name.startswith("val/")]
-    shown = [name for index, name in enumerate(names) if index < _MAX_SHOWN or name == monitor]
-    return ", ".join([f"epoch {epoch}", *(f"{name} {float(metrics[name]):.4g}" for name in shown)])
+    return {name: metrics[name] for index, name in enumerate(names) if index < _MAX_SHOWN or name == monitor}

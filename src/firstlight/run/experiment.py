@@ -22,6 +22,7 @@ from firstlight.callbacks import FinalCheckpoint, GracefulShutdown, defaults
 from firstlight.callbacks.defaults import DEFAULTS, MONITORING, Monitored
 from firstlight.callbacks.graceful_shutdown import interruptible
 from firstlight.callbacks.gradient_norm import let_sharded_gradients_clip
+from firstlight.callbacks.progress import metrics_of_line
 from firstlight.callbacks.time_limit import TimeLimit, parse_time
 from firstlight.checkpoints.io import (
     AtomicCheckpointIO,
@@ -350,7 +351,9 @@ class Experiment:
         if (folder / "checkpoints" / "final.ckpt").is_file():
             results |= {"checkpoint": "checkpoints/final.ckpt"}
         if best.is_file() or (self.monitored and "best" not in self.disable):
-            print(console.best(results["best"]))
+            others = {name: value for name, value in results["best"].items() if not name.startswith("val/")}
+            monitor = self.monitored.monitor if self.monitored else ""
+            print(console.best(others | metrics_of_line(results["best"], monitor)))
         return results
 
 
