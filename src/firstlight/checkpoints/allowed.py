@@ -130,6 +130,18 @@ def refuse_class(name: object, source: str, trust: Collection[str] = ()) -> None
     )
 
 
+def check_metrics(owner: str, metrics: Mapping[str, Metric]) -> None:
+    """Refuse a metric of torchmetrics that a checkpoint may not name, because the checkpoint could not be used."""
+    for name, metric in metrics.items():
+        kind = type(metric)
+        if is_within(kind.__module__, ["torchmetrics"]) and kind not in allowed_classes().values():
+            groups = [public.partition(".")[2] for public in _SOURCES if public.startswith("torchmetrics.")]
+            raise UsageError(
+                f"{owner} was given metrics.{name}={kind.__module__}.{kind.__qualname__}, which a checkpoint may not "
+                f"name: use a metric of torchmetrics' {', '.join(groups)}"
+            )
+
+
 def is_location(name: str, value: object) -> bool:
     """Return whether an option says where something is: by its name, or because its text is a path or an address.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection, SumMetric
 
 from firstlight.errors import UsageError
+from firstlight.metrics.added import AddedMetric
 from firstlight.metrics.classes import ClassCounts
 from firstlight.metrics.whole_split import MayBeUndefined, exact
 
@@ -102,6 +103,12 @@ class SplitMetrics:
         metrics = self._metrics.items(keep_base=False, copy_state=False)
         reasons = {name: each.undefined(targets) for name, each in metrics if isinstance(each, MayBeUndefined)}
         return {name: reason for name, reason in reasons.items() if reason}
+
+    def try_added(self, predictions: Tensor, targets: Tensor) -> None:
+        """Refuse an `AddedMetric` that cannot be computed from a few predictions and targets `(N, ...)`."""
+        for metric in self._metrics.values(copy_state=False):
+            if isinstance(metric, AddedMetric):
+                metric.function(predictions, targets)
 
     def reset(self) -> None:
         """Forget all batches."""

@@ -121,6 +121,8 @@ def _probe_loss(task: Task, outputs: Any, few: Tensor) -> None:
             raise UsageError(
                 f"{_name(task)}.metric_inputs returns {describe(seen)}: it must return predictions and targets"
             )
+        if seen is not None:
+            task.val_metrics.try_added(*seen)
     if not task.is_overridden("validation_step"):
         task.check_monitor(list(dict.fromkeys(["val/loss", *(f"val/{name}" for name in terms), *sorted(metrics)])))
     if not task.pairwise_loss:

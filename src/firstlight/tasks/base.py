@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torchmetrics import Metric
 
+from firstlight.checkpoints.allowed import check_metrics
 from firstlight.checkpoints.hyperparameters import keep_hyperparameters
 from firstlight.checkpoints.trust import SafeLoading
 from firstlight.errors import UsageError, check_range, did_you_mean
 from firstlight.losses import weights as loss_weights
 from firstlight.losses.expected_outputs import Outputs, Pairs, expected_outputs
+from firstlight.metrics.added import AddedMetric, Prepare, check_names
 from firstlight.metrics.split_metrics import SplitMetrics
 from firstlight.optim import weights
 from firstlight.schedules import Schedule
@@ -54,7 +56,8 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         schedule: Factor of the learning rate at each optimiser step.
         loss: Maps outputs and targets to the mean loss `()` of the batch, or to a dict of such terms, whose sum is
             minimised. `None` if `compute_loss` is overridden and does not use it.
-        metrics: By name, metrics of the `metric_inputs`.
+        metrics: By name, metrics of the `metric_inputs`. To a task with metrics of its own, they are added for `val/*`
+            and `test/*`: any metric of torchmetrics that returns one number. `docs/write_a_task.md` says what it gets.
         monitor: Decides which checkpoint is best and when to stop: `val/loss`, or `val/NAME` for a metric or a term of
             the loss. Losses are better when lower; a metric tells whether it is better when lower or higher.
         l1: While training, `l1` times the sum of the absolute `weights` is added to the loss; at least 0. `train/loss`
@@ -88,12 +91,14 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         monitor: str = "val/loss",
         l1: float = 0.0,
         mode: Literal["min", "max"] | None = None,
+        _own_metrics: Mapping[str, Metric] | None = None,
+        _prepare: Prepare | None = None,
     ) -> None:
         super().__init__()
         parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "loss": loss}
-        if "metrics" in inspect.signature(type(self)).parameters:  # Otherwise a subclass builds them itself.
+        if _prepare or "metrics" in inspect.signature(type(self)).parameters:  # Else a subclass builds them itself.
             parts["metrics"] = metrics
-        keep_hyperparameters(self, {"metrics"} - parts.keys(), **parts)
+        keep_hyperparameters(self, {"metrics", "_own_metrics", "_prepare"} - parts.keys(), **parts)
         self._check_parts(network, optimizer, schedule, loss)
         check_range(type(self).__name__, "[0, inf)", l1=l1)
         members = getattr(network, "members", None)
@@ -113,7 +118,15 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         self.gradient_weights = GradientWeights()
         self.optimization = Optimization(optimizer, schedule)
         metrics = metrics or {}
-        while_training = {name: metric for name, metric in metrics.items() if name not in self.eval_only_metrics}
+        check_names(type(self).__name__, _own_metrics or (), metrics)
+        on_whole_splits = set(self.eval_only_metrics)
+        if _prepare:
+            on_whole_splits |= metrics.keys()
+            if "_instantiator" in self.hparams:  # The command line saves their names.
+                check_metrics(type(self).__name__, metrics)
+            added = {name: AddedMetric(name, metric, _prepare) for name, metric in metrics.items()}
+            metrics = {**(_own_metrics or {}), **added}
+        while_training = {name: metric for name, metric in metrics.items() if name not in on_whole_splits}
         counted = self.counted_ignore_index()
         self.train_metrics = SplitMetrics("train", while_training, counted)
         self.val_metrics = SplitMetrics("val", metrics, counted)

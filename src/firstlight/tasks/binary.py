@@ -1,5 +1,6 @@
 """Binary and multi-label classification: each label of a sample is 0 or 1."""
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,7 @@ from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, Multilabe
 
 from firstlight.errors import UsageError
 from firstlight.losses.expected_outputs import ZEROS_AND_ONES
+from firstlight.metrics.added import of_labels
 from firstlight.metrics.classes import BalancedAccuracy, LogLoss
 from firstlight.metrics.whole_split import AUROC, MayBeUndefined, exact
 from firstlight.schedules import Schedule
@@ -181,14 +183,16 @@ class BinaryClassification(_ZeroOne):
         weights: Weights | None = [pos_weight] if isinstance(pos_weight, int | float) else pos_weight
         if weights is not None:
             reserve_weights(type(self).__name__, "pos_weight", weights, loss, "pos_weight", 1)
+        are_probabilities = self.expected_outputs(loss) == "probabilities"
         metrics = {
             "accuracy": _BinaryAccuracy(validate_args=False),
             "auroc": AUROC(),
             "f1": _BinaryF1(validate_args=False),
             "balanced_accuracy": _BinaryBalancedAccuracy(2),
-            "log_loss": _BinaryLogLoss(self.expected_outputs(loss) == "probabilities"),
+            "log_loss": _BinaryLogLoss(are_probabilities),
         }
-        super().__init__(network, optimizer, schedule, loss, metrics, **options)
+        prepare = partial(of_labels, are_probabilities=are_probabilities)
+        super().__init__(network, optimizer, schedule, loss, _own_metrics=metrics, _prepare=prepare, **options)
         self.width = 1
         self.pos_weight = weights
 
@@ -245,6 +249,7 @@ class MultilabelClassification(_ZeroOne):
             "auroc": AUROC(),
             "f1": _MultilabelF1(labels, validate_args=False),
         }
-        super().__init__(network, optimizer, schedule, loss, metrics, **options)
+        prepare = partial(of_labels, are_probabilities=self.expected_outputs(loss) == "probabilities")
+        super().__init__(network, optimizer, schedule, loss, _own_metrics=metrics, _prepare=prepare, **options)
         self.width = labels
         self.pos_weight = pos_weight

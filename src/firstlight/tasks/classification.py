@@ -1,5 +1,6 @@
 """Classification: each sample belongs to one of several classes."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from firstlight.errors import UsageError, check_range
 from firstlight.losses.expected_outputs import CLASSES
 from firstlight.losses.weights import ignore_index
+from firstlight.metrics.added import of_classes
 from firstlight.metrics.classes import BalancedAccuracy, LogLoss, MacroF1, MulticlassAUROC
 from firstlight.metrics.whole_split import MayBeUndefined, exact
 from firstlight.schedules import Schedule
@@ -92,7 +94,8 @@ class Classification(Task):
         }
         if self.expected_outputs(loss) != "scores":
             metrics |= {"auroc": MulticlassAUROC(classes, ignored), "log_loss": LogLoss(ignored)}
-        super().__init__(network, optimizer, schedule, loss, metrics, **options)
+        prepare = partial(of_classes, ignored=ignored, are_scores=self.expected_outputs(loss) == "scores")
+        super().__init__(network, optimizer, schedule, loss, _own_metrics=metrics, _prepare=prepare, **options)
         self.classes = classes
         self.class_weights = class_weights
 

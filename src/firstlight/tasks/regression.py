@@ -9,6 +9,7 @@ from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
 
 from firstlight.errors import UsageError, check_range
 from firstlight.losses.expected_outputs import NUMBERS
+from firstlight.metrics.added import of_numbers
 from firstlight.metrics.whole_split import R2, exact
 from firstlight.schedules import Schedule
 from firstlight.tasks.base import Task
@@ -70,7 +71,7 @@ class Regression(Task):
         metrics: dict[str, Metric] = {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False), "r2": R2()}
         for metric in metrics.values():
             metric.set_dtype(torch.float64)
-        super().__init__(network, optimizer, schedule, loss, metrics, **options)
+        super().__init__(network, optimizer, schedule, loss, _own_metrics=metrics, _prepare=of_numbers, **options)
         self.outputs = outputs
         self.register_buffer("target_mean", torch.zeros(outputs, dtype=torch.float64))
         self.register_buffer("target_std", torch.ones(outputs, dtype=torch.float64))
