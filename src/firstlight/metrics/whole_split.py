@@ -3,9 +3,11 @@
 Shapes: `N` samples of a split, `K` labels or outputs per sample.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -34,15 +36,18 @@ def auroc(scores: Tensor, labels: Tensor) -> Tensor:
     >>> auroc(torch.tensor([[40.0], [41.0], [60.0]]), torch.tensor([[0], [1], [1]]))
     tensor(1., dtype=torch.float64)
     """
-    ranks = []
-    for values in scores.unbind(1):  # On the CPU, one sort of all columns takes four times as long.
-        _, position, counts = torch.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((2 * counts.cumsum(0) - counts + 1)[position])  # Equal scores share twice the mean of their ranks.
-    positive = exact(labels)
-    positives = positive.sum(0)
-    pairs = positives * (len(positive) - positives)
-    areas = ((exact(torch.stack(ranks, 1)) * positive).sum(0) - positives * (positives + 1)) / (2 * pairs)
-    return areas.masked_fill(scores.isnan().any(0), torch.nan).mean()
+    columns = exact(scores.detach()).T.cpu().numpy()
+    is_positive = labels.T.cpu().numpy() != 0
+    areas = []
+    # numpy sorts values alone, several times as fast as torch, which also sorts their positions.
+    for values, ordered, selected in zip(columns, np.sort(columns), is_positive, strict=True):
+        positive = values[selected]
+        below = np.searchsorted(ordered, positive).sum() + np.searchsorted(ordered, positive, "right").sum()
+        count = len(positive)
+        pairs = count * (len(values) - count)
+        is_defined = pairs and not np.isnan(ordered[-1])  # NaN is sorted to the end.
+        areas.append((int(below) - count**2) / (2 * pairs) if is_defined else math.nan)  # Equal scores count as half.
+    return exact(torch.tensor(areas, dtype=torch.float64).mean()).to(scores.device)
 
 
 def r2(predictions: Tensor, targets: Tensor) -> Tensor:
