@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 
 import pytest
 import torch
@@ -221,5 +222,26 @@ def test_metric_that_a_checkpoint_may_not_name_is_refused_before_the_run(tmp_pat
     refused = Ranks(main, ["fit", *options], cwd=tmp_path)
     assert refused.wait() == [2]
     assert "metrics.mean=torchmetrics.text.cer.CharErrorRate, which a checkpoint may not name" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["class_path", "torchmetrics.classification.MulticlassConfusionMatrix", "init_args.num_classes", "10"],
+            r"MulticlassConfusionMatrix returns a tensor of shape \(10, 10\)",
+        ),
+        (["class_path", "torchmetrics.classification.MulticlassKappa"], "did you mean MulticlassCohenKappa"),
+        (["class_path", "X", "init_args.a", "["], "is not valid YAML"),
+        (["class_path"], "has no value"),
+    ],
+)
+def test_metrics_on_the_command_line_that_do_not_fit_are_refused_before_the_run(options, message, tmp_path):
+    prefixed = [f"--model.metrics.mine.{each}" if not index % 2 else each for index, each in enumerate(options)]
+    refused = Ranks(main, ["fit", "--config", CONFIG, *prefixed], cwd=tmp_path)
+    assert refused.wait() == [2]
+    assert re.search(message, refused.stderr)
     assert len(refused.stderr.splitlines()) == 1
     assert not (tmp_path / "runs").exists()

@@ -64,7 +64,7 @@ class CLI(LightningCLI):
             sys.exit()
         configs: list[Path] = []
         try:
-            args = _merge_disable(args)
+            args = _join_metrics(_merge_disable(args))
             args, packaged_files = packaged.with_files(_replace_limits(args))
             early = _early_parser().parse_known_args(args)[0]
             configs = early.config
@@ -295,6 +295,38 @@ def _merge_disable(args: list[str]) -> list[str]:
         return args
     names = [name.strip(" []") for text in given.disable for name in text.split(",")]
     return [*rest, f"--disable={json.dumps([name for name in names if name])}"]
+
+
+def _join_metrics(args: list[str]) -> list[str]:
+    """Return arguments with one option for each metric, at the end, in place of its class path and its arguments.
+
+    jsonargparse 4.53 takes `kappa.class_path` for the name of a metric.
+
+    >>> _join_metrics(["--model.metrics.k.class_path=Kappa", "--model.metrics.k.init_args.classes", "9", "--run=a"])
+    ['--run=a', '--model.metrics.k={"class_path": "Kappa", "init_args": {"classes": 9}}']
+    """
+    rest: list[str] = []
+    metrics: dict[str, dict[str, Any]] = {}
+    left = iter(args)
+    for arg in left:
+        option, equals, value = arg.partition("=")
+        part = re.fullmatch(r"--model\.metrics\.([^.]+)\.(class_path|init_args\.([^.]+))", option)
+        if not part:
+            rest.append(arg)
+            continue
+        metric = metrics.setdefault(part[1], {})
+        value = value if equals else next(left, "")
+        if not value:
+            raise UsageError(f"{option} has no value")
+        try:
+            known = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"{option}={value} is not valid YAML") from error
+        if part[3]:
+            metric.setdefault("init_args", {})[part[3]] = known
+        else:
+            metric["class_path"] = value
+    return [*rest, *(f"--model.metrics.{name}={json.dumps(metric)}" for name, metric in metrics.items())]
 
 
 def _plain(value: Any) -> Any:
