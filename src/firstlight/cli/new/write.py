@@ -117,19 +117,26 @@ def _fill(template: str, values: dict[str, Any], as_yaml: bool = False) -> str:
     }
     if as_yaml:
         values = {
-            name: value if name in names or name.endswith("_name") else _yaml(value) for name, value in values.items()
+            name: _one_line(value) if name in names or name.endswith("_name") else _yaml(value)
+            for name, value in values.items()
         }
-    return Template(text).substitute({name: _one_line(value) if as_yaml else value for name, value in values.items()})
+    return Template(text).substitute(values)
 
 
 def _yaml(value: Any) -> str:
     """Return a value as YAML in one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
+
+    def dump(style: str | None) -> str:
+        text = yaml.safe_dump(value, default_style=style, default_flow_style=True, width=math.inf, allow_unicode=True)
+        return text.removesuffix("...\n").strip()
+
+    text = dump(None)
+    return dump('"') if "\n" in text else text  # Quoted, it holds the line breaks of a name as escapes.
 
 
 def _one_line(value: Any) -> str:
-    return " ".join(str(value).split())
+    """Return a value as text that a comment in YAML may hold."""
+    return " ".join("".join(each if each.isprintable() else " " for each in str(value)).split())
 
 
 def _training(train: int) -> dict[str, Any]:
