@@ -87,3 +87,19 @@ def test_data_that_do_not_tell_their_sizes_need_them_in_the_config(tmp_path):
     data = "--data=lightning.pytorch.demos.boring_classes.BoringDataModule"
     error = called("run", "--config", "mine.yaml", data, cwd=tmp_path, code=2).stderr
     assert error == "firstlight: model.network: firstlight.networks.MLP needs in_features, out_features\n"
+
+
+NETWORK = """
+from torch import nn
+
+class Network(nn.Sequential):
+    def __init__(self, in_features: int, out_features: int, kind: str | None = None):
+        assert kind is None
+        super().__init__(nn.Flatten(), nn.Linear(in_features, out_features))
+"""
+
+
+def test_a_network_may_have_a_kind_of_its_own(tmp_path):
+    (tmp_path / "mine.yaml").write_text(CONFIG)
+    (tmp_path / "own_network.py").write_text(NETWORK)
+    called("fit", "--config", "mine.yaml", "--model.network=own_network.Network", cwd=tmp_path)

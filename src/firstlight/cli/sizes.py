@@ -1,6 +1,6 @@
 """Fill arguments that are left out and that the data determine, such as `in_features`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 from jsonargparse import Namespace
@@ -8,6 +8,8 @@ from lightning.pytorch import LightningDataModule
 
 SIZES = frozenset({"classes", "in_channels", "in_features", "kind", "labels", "numeric_features", "out_features"})
 """Arguments of any class in the configuration that may be left out; `DataModule.sizes` describes them."""
+_OF_DATA = frozenset({"kind"})
+"""Those of data modules only: a network may have another `kind`."""
 
 
 class Holes:
@@ -17,10 +19,11 @@ class Holes:
     """
 
     def __init__(self, config: Namespace) -> None:
-        self._found = [*_find(config.get("model")), *_find(config.get("data"))]
-        self._of_data = [*_find(config.get("data"))]
-        for arguments, name in self._found:
-            arguments[name] = None if (arguments, name) in self._of_data else 1
+        of_model = [*_find(config.get("model"), SIZES - _OF_DATA)]
+        of_data = [*_find(config.get("data"), SIZES)]
+        self._found = [*of_model, *of_data]
+        for arguments, name in of_model:
+            arguments[name] = 1
 
     def __bool__(self) -> bool:
         return bool(self._found)
@@ -34,15 +37,15 @@ class Holes:
             arguments[name] = sizes.get(name)
 
 
-def _find(config: Any) -> Iterator[tuple[Namespace, str]]:
+def _find(config: Any, names: Set[str]) -> Iterator[tuple[Namespace, str]]:
     if isinstance(config, list | tuple):
         for each in config:
-            yield from _find(each)
+            yield from _find(each, names)
     elif isinstance(config, dict):
-        yield from _find([*config.values()])
+        yield from _find([*config.values()], names)
     elif isinstance(config, Namespace):
         for name, value in vars(config).items():
-            if value is None and name in SIZES:
+            if value is None and name in names:
                 yield config, name
             else:
-                yield from _find(value)
+                yield from _find(value, names)
