@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from datetime import UTC, datetime
 
+from firstlight.data.cells import same
 from firstlight.errors import UsageError
 
 ISO = "ISO 8601"
@@ -32,7 +33,7 @@ def seconds(value: str, style: str) -> float:
     Raises:
         ValueError: If the value is not a date of this format.
     """
-    text = value.strip()
+    text = same(value)  # Pandas writes 20240131.0 in a column with gaps.
     date = datetime.fromisoformat(text) if style == ISO else datetime.strptime(text, style)
     return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
 
@@ -50,8 +51,8 @@ def one_format(values: Collection[str], where: str) -> str:
 
 
 def _reads(value: str, style: str) -> bool:
-    if style == ISO and value.strip().isdecimal() and len(value.strip()) != 8:
-        return False  # `fromisoformat` reads 2024, and weeks.
+    if style == ISO and (text := same(value)).isdecimal() and len(text) != 8:
+        return False  # `fromisoformat` reads 20240131112 as a date and an hour.
     try:
         seconds(value, style)
     except (ValueError, OverflowError):
