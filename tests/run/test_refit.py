@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -55,15 +54,29 @@ def test_a_run_that_trains_on_removes_the_refit_checkpoint(tmp_path):
     assert not (run / "checkpoints" / "refit.ckpt").exists()
 
 
-def test_statistics_of_a_joined_split_are_those_of_all_its_samples():
+def test_statistics_of_a_joined_split_are_those_of_the_fit_before():
     data = CLI("fit", [*OPTIONS, "--data=firstlight.data.Diabetes"]).experiment.datamodule
     data.joins_validation = True
     data.setup()
     assert len(data.dataset("train")) == len(data.indices["train"]) + len(data.indices["val"])
-    raw = data.load().inputs[np.concatenate([data.indices["train"], data.indices["val"]])]
+    raw = data.load().inputs[data.indices["train"]]
     torch.testing.assert_close(data.fitted["mean"].flatten(), torch.from_numpy(raw.mean(0)).double())
 
 
 def test_refit_beside_a_time_is_refused(tmp_path):
     error = called("run", *OPTIONS, "--refit=true", "--time=10m", cwd=tmp_path, code=2).stderr
     assert error.startswith("firstlight: --refit trains once more after the time that --time gives")
+
+
+def test_refit_without_a_best_checkpoint_is_refused(tmp_path):
+    error = called("fit", *OPTIONS, "--refit=true", "--disable=best,early_stopping", cwd=tmp_path, code=2).stderr
+    assert error.startswith("firstlight: --refit needs the steps of the best checkpoint: give --monitor NAME")
+
+
+@pytest.mark.parametrize("verb", ["fit", "run"])
+def test_refit_of_a_run_that_is_trained_already(verb, tmp_path):
+    called(verb, *OPTIONS, "--trainer.max_epochs=1", cwd=tmp_path)
+    run = newest(tmp_path)
+    again = called(verb, "--run", str(run), "--refit=true", cwd=tmp_path).stdout
+    assert "refit  1,527 training and validation samples, 40 steps" in again
+    assert results(run)["checkpoint"] == "checkpoints/refit.ckpt"

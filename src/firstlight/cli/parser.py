@@ -230,6 +230,8 @@ class CLI(LightningCLI):
             raise UsageError("--ckpt is for validate, test and predict; fit resumes the last checkpoint of --run DIR")
         if self.config.refit and self.config.time:
             raise UsageError("--refit trains once more after the time that --time gives: leave one of them out")
+        if self.config.refit and (self.experiment.monitored is None or "best" in self.experiment.disable):
+            raise UsageError("--refit needs the steps of the best checkpoint: give --monitor NAME, and enable best")
         return self.experiment
 
 

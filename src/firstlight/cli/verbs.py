@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from firstlight.checkpoints.io import read_checkpoint_metrics
 from firstlight.cli.parser import CLI
 from firstlight.compat import without_side_effects
 from firstlight.errors import UsageError
@@ -33,7 +34,7 @@ def run(args: list[str]) -> None:
     if results is None and experiment.run_dir and is_first_process():
         # The run was trained before. It is tested now, unless it was tested then.
         results = directory.read_results(experiment.run_dir)
-        if results["metrics"]:
+        if results["metrics"] and not _lacks_refit(cli):
             return
     if results is not None:
         try:
@@ -49,11 +50,20 @@ def fit(args: list[str]) -> None:
     cli = CLI("fit", args)
     experiment = cli.training()
     results = experiment.fit()
+    if results is None and _lacks_refit(cli):
+        assert experiment.run_dir is not None
+        results = directory.read_results(experiment.run_dir)
     if results is not None:
         try:
             _refit(cli, args, results)
         finally:
             experiment.write_results(results)
+
+
+def _lacks_refit(cli: CLI) -> bool:
+    """Return whether `--refit` is given, but was interrupted or not given when the run was trained."""
+    run = cli.experiment.run_dir
+    return cli.config.refit and is_first_process() and not (run and (run / "checkpoints" / "refit.ckpt").is_file())
 
 
 def _refit(cli: CLI, args: list[str], results: dict[str, Any]) -> None:
@@ -68,7 +78,8 @@ def _refit(cli: CLI, args: list[str], results: dict[str, Any]) -> None:
     finally:
         logging.disable(level)
     try:
-        again.refit(cli.experiment.run_dir, int(results["best"]["step"]))
+        best = directory.checkpoint(cli.experiment.run_dir, "best")  # A run that never validated has none.
+        again.refit(cli.experiment.run_dir, int(read_checkpoint_metrics(best)["step"]))
         results["checkpoint"] = "checkpoints/refit.ckpt"
     except UsageError as error:
         print(f"refit  skipped: {error}")

@@ -447,7 +447,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
 
     def _fit(self, samples: Samples) -> None:
         stored = samples.inputs if isinstance(samples.inputs, Stored) else None
-        train_rows = self._indices("train")
+        train_rows = self.indices["train"]  # Not those of a joined split, so that sizes stay those of `config.yaml`.
         train = torch.from_numpy(samples.inputs[train_rows if stored is None else slice(0)])
         mean, std = None, None
         self.fitted = {name: getattr(samples, name) for name in COMPARED_FIELDS}

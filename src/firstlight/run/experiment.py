@@ -163,6 +163,8 @@ class Experiment:
             )
         if torch.distributed.is_initialized():
             raise UsageError("it needs a run of one process")
+        if not self.task.automatic_optimization:
+            raise UsageError("the best step of a run with manual optimisation counts batches, not optimiser steps")
         self.datamodule.joins_validation = True
         kept = [name for name in ("nonfinite", "progress") if name not in self.disable]
         default = [DEFAULTS[name](**self.groups.get(name, {})) for name in kept]
