@@ -1,6 +1,7 @@
 import pytest
 
 from firstlight.data import Table
+from firstlight.data.files import read_table
 from firstlight.errors import UsageError
 
 
@@ -70,3 +71,12 @@ def test_table_is_the_same_however_it_was_saved(start, end, quote, space, last, 
     assert found.state_dict()["categories"] == {"c": ["u", "v"]}
     for mine, other in zip(found.tensors("test"), expected.tensors("test"), strict=True):
         assert mine.tolist() == other.tolist()
+
+
+def test_named_index_of_a_parquet_file_is_a_column(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": [1, 2], "b": [3, 4]})
+    frame.set_index("a").to_parquet(tmp_path / "a.parquet")
+    frame.iloc[::-1].to_parquet(tmp_path / "b.parquet")
+    assert read_table(str(tmp_path / "a.parquet")).header == ["a", "b"]
+    assert read_table(str(tmp_path / "b.parquet")).header == ["a", "b"]

@@ -115,6 +115,8 @@ def _read_parquet(content: bytes, path: str) -> Csv:
         import pandas  # Imported here: it takes half a second.
 
         frame = pandas.read_parquet(io.BytesIO(content))
+        if any(name is not None for name in frame.index.names):
+            frame = frame.reset_index()  # A CSV file has a named index as columns, too.
     except ImportError as error:
         raise UsageError(f"{path} is a Parquet file: pip install 'firstlight[parquet]' reads it") from error
     except Exception as error:  # What pyarrow raises for damaged files has many types.
