@@ -220,3 +220,32 @@ def test_suspicious_columns_are_told(tmp_path):
     write_csv(tmp_path / "customers.csv", [*HEADER[:-1], "outcome code", "status"], rows)
     output = new(tmp_path, "--data", "customers.csv", "--target", "status").stdout
     assert "look   column outcome code (1.000) alone predicts the target" in output
+
+
+@pytest.mark.parametrize("column", ["the  size", "the\nsize", "the 'size'\n\"in\" \\cm"])
+def test_columns_keep_the_spaces_and_line_breaks_of_their_names(column, tmp_path):
+    rows = [[["red", "blue"][index % 2], f"{index * 0.37:.2f}", ["a\a", "b"][index % 3 > 0]] for index in range(60)]
+    write_csv(tmp_path / "my  data.csv", [column, "other", "target"], rows)
+    new(tmp_path, "--data", "my  data.csv")
+    data = config(tmp_path)["data"]["init_args"]
+    assert data["categorical"] == [column]
+    assert data["path"] == "../my  data.csv"
+
+
+def test_dates_that_became_floats_are_dates(tmp_path):
+    rows = [["" if index % 9 == 0 else f"202401{10 + index % 20}.0", f"{index * 0.37:.2f}"] for index in range(60)]
+    write_csv(tmp_path / "visits.csv", ["day", "target"], rows)
+    new(tmp_path, "--data", "visits.csv")
+    assert config(tmp_path)["data"]["init_args"]["dates"] == ["day"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (np.zeros((0, 3)), "holds no sample"),
+        (np.ones((50, 3), int), "holds integers, which are tokens: if they are numbers, save X.astype('float32')"),
+    ],
+)
+def test_arrays_that_cannot_be_used_are_refused(inputs, message, tmp_path):
+    np.savez(tmp_path / "a.npz", X=inputs, y=np.arange(len(inputs)) % 2)
+    assert message in new(tmp_path, "--data", "a.npz", code=2).stderr

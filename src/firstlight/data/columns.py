@@ -82,8 +82,8 @@ def describe_column(name: str, values: Collection[str]) -> Column:
 def infer_kind(targets: Mapping[str, Collection[str]]) -> TargetKind:
     """Return what kind of target columns of a file are.
 
-    One column of two values is `"binary"`. Texts, and at most 10 different integers, are `"multiclass"`. Several
-    columns of 0 and 1 are `"multilabel"`. All other numbers are `"regression"`.
+    One column of two values is `"binary"`. Texts are `"multiclass"`, and so are at most 10 different integers, each in
+    5 rows on average. Several columns of 0 and 1 are `"multilabel"`. All other numbers are `"regression"`.
     """
     counts = [Counter(same(value) for value in values if not is_missing(value)) for values in targets.values()]
     if len(counts) > 1:

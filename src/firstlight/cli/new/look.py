@@ -158,7 +158,9 @@ def _table(
         "refit     the best steps are found on the validation rows; then all but the test rows are trained on"
     )
     if gaps:
-        look.chosen.append("missing   the mean of the training rows, and a feature that says that the value is missing")
+        look.chosen.append(
+            "missing   the median of the training rows, and a feature that says that the value is missing"
+        )
     if without:
         look.chosen.append(f"targets   {without:,} rows without a {target} are dropped")
     return look
@@ -182,7 +184,7 @@ def _text(
     seen: list[str],
 ) -> Look:
     lengths = sorted(len(value.encode()) for value in table[text])
-    seen.append(f"text {text}: {lengths[len(lengths) // 2]:,} bytes in the middle, {lengths[-1]:,} at most")
+    seen.append(f"text {text}: median {lengths[len(lengths) // 2]:,} bytes, at most {lengths[-1]:,}")
     seen.append(_described_target(target, "multiclass", counts))
     look = Look("text", seen)
     look.chosen.append(f"task      Classification: {target} has {len(counts):,} classes")
@@ -222,7 +224,7 @@ def _look_at_images(path: Path) -> Look:
     seen = [f"{path.name}: {len(images):,} images in {len(counts):,} folders of classes"]
     grey = sum(each.is_grey for each in headers)
     colours = "grey" if grey == len(headers) else "in colour" if not grey else "grey and in colour"
-    seen.append(f"shorter side {sides[0]} to {sides[-1]} pixels, {sides[len(sides) // 2]} in the middle, {colours}")
+    seen.append(f"shorter side {sides[0]} to {sides[-1]} pixels, median {sides[len(sides) // 2]}, {colours}")
     if ignored:
         seen.append(f"left out: {len(ignored):,} files that are no images or have no class, like {ignored[0]}")
     seen.append(_described_target("class", "multiclass", counts))
@@ -261,11 +263,14 @@ def _look_at_arrays(path: Path) -> Look:
         raise UsageError(f"{path} holds one array: write inputs and targets into one .npz, numpy.savez(PATH, X=, y=)")
     samples = Arrays(str(path), in_memory=False).load()
     inputs, targets, names = samples.inputs, samples.targets, samples.class_names
+    if not len(inputs):
+        raise UsageError(f"{path} holds no sample")
     if targets is None:
         raise UsageError(f"{path} holds no targets: name them y, targets or labels")
     if inputs.dtype.kind == "i":
         raise UsageError(
-            f"{path} holds tokens: see firstlight.data.Tensors and --model.help for the tasks that take them"
+            f"{path} holds integers, which are tokens: if they are numbers, save X.astype('float32'); for tokens, "
+            "write a configuration with firstlight.data.Arrays, see docs/data.md"
         )
     shape = " x ".join(map(str, inputs.shape[1:]))
     seen = [f"{path.name}: {len(inputs):,} samples of {shape}, {inputs.dtype}"]

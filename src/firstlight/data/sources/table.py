@@ -55,7 +55,8 @@ class Table(DataModule):
         split: Name of a column that holds `train`, `val` or `test` for each row; None: the rows are split at random.
         dates: Names of the input columns that hold dates.
         ignore: Names of columns to leave out.
-        scale: `"standard"`: numbers get mean 0 and standard deviation 1. `"quantile"`: they become standard normal.
+        scale: `"standard"`: numbers get mean 0 and standard deviation 1. `"quantile"`: they become standard normal, and
+            `missing="mean"` fills in the median.
         min_frequency: Training rows from which a category has a feature of its own, at least 1. Rarer ones share one.
         max_categories: How many categories of a column have a feature of their own at most; the most frequent ones do.
             None: all.
