@@ -193,7 +193,7 @@ class Table(DataModule):
     def sizes(self) -> dict[str, Any]:
         """Return what the data determine, see `DataModule.sizes`; also `kind` and `numeric_features`."""
         sizes = super().sizes()
-        return {**sizes, "kind": self.kind, "numeric_features": self._encoder.numeric_features}
+        return {**sizes, "kind": self.kind, "numeric_features": self.encoder().numeric_features}
 
     def _split_by(self, table: dict[str, NDArray[Any]], lines: list[int]) -> SplitBy | None:
         """Return the column that decides the split, if there is one."""
@@ -256,8 +256,8 @@ class Table(DataModule):
                         raise UsageError(f"{found}: leave {name} out, or name it in categorical")
 
     def _warn_unknown(self, name: str, known: list[str], reason: str) -> None:
-        known = [*map(same, known)]
-        unknown = [category for category in self._categories[name] if same(category) not in known]
+        names = {*map(same, known)}
+        unknown = [category for category in self._categories[name] if same(category) not in names]
         if unknown:
             listed = ", ".join(unknown[:_MAX_LISTED]) + ", ..." * (len(unknown) > _MAX_LISTED)
             encoded = "zeros" if self.min_frequency == 1 and self.max_categories is None else "rare ones"
@@ -288,14 +288,12 @@ class Table(DataModule):
         kinds: list[Kind] = [self._kind(name) for name in self._columns]
         rows = self._with_indices(inputs, categories)
         sizes = [len(categories[name]) for name in self._columns if name in categories]
-        self._encoder = TableEncoder.fit(rows, kinds, sizes, others, self.scale, self.indicators)
-        return {"categories": categories, "date_formats": self._date_formats, "encoder": self._encoder.state}
+        encoder = TableEncoder.fit(rows, kinds, sizes, others, self.scale, self.indicators)
+        return {"categories": categories, "date_formats": self._date_formats, "encoder": encoder.state}
 
     def transform(self, inputs: Tensor) -> Tensor:
         """Return inputs `(N, C)` as features `(N, F)`."""
-        if "encoder" in self.fitted:
-            self._encoder = self.encoder()
-        features: Tensor = self._encoder(self.numbers(inputs))
+        features: Tensor = self.encoder()(self.numbers(inputs))
         return features
 
     def encoder(self) -> TableEncoder:
