@@ -234,6 +234,11 @@ def test_a_model_card_tells_data_metrics_and_configuration(runs):
     assert "table.csv" not in card  # People share it, so it holds no path.
 
 
+def test_a_model_card_holds_test_metrics_of_its_own_checkpoint_only(runs):
+    file, _ = exported(runs("classes"), "safetensors", "--ckpt=last")
+    assert "test/accuracy" not in (file.parent / "model_card.md").read_text()
+
+
 def test_what_cannot_be_exported_is_told_in_one_line(runs, tmp_path):
     (tmp_path / "my_nets.py").write_text(
         "from firstlight.networks import MLP\nclass Branches(MLP):\n"

@@ -147,12 +147,13 @@ def _facts(experiment: Experiment, datamodule: DataModule, checkpoint: Path, lar
     if experiment.run_dir is not None:
         with suppress(UsageError):  # A run that was only fitted, or is not finished, has none.
             results = directory.read_results(experiment.run_dir)
+    tested = (experiment.run_dir or Path()) / str(results.get("checkpoint"))
     return {
         "name": experiment.experiment_dir.name,
         "data": type(datamodule).__name__,
         "splits": {str(split): len(rows) for split, rows in datamodule.indices.items() if len(rows)},
         "validation": read_checkpoint_metrics(checkpoint),
-        "test": results.get("metrics", {}),
+        "test": results.get("metrics", {}) if tested.resolve() == checkpoint.resolve() else {},
         "findings": results.get("findings", []),
         "config": yaml.safe_load(experiment.config),
         "largest": largest,
