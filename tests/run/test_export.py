@@ -213,7 +213,7 @@ def test_a_model_card_tells_data_metrics_and_configuration(runs):
         "name": "imbalance",
         "severity": "warn",
         "text": "few of class c",
-        "advice": "Weigh them.",
+        "advice": "weigh them",
         "evidence": {},
     }
     (run / "results.json").write_text(json.dumps({**results, "findings": [finding]}))
@@ -227,7 +227,7 @@ def test_a_model_card_tells_data_metrics_and_configuration(runs):
         "Classes, in the order of their indices: a, b, c.",
         "Table: 168 train, 36 val, 36 test samples.",
         f"test/accuracy {results['metrics']['test/accuracy']:.6g}",
-        "- warn: few of class c Weigh them.",
+        "- warn: few of class c: weigh them",
         "class_path: firstlight.networks.TabM",
     ):
         assert text in card

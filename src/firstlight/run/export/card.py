@@ -57,7 +57,8 @@ def model_card(description: Mapping[str, Any], form: Format, facts: Mapping[str,
     if facts["findings"]:
         lines += ["## Findings", ""]
         lines += [
-            f"- {each['severity']}: {each['text']} {each.get('advice', '')}".rstrip() for each in facts["findings"]
+            f"- {each['severity']}: {': '.join(filter(None, [each['text'], each.get('advice')]))}"
+            for each in facts["findings"]
         ]
         lines.append("")
     shown = _given(without_locations({name: facts["config"][name] for name in _SHOWN if name in facts["config"]}))
