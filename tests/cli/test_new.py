@@ -62,6 +62,7 @@ def test_table_is_described_and_every_choice_has_its_reason(table):
         "active (it has one value, yes)",
         "note (it has another text in each row, like note 0 about the customer)",
         "BinaryClassification: status has two classes, left and stayed",
+        "texts     note: not used; a network for texts needs a file of one such column and status",
     ):
         assert reason in output
     data = config(table)["data"]["init_args"]

@@ -96,7 +96,13 @@ def _look_at_table(path: Path, target: str | None) -> Look:
     if not used:
         reasons = "; ".join(f"{column.name}: {column.reason}" for column in columns)
         raise UsageError(f"{path} has no column to learn from ({reasons or 'only the target'})")
-    return _table(path, file, target, kind, split, columns, counts, seen)
+    look = _table(path, file, target, kind, split, columns, counts, seen)
+    unread = [column.name for column in texts if column.kind == "ignore"]
+    if unread and kind in ("binary", "multiclass"):
+        look.chosen.append(
+            f"texts     {_listed(unread)}: not used; a network for texts needs a file of one such column and {target}"
+        )
+    return look
 
 
 def _table(
