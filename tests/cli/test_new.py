@@ -146,6 +146,15 @@ def test_tests_of_the_written_package_pass(kind, tmp_path):
     assert not [name for name in sys.modules if name.startswith("churn")]
 
 
+def test_rows_without_a_text_are_dropped(tmp_path):
+    with (tmp_path / labelled_texts(tmp_path)).open("a") as file:
+        file.write(",animal\n")
+    output = new(tmp_path, "--data", "texts.csv", "--target", "kind").stdout
+    assert "missing   1 row without a text: dropped" in output
+    assert config(tmp_path)["data"]["init_args"]["missing"] == "drop"
+    called("check", "--config", "config.yaml", cwd=tmp_path / "churn")
+
+
 @pytest.mark.slow
 def test_pytest_passes_in_the_written_package(table):
     import subprocess

@@ -200,6 +200,10 @@ def _text(
         look.chosen.append(f"targets   {without:,} rows without a {target} are dropped")
     look.values = {"file": path.name, "text": text, "target": target, "rows": len(table[text]), "split": split}
     look.values["missing_targets"] = "drop" if without else "refuse"
+    empty = table[text].count("")
+    if empty:
+        look.chosen.append(f"missing   {empty:,} row{'s' * (empty != 1)} without a {text}: dropped")
+    look.values["missing"] = "drop" if empty else "refuse"
     look.values["split_reason"] = f"the column {split}" if split else "70 % train, 15 % val, 15 % test"
     look.values["task_reason"] = f"{len(counts):,} classes"
     return look
