@@ -155,6 +155,17 @@ def test_rows_without_a_text_are_dropped(tmp_path):
     called("check", "--config", "config.yaml", cwd=tmp_path / "churn")
 
 
+def test_missing_values_in_arrays_are_filled(tmp_path):
+    inputs = GENERATOR.normal(size=(150, 6))
+    targets = inputs[:, 0].copy()
+    inputs[3, 1] = np.nan
+    np.savez(tmp_path / "arrays.npz", X=inputs, y=targets)
+    output = new(tmp_path, "--data", "arrays.npz").stdout
+    assert "missing: a value in 0.7% of the samples" in output
+    assert config(tmp_path)["data"]["init_args"]["missing"] == "mean"
+    called("check", "--config", "config.yaml", cwd=tmp_path / "churn")
+
+
 @pytest.mark.slow
 def test_pytest_passes_in_the_written_package(table):
     import subprocess

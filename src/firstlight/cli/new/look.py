@@ -268,6 +268,7 @@ def _look_at_images(path: Path) -> Look:
 
 def _look_at_arrays(path: Path) -> Look:
     from firstlight.data.sources.arrays import Arrays  # It imports torch.
+    from firstlight.data.stored import Stored
 
     if path.suffix.lower() == ".npy":
         raise UsageError(f"{path} holds one array: write inputs and targets into one .npz, numpy.savez(PATH, X=, y=)")
@@ -293,13 +294,22 @@ def _look_at_arrays(path: Path) -> Look:
         seen.append(_described_target("class", kind, found))
     else:
         seen.append(f"targets: {'numbers' if kind == 'regression' else ', '.join(names[:_MAX_NAMED])}")
+    gaps = 0
+    if inputs.dtype.kind == "f":
+        parts = inputs.chunks() if isinstance(inputs, Stored) else [inputs]
+        gaps = sum(int(np.isnan(part.reshape(len(part), -1)).any(axis=1).sum()) for part in parts)
+    if gaps:
+        seen.append(f"missing: a value in {gaps / len(inputs):.1%} of the samples")
     task, loss = TASKS[kind]
     is_image = inputs.ndim == 4
     network, options = ("ConvNet", "widths: [32, 64, 128], dropout: 0.2") if is_image else ("TabM", "")
     look.chosen.append(f"task      {task}: " + (f"{len(names):,} classes" if names else "the targets are numbers"))
     look.chosen.append(f"network   {network}: the samples are {'images' if is_image else 'numbers'}")
     look.chosen.append("split     70 % train, 15 % val, 15 % test, drawn with a fixed seed")
+    if gaps:
+        look.chosen.append("missing   the mean of the training samples")
     look.values = {"file": path.name, "task": task, "loss": loss, "network_class": network, "network": options}
+    look.values["missing"] = "mean" if gaps else "refuse"
     look.values |= {"train": round(0.7 * len(inputs)), "is_image": is_image}
     return look
 
