@@ -165,4 +165,5 @@ def per_class(counts: Tensor) -> list[dict[str, Any]]:
 
 
 def _is_scored(targets: Tensor, ignore_index: int | None) -> Tensor:
-    return torch.ones_like(targets, dtype=torch.bool) if ignore_index is None else targets != ignore_index
+    """Return which targets count. A negative one is no class: the loss may ignore it without the task knowing."""
+    return targets >= 0 if ignore_index is None else (targets != ignore_index) & (targets >= 0)

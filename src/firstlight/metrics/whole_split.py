@@ -37,7 +37,7 @@ def auroc(scores: Tensor, labels: Tensor) -> Tensor:
     tensor(1., dtype=torch.float64)
     """
     columns = exact(scores.detach()).T.cpu().numpy()
-    is_positive = labels.T.cpu().numpy() != 0
+    is_positive = (labels != 0).T.cpu().numpy()
     areas = []
     # numpy sorts values alone, several times as fast as torch, which also sorts their positions.
     for values, ordered, selected in zip(columns, np.sort(columns), is_positive, strict=True):
