@@ -236,6 +236,14 @@ def test_notebook_of_the_written_package_runs(table):
     assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
 
 
+def test_numbers_in_a_notation_for_people_are_told(tmp_path):
+    rows = [[*row[:-1], f"{index % 9}%", f"{index},{100 + index}", row[-1]] for index, row in enumerate(customers())]
+    write_csv(tmp_path / "customers.csv", [*HEADER[:-1], "discount", "income", "status"], rows)
+    output = new(tmp_path, "--data", "customers.csv", "--target", "status").stdout
+    assert "discount counts as categories, because 0% is a percentage: write the number alone" in output
+    assert "income (0,100 is a number with a decimal comma: write a decimal point)" in output
+
+
 def test_suspicious_columns_are_told(tmp_path):
     rows = [[*row[:-1], row[-1] + "!", row[-1]] for row in customers()]
     write_csv(tmp_path / "customers.csv", [*HEADER[:-1], "outcome code", "status"], rows)

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -73,9 +73,7 @@ def describe_column(name: str, values: Collection[str]) -> Column:
     repeated = sum(count for count in counts.values() if count > 1)
     if len(counts) > 2 and repeated < _REPEATED * present:
         kind = "it has another text in each row" if is_all_different else f"free text, {len(counts):,} different values"
-        if means := notation(next(iter(counts))):
-            kind = f"{example} is {means.partition(':')[0]}"
-        return column("ignore", f"{kind}, like {example}" if not means else kind)
+        return column("ignore", number_for_people(counts) or f"{kind}, like {example}")
     return column("category", f"{len(counts):,} categories")
 
 
@@ -95,6 +93,16 @@ def infer_kind(targets: Mapping[str, Collection[str]]) -> TargetKind:
         return "multiclass"
     few = len(values) <= min(_MAX_CLASSES, values.total() / _ROWS_PER_CLASS)
     return "multiclass" if few and all(float(each).is_integer() for each in values) else "regression"
+
+
+def number_for_people(values: Iterable[str]) -> str:
+    """Return what the first value is that is a number, a date or an amount for people only, and what to write instead.
+
+    >>> number_for_people(["", "yes", "12%"]), number_for_people(["yes", "1.5"])
+    ('12% is a percentage: write the number alone', '')
+    """
+    found = ((value, notation(value)) for value in values)
+    return next((f"{value} is {means}" for value, means in found if means and not means.startswith("a word")), "")
 
 
 def likely_targets(table: Collection[str]) -> list[str]:

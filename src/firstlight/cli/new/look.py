@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from firstlight.data.cells import is_missing, same
-from firstlight.data.columns import Column, describe_column, infer_kind, is_number, likely_targets, shortened
+from firstlight.data.columns import (
+    Column,
+    describe_column,
+    infer_kind,
+    is_number,
+    likely_targets,
+    number_for_people,
+    shortened,
+)
 from firstlight.data.files import Csv, missing_column, read_bytes, read_table, read_text
 from firstlight.errors import UsageError
 
@@ -118,6 +126,9 @@ def _table(
     by_kind = {kind: [c for c in columns if c.kind == kind] for kind in ("number", "category", "date", "ignore")}
     names = {"number": "numbers", "category": "categories", "date": "dates", "ignore": "left out"}
     seen.append("; ".join(f"{len(found):,} {names[kind]}" for kind, found in by_kind.items() if found))
+    for c in by_kind["category"]:
+        if means := number_for_people(row[file.header.index(c.name)] for row in file.rows):
+            seen.append(f"{c.name} counts as categories, because {means}")
     gaps = sorted((c for c in columns if c.missing and c.kind != "ignore"), key=lambda c: -c.missing)
     if gaps:
         rows = len(file.rows)
