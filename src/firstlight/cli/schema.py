@@ -71,7 +71,7 @@ def completion_script(shell: str) -> str:
         UsageError: When the shell is unknown, or the package shtab is missing.
     """
     try:
-        import shtab  # type: ignore[import-not-found,unused-ignore]
+        import shtab
     except ImportError as error:
         raise UsageError("completion needs the package shtab: pip install 'firstlight[completion]'") from error
     if shell not in shtab.SUPPORTED_SHELLS:
