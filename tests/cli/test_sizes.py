@@ -103,3 +103,22 @@ def test_a_network_may_have_a_kind_of_its_own(tmp_path):
     (tmp_path / "mine.yaml").write_text(CONFIG)
     (tmp_path / "own_network.py").write_text(NETWORK)
     called("fit", "--config", "mine.yaml", "--model.network=own_network.Network", cwd=tmp_path)
+
+
+LABELLED_NETWORK = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, in_features: int, out_features: "int | None" = None, labels: list[str] | None = None) -> None:
+        assert labels is None
+        super().__init__(nn.Flatten(), nn.Linear(in_features, out_features))
+"""
+
+
+def test_an_argument_of_another_type_than_a_size_stays_as_it_is(tmp_path):
+    (tmp_path / "mine.yaml").write_text(CONFIG)
+    (tmp_path / "mine_sizes.py").write_text(LABELLED_NETWORK)
+    called("run", "--config", "mine.yaml", "--model.network=mine_sizes.Net", cwd=tmp_path)
+    network = yaml.safe_load((newest(tmp_path, "mine") / "config.yaml").read_text())["model"]["init_args"]["network"]
+    assert network["init_args"] == {"in_features": 64, "out_features": 10, "labels": None}

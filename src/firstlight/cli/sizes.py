@@ -1,7 +1,9 @@
 """Fill arguments that are left out and that the data determine, such as `in_features`."""
 
+import inspect
 from collections.abc import Iterator, Set
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, get_args
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule
@@ -44,8 +46,20 @@ def _find(config: Any, names: Set[str]) -> Iterator[tuple[Namespace, str]]:
     elif isinstance(config, dict):
         yield from _find([*config.values()], names)
     elif isinstance(config, Namespace):
+        init_args = config.get("init_args")
         for name, value in vars(config).items():
             if value is None and name in names:
                 yield config, name
+            elif value is init_args and init_args is not None:
+                yield from (hole for hole in _find(value, names) if hole[0] is not value or _fits(config, hole[1]))
             else:
                 yield from _find(value, names)
+
+
+def _fits(config: Namespace, name: str) -> bool:
+    """Return whether an argument of a class may be a size: `labels: list[str] | None` is something else."""
+    parameter = inspect.signature(resolve_name(config.class_path)).parameters.get(name)
+    if name in _OF_DATA or parameter is None or parameter.annotation is inspect.Parameter.empty:
+        return True
+    annotation = parameter.annotation
+    return "int" in annotation if isinstance(annotation, str) else annotation is int or int in get_args(annotation)
