@@ -1,5 +1,6 @@
 """When the disk for logs is full or fails, the logger warns and training continues."""
 
+import os
 import re
 
 import pytest
@@ -68,3 +69,10 @@ def test_an_incomplete_last_line_is_removed(tmp_path):
     logger.log_metrics({"loss": 0.125}, 1)
     logger.finalize("success")
     assert read(path) == [["step", "name", "value"], ["0", "loss", "0.25"], ["1", "loss", "0.125"]]
+
+
+def test_a_pipe_in_place_of_metrics_csv_does_not_hang(tmp_path, caplog):
+    os.mkfifo(tmp_path / "metrics.csv")
+    MetricsCSV(tmp_path / "metrics.csv").log_metrics({"train/loss": 0.5}, step=0)
+    (warning,) = caplog.messages
+    assert warning.endswith("metrics.csv: it is a pipe; logging there stops, training continues")

@@ -1,6 +1,7 @@
 """When the numbers of a run are logged, and where: TensorBoard, `metrics.csv` or memory."""
 
 import csv
+import errno
 import logging
 import os
 from argparse import Namespace
@@ -239,6 +240,8 @@ class MetricsCSV(_SurvivesDiskErrors, _NumbersOnly):
                 return
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                if self.path.is_fifo():  # To open it would wait for a reader.
+                    raise OSError(errno.EINVAL, "it is a pipe")
                 self._file = self.path.open("a", newline="", encoding="utf-8")
                 if not _drop_incomplete_line(self.path):
                     csv.writer(self._file).writerow(["step", "name", "value"])
