@@ -206,6 +206,7 @@ def test_nothing_is_overwritten(table):
 
 
 REFUSED = {
+    "target of a folder": (["--data", "folder.csv", "--target", "status"], "names a column of a table, but folder.csv"),
     "no target": (["--data", "customers.csv"], "which column of customers.csv is to be predicted? Give --target NAME"),
     "another target": (
         ["--data", "customers.csv", "--target", "stats"],
@@ -221,6 +222,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
 def test_wrong_use_is_refused_in_one_line(options, message, table):
+    (table / "folder.csv").mkdir()
     error = new(table, *options, code=2).stderr
     assert message in error and error.count("\n") == 1
     assert not (table / "churn").exists()

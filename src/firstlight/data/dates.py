@@ -7,6 +7,8 @@ from firstlight.data.cells import same
 from firstlight.errors import UsageError
 
 ISO = "ISO 8601"
+DATE_PARTS = 5
+"""Numbers that a date becomes, see `TableEncoder`."""
 _DAYS = (
     "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d.%m.%y", "%d/%m/%Y", "%m/%d/%Y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%Y",
     "%m-%d-%Y", "%d %b %Y", "%d-%b-%Y", "%d-%b-%y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%d%b%Y",

@@ -13,10 +13,11 @@ from sklearn.preprocessing import QuantileTransformer, StandardScaler
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
+from firstlight.data.dates import DATE_PARTS
+
 Kind = Literal["number", "date", "category"]
 Scale = Literal["standard", "quantile"]
 
-_DATE_PARTS = 5
 _DAY = 86_400
 _MAX_QUANTILES = 256
 _CENTRE = (
@@ -73,7 +74,7 @@ class TableEncoder(nn.Module):
         self._widths = [count + other for count, other in zip(categories, others, strict=True)]
         self._others = [*others]
         self._indicators = [*indicators]
-        self.numeric_features = len(self._columns["number"]) + _DATE_PARTS * len(self._columns["date"])
+        self.numeric_features = len(self._columns["number"]) + DATE_PARTS * len(self._columns["date"])
         self.register_buffer("mean", torch.zeros(self.numeric_features, dtype=torch.float64))
         self.register_buffer("std", torch.ones(self.numeric_features, dtype=torch.float64))
         self.register_buffer("quantiles", torch.zeros(self.numeric_features, quantiles, dtype=torch.float64))

@@ -19,6 +19,7 @@ from firstlight.data.columns import (
     number_for_people,
     shortened,
 )
+from firstlight.data.dates import DATE_PARTS
 from firstlight.data.files import Csv, missing_column, read_bytes, read_table, read_text
 from firstlight.errors import UsageError
 
@@ -67,7 +68,7 @@ def look_at(path: Path | None, target: str | None) -> Look:
     if not path.exists():
         raise UsageError(f"there is no {path}")
     suffix = path.suffix.lower()
-    is_table = suffix in _TABLES or (target is not None and path.is_file() and suffix not in _ARRAYS)
+    is_table = path.is_file() and (suffix in _TABLES or (target is not None and suffix not in _ARRAYS))
     if target and not is_table:
         raise UsageError(f"--target {target} names a column of a table, but {path} is none")
     if path.is_dir():
@@ -153,7 +154,7 @@ def _table(
         "categorical": [c.name for c in by_kind["category"]],
         "dates": [c.name for c in by_kind["date"]],
         "ignore": [c.name for c in by_kind["ignore"]],
-        "numbers": len(by_kind["number"]) + 5 * len(by_kind["date"]),
+        "numbers": len(by_kind["number"]) + DATE_PARTS * len(by_kind["date"]),
         "has_gaps": bool(gaps),
         "drop_targets": bool(without),
         "rows": rows,

@@ -325,7 +325,7 @@ class Table(DataModule):
         return "category" if name in self.categorical else "date" if name in self.dates else "number"
 
     def _with_indices(self, inputs: Tensor, categories: dict[str, list[str]]) -> Tensor:
-        """Return inputs `(N, C)` with the index of each category among the fitted ones, -1 if it is none of them."""
+        """Return inputs `(N, C)` with the index of each category among the fitted ones, -1 for an unknown one."""
         inputs = inputs.clone()
         for name, known in categories.items():
             indices = {same(category): index for index, category in enumerate(known)}
