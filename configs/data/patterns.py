@@ -1,4 +1,4 @@
-"""Write the folder `patterns` next to this file: 120 small pictures of dots, rings and stripes.
+"""Write the folder `patterns` next to this file: 300 small pictures of dots, rings and stripes.
 
 Size, colours, place, angle and width are random; every sixth picture is grey. The seed is fixed, so a run with the same
 version of Pillow writes the same bytes.
@@ -16,8 +16,8 @@ def main() -> None:
     for name in ("dots", "rings", "stripes"):
         folder = Path(__file__).with_suffix("") / name
         folder.mkdir(parents=True, exist_ok=True)
-        for index in range(40):
-            width, height = draw.randint(48, 80), draw.randint(48, 80)
+        for index in range(100):
+            width, height = draw.randint(40, 64), draw.randint(40, 64)
             back, front = (tuple(draw.randrange(low, low + 128) for _ in range(3)) for low in draw.sample([0, 128], 2))
             picture = Image.new("RGB", (128, 128), back)
             pen = ImageDraw.Draw(picture)
