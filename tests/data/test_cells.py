@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from firstlight.data.cells import MISSING, codes, distinct, is_missing, notation, same
+from firstlight.data.cells import MISSING, codes, distinct, is_missing, notation, same, warn_doubtful
 
 NOTATIONS = {
     "a date": "2024-01-31 31/01/2024 1.2.24 2024/1/3 2024-01-31T10:00:00Z 2024-01 Jan-2024 31-Jan-2024".split(),
@@ -62,3 +62,9 @@ def test_spelling_of_a_file_is_kept_where_it_is_the_only_one():
 
 def test_integers_beyond_float64_stay_different_names():
     assert same(str(2**53)) != same(str(2**53 + 1))
+
+
+def test_names_that_look_alike_have_one_line_for_a_column(caplog):
+    warn_doubtful([each + letter for letter in "abcdefg" for each in "xX"], "a.csv: column b")
+    pairs = ", ".join(f"x{letter} and X{letter}" for letter in "abcde")
+    assert caplog.messages == [f"a.csv: column b has {pairs}, and 2 more pairs, which count as different values"]

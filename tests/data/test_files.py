@@ -1,6 +1,7 @@
 import pytest
 
 from firstlight.data import Table
+from firstlight.data.columns import describe_column
 from firstlight.data.files import read_table
 from firstlight.errors import UsageError
 
@@ -8,7 +9,7 @@ from firstlight.errors import UsageError
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a,b\n1,\xff\n", r"data\.csv is not UTF-8: line 2 has the byte 0xff"),
+        (b"a,b\n1,\xff\n", r"data\.csv is not UTF-8: line 2 has the byte 0xff; convert it, for example: iconv"),
         (b'a,b\n1,"2\n', r"data\.csv is not a CSV file: line 2"),
         (b"a,b\n1,2\n3,4\0\n", r"data\.csv is not a CSV file: line 3 has the byte 0x00"),
         ("a,b\n1,2\n".encode("utf-16"), r"data\.csv is text in UTF-16: it must be a CSV file in UTF-8"),
@@ -80,3 +81,16 @@ def test_named_index_of_a_parquet_file_is_a_column(tmp_path):
     frame.iloc[::-1].to_parquet(tmp_path / "b.parquet")
     assert read_table(str(tmp_path / "a.parquet")).header == ["a", "b"]
     assert read_table(str(tmp_path / "b.parquet")).header == ["a", "b"]
+
+
+def test_large_floats_of_parquet_are_those_of_csv(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    numbers = [1e14, 999_999_999_999_999.0, 1e15, 1e16, 1.5e300, -1e17, 3.0, 0.5]
+    frame = pandas.DataFrame({"a": numbers})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_parquet(tmp_path / "a.parquet")
+    rows = [read_table(str(tmp_path / name)).rows for name in ("a.csv", "a.parquet")]
+    assert [float(row[0]) for row in rows[0]] == [float(row[0]) for row in rows[1]] == numbers
+    kinds = [describe_column("a", [row[0] for row in each]).kind for each in rows]
+    large = [describe_column("a", [row[0] for row in each if abs(float(row[0])) > 9e15]).kind for each in rows]
+    assert kinds == large == ["number", "number"]

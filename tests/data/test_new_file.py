@@ -22,6 +22,7 @@ data:
   class_path: firstlight.data.Table
   init_args: {path: PATH, target: age group, kind: multiclass, columns: [age, city], categorical: [city]}
 trainer: {max_epochs: 10, log_every_n_steps: 1, enable_progress_bar: false}
+report: false
 """
 
 

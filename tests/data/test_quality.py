@@ -1,3 +1,4 @@
+import csv
 import math
 
 import numpy as np
@@ -47,24 +48,32 @@ def test_column_that_predicts_the_class_alone_is_told():
     targets = np.arange(ROWS) % 3
     leak = draw().permutation(3)[targets] + draw().normal(0, 0.02, ROWS)
     data = Arrays(np.stack([draw(1).normal(size=ROWS), leak], 1), targets, ["x", "y", "z"], columns=["a", "paid", "t"])
-    finding = found(data)["leak"]
-    assert finding.severity == "high"
+    finding = found(data)["leakage"]
+    assert finding.severity == "fault"
     assert finding.evidence == {"paid": 1.0}
     assert str(finding) == (
         "column paid (1.000) alone predicts the target (balanced accuracy of a small tree): make sure that it is known "
-        "before the target, or leave it out with ignore=[paid]"
+        "before the target, or leave it out"
     )
+
+
+def test_leak_of_few_samples_may_be_an_accident():
+    targets = np.arange(60) % 3
+    data = Arrays(
+        np.stack([draw(1).normal(size=60), targets * 3.0], 1), targets, ["x", "y", "z"], columns=["a", "b", "t"]
+    )
+    assert found(data)["leakage"].severity == "info"
 
 
 def test_column_that_is_missing_only_for_one_class_is_a_leak():
     targets = np.arange(ROWS) % 2
     leak = np.where(targets == 0, np.nan, draw().normal(size=ROWS))
-    assert [*found(table({"end": leak}, targets=targets, options={"missing": "mean"}))["leak"].evidence] == ["end"]
+    assert [*found(table({"end": leak}, targets=targets, options={"missing": "mean"}))["leakage"].evidence] == ["end"]
 
 
 def test_leak_of_numbers_and_of_categories_in_any_order_is_told():
     targets = draw(9).normal(size=ROWS)
-    assert [*found(table({"copy": targets * 3 + 7}, classes=False, targets=targets))["leak"].evidence] == ["copy"]
+    assert [*found(table({"copy": targets * 3 + 7}, classes=False, targets=targets))["leakage"].evidence] == ["copy"]
     codes = draw().integers(0, 100, 5 * ROWS)
     labels = draw(1).permutation(np.arange(100) % 2)[codes]
     data = table(
@@ -73,7 +82,7 @@ def test_leak_of_numbers_and_of_categories_in_any_order_is_told():
         targets=labels,
         categories={"code": [f"c{code}" for code in range(100)]},
     )
-    assert [*found(data)["leak"].evidence] == ["code"]
+    assert [*found(data)["leakage"].evidence] == ["code"]
 
 
 def test_strong_but_honest_column_is_no_leak():
@@ -86,7 +95,7 @@ def test_strong_but_honest_column_is_no_leak():
         for column in range(4)
     ]
     assert 0.9 < max(scores) < 0.98
-    assert "leak" not in found(Arrays(iris.data, iris.target, ["a", "b", "c"], columns=names))
+    assert "leakage" not in found(Arrays(iris.data, iris.target, ["a", "b", "c"], columns=names))
 
 
 def test_copies_across_splits_are_counted_with_an_example():
@@ -94,8 +103,8 @@ def test_copies_across_splits_are_counted_with_an_example():
     inputs[250:256] = inputs[:6]
     targets = np.arange(300) % 2
     targets[250:256] = targets[:6]
-    finding = found(Arrays(inputs, targets, ["a", "b"], split=marked(200, 50, 50)))["copies"]
-    assert finding.severity == "high"
+    finding = found(Arrays(inputs, targets, ["a", "b"], split=marked(200, 50, 50)))["duplicate_samples"]
+    assert finding.severity == "fault"
     assert finding.evidence == {"samples": 6, "share": 0.12}
     assert finding.text == (
         "6 of 50 test samples (12.0%) are in the training split, too, for example row 0 and row 250"
@@ -106,7 +115,7 @@ def test_copies_are_found_in_images_and_texts():
     for dtype, shape in ((np.uint8, (300, 1, 8, 8)), (np.int16, (300, 20))):
         inputs = draw().integers(1, 200, shape).astype(dtype)
         inputs[299] = inputs[0]
-        finding = found(Arrays(inputs, np.arange(300) % 2, ["a", "b"], split=marked(200, 50, 50)))["copies"]
+        finding = found(Arrays(inputs, np.arange(300) % 2, ["a", "b"], split=marked(200, 50, 50)))["duplicate_samples"]
         assert finding.evidence == {"samples": 1, "share": 0.02}
 
 
@@ -120,7 +129,7 @@ def test_constant_and_equal_columns_are_told_once_each():
     findings = found(table({"a": a, "d": a, "e": np.full(ROWS, 3.0), "f": np.full(ROWS, 3.0)}))
     assert findings["constant"].text == "columns e (3), f (3) have one value in all rows"
     assert findings["duplicate"].text == "column d (a) has the values of another one in all rows"
-    assert {finding.severity for finding in findings.values()} == {"low"}
+    assert {finding.severity for finding in findings.values()} == {"info"}
 
 
 def test_category_with_renamed_values_is_a_duplicate():
@@ -140,21 +149,21 @@ def test_integers_that_are_all_different_identify_rows_only_if_the_name_says_so(
 
 def test_majority_of_80_percent_is_told():
     targets = (np.arange(ROWS) % 10 < 2).astype(int)
-    finding = found(table(targets=targets))["imbalance"]
+    finding = found(table(targets=targets))["class_imbalance"]
     assert str(finding) == (
         "80.0% of the samples have the class no: an accuracy of 0.800 needs no learning, so read balanced accuracy, F1 "
         "or AUROC"
     )
-    assert "imbalance" not in found(table(targets=(np.arange(ROWS) % 10 < 3).astype(int)))
+    assert "class_imbalance" not in found(table(targets=(np.arange(ROWS) % 10 < 3).astype(int)))
 
 
 def test_classes_with_few_samples_are_told_with_their_numbers():
     targets = np.r_[np.arange(ROWS - 10) % 2, np.full(10, 2)]
     data = Arrays(draw().normal(size=(ROWS, 2)), targets, ["a", "b", "rare"])
-    finding = found(data)["few samples"]
+    finding = found(data)["few_samples"]
     counts = [int((data.dataset(split).targets == 2).sum()) for split in ("train", "val", "test")]
     assert finding.text == "class rare ({} train, {} val, {} test) has few samples".format(*counts)
-    assert finding.severity == "medium"
+    assert counts[0] >= 5 and finding.severity == "info"
     assert finding.evidence == {"rare": min(counts)}
 
 
@@ -193,7 +202,7 @@ def test_random_splits_of_many_columns_show_no_drift():
 def test_value_in_another_unit_is_out_of_range():
     values = draw().normal(1.7, 0.1, ROWS)
     values[-1] = 178.0
-    finding = found(table({"height": values}, split=marked(400, 100, 100)))["out of range"]
+    finding = found(table({"height": values}, split=marked(400, 100, 100)))["out_of_range"]
     assert finding.text.startswith("column height (178 in test, training 1.")
     assert not found(table({"height": draw().standard_t(3, ROWS)}, split=marked(400, 100, 100)))
 
@@ -201,7 +210,7 @@ def test_value_in_another_unit_is_out_of_range():
 def test_brightness_that_tells_the_class_is_told():
     labels = np.arange(200) % 2
     images = draw().integers(0, 100, (200, 1, 6, 6), np.uint8) + (labels * 100).astype(np.uint8)[:, None, None, None]
-    finding = found(Arrays(images, labels, ["day", "night"]))["leak"]
+    finding = found(Arrays(images, labels, ["day", "night"]))["leakage"]
     assert [*finding.evidence] == ["brightness"]
     assert finding.advice.endswith("or collect the samples of all classes in the same way")
 
@@ -240,7 +249,22 @@ def test_findings_before_a_split_need_no_split(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("\n".join([*lines, lines[1]]) + "\n")
     findings = {finding.name: finding for finding in Table(str(path), "y").findings_before_split()}
-    assert findings["few samples"].text == "class rare (1 train) has few samples"
-    assert findings["copies"].text.startswith(
+    assert findings["few_samples"].text == "class rare (1 train) has few samples"
+    assert findings["duplicate_samples"].text.startswith(
         "1 of 61 samples (1.6%) is copies of another one, for example line 2 and line 62"
     )
+
+
+@pytest.mark.parametrize("has_ignore", [True, False])
+def test_advice_names_options_that_the_data_take(has_ignore, tmp_path):
+    rows = [[1, 20240101 + row % 28, row, row % 7, row % 7, row % 2] for row in range(60)]
+    header = ["one", "day", "number", "week", "again", "target"]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    values = np.array(rows, float)
+    arrays = Arrays(values[:, :-1], values[:, -1].astype(int), ["a", "b"], columns=header)
+    told = found(Table(str(tmp_path / "a.csv"), "target") if has_ignore else arrays)
+    left_out = {"constant": "one", "identifier": "number", "duplicate": "again"}
+    advice = {name: told[name].advice for name in left_out}
+    assert advice == {name: "leave it out" + f" with ignore=[{left_out[name]}]" * has_ignore for name in left_out}
+    assert ("dates=[day]" in told["dates"].advice) == has_ignore

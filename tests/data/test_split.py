@@ -110,7 +110,7 @@ def test_class_that_is_not_in_a_marked_training_split_is_refused(axes):
 @pytest.mark.parametrize("axes", [1, 2])
 def test_class_that_is_not_in_a_marked_val_or_test_split_is_a_finding(absent, axes):
     labels = np.where(MARKED == absent, 0, np.arange(100) % 2).reshape(-1, *[1] * (axes - 1))
-    told = [str(each) for each in labelled(labels, MARKED).findings() if each.name == "absent class"]
+    told = [str(each) for each in labelled(labels, MARKED).findings() if each.name == "absent_class"]
     assert told == [f"class 1 has no sample in the {absent} split: metrics leave it out or are undefined there"]
 
 
@@ -151,7 +151,7 @@ def test_each_split_has_each_class_or_the_data_is_refused(seed):
 def test_label_of_several_must_be_in_training_and_is_a_finding_elsewhere():
     labels = np.ones((100, 3), int)
     labels[MARKED == "test", 2] = 0
-    told = [each.text for each in labelled(labels, MARKED, columns=3).findings() if each.name == "absent class"]
+    told = [each.text for each in labelled(labels, MARKED, columns=3).findings() if each.name == "absent_class"]
     assert told == ["class 2 has no sample in the test split"]
     labels[MARKED == "train", 1] = 0
     with pytest.raises(UsageError, match="class 1 has no sample in the train split"):

@@ -96,7 +96,7 @@ def test_time_that_is_named_in_dates_is_an_input_too(tmp_path):
             ["1"] * 200 + ["2"] * 200,
             "the test split would have 200 rows in place of 60, because rows of one time",
         ),
-        (None, ["2024-01-01", "x"] * 200, "column day: x is no date"),
+        (None, ["2024-01-01", "x"] * 200, "column day: x is not a date"),
     ],
 )
 def test_split_that_is_impossible_is_refused_in_one_line(groups, times, message, tmp_path):

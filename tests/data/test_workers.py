@@ -28,7 +28,12 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("method", "case", "code"), [("fork", "alive", 0), ("forkserver", "killed", -9), ("forkserver", "all", 0)]
+    ("method", "case", "code"),
+    [
+        ("forkserver", "killed", -9),
+        pytest.param("fork", "alive", 0, marks=pytest.mark.slow),
+        pytest.param("forkserver", "all", 0, marks=pytest.mark.slow),
+    ],
 )
 def test_workers_obey_and_end_with_their_own_process_only(method, case, code, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)

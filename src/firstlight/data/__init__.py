@@ -1,5 +1,6 @@
 """Data modules: load, clean, split, fit, scale, batch."""
 
+from firstlight.data.augment import RandomShift
 from firstlight.data.base import DataModule
 from firstlight.data.samples import Samples
 from firstlight.data.sources.arrays import Arrays
@@ -24,6 +25,7 @@ __all__ = [
     "ImageFolder",
     "LabelledText",
     "PythonDocs",
+    "RandomShift",
     "Samples",
     "Table",
     "Tensors",

@@ -6,6 +6,7 @@ Shapes: `N` samples of a split, `B` batch; `...` shape of one sample.
 import copy
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -19,7 +20,6 @@ from torch.utils.data import DataLoader
 
 from firstlight.checkpoints.hyperparameters import keep_hyperparameters
 from firstlight.checkpoints.trust import SafeLoading
-from firstlight.compat import refuse_other_trainer
 from firstlight.data import quality
 from firstlight.data.clean import Missing, MissingTargets, clean
 from firstlight.data.files import digest_of
@@ -30,10 +30,11 @@ from firstlight.data.quality.finding import Finding
 from firstlight.data.raw import samples_like
 from firstlight.data.samples import SPLITS, Batch, Samples, Split, StoredBatches, TensorBatches
 from firstlight.data.scale import Preparation, Scaler, statistics
-from firstlight.data.split import Indices, split
+from firstlight.data.shown import show
+from firstlight.data.split import split
 from firstlight.data.split_by import describe
-from firstlight.data.stored import Stored
-from firstlight.errors import UsageError, about, check_range
+from firstlight.data.stored import Indices, Stored
+from firstlight.errors import UsageError, about, check_range, refuse_other_trainer
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +55,15 @@ class _StoredNumbers:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         return self._scaler(inputs.double()).float().nan_to_num_(0.0)
+
+
+_OF_A_FIT = frozenset(
+    {
+        *("batch_size", "batch_size_is", "num_workers", "on_device", "augment", "trainer"),
+        *("resume_exactly", "joins_validation", "_train_loader", "_loader_state", "_is_warned"),
+    }
+)
+"""Attributes of a data module that belong to one fit, and not to the samples."""
 
 
 class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  # load_from_checkpoint takes fewer arguments
@@ -80,7 +90,10 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         on_device: Whether the samples are kept in the memory of the training device, which needs `num_workers=0` and
             saves the transfer of each batch. None: on a CUDA device, if the split needs at most 1/8 of its free memory.
         augment: Augmentations of training images, applied in this order on the device. Each takes and returns float32
-            `(B, C, H, W)` in [0, 1], for example `kornia.augmentation.RandomRotation`.
+            `(B, C, H, W)` in [0, 1], for example `RandomShift` or `kornia.augmentation.RandomRotation`.
+        folds: Number of folds of a cross-validation, at least 2. They share the test split, and divide all other
+            samples: each is the validation sample of one fold. `val_fraction` is ignored. None: no folds.
+        fold: Fold whose samples are for validation, from 0 to `folds - 1`. It must be given with `folds`.
 
     Raises:
         UsageError: If an argument is out of range.
@@ -88,6 +101,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
 
     dataset_class: ClassVar[type[TensorBatches]] = TensorBatches
     in_memory: bool | None = None
+    tokens_are_bytes: ClassVar[bool] = False
+    """True if a token is a byte of a text plus one, and 0 is padding."""
     trainer: Any = _RefusesOtherTrainer()
 
     def __init__(
@@ -102,6 +117,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         batch_size_is: BatchSizeIs = "per_process",
         on_device: bool | None = None,
         missing_targets: MissingTargets = "refuse",
+        folds: int | None = None,
+        fold: int | None = None,
     ) -> None:
         super().__init__()
         keep_hyperparameters(self, {"inputs", "targets"}, augment=augment)
@@ -115,11 +132,18 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         if val_fraction + test_fraction >= 1:
             given = f"{name} was given val_fraction={val_fraction} and test_fraction={test_fraction}"
             raise UsageError(f"{given}: their sum must be below 1")
+        if (folds is None) != (fold is None):
+            raise UsageError(f"{name} was given folds={folds} and fold={fold}: give both, or none of them")
+        if folds is not None and fold is not None:
+            check_range(name, "[2, inf)", folds=folds)
+            check_range(f"{name} with folds={folds}", f"[0, {folds})", fold=fold)
         self.batch_size = batch_size
         self.batch_size_is: BatchSizeIs = batch_size_is
         self.split_seed = split_seed
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
+        self.folds = folds
+        self.fold = fold
         self.missing: Missing = missing
         self.missing_targets: MissingTargets = missing_targets
         self.num_workers = num_workers
@@ -145,7 +169,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         """Return raw inputs of a program as `load` returns those of its source; `fitted` is that of a checkpoint.
 
         Here `raw` is an array or tensor `(N, ...)` like the inputs that `load` returns, or a DataFrame or a list of
-        dicts with their columns. It is no path: `prepare` gives paths to `load`.
+        dicts with their columns. It is never a path: `prepare` gives paths to `load`.
 
         Raises:
             UsageError: If type or shape of the inputs differ from those of the training data.
@@ -172,6 +196,17 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         if stage in (None, "fit") and not self.indices:
             self._prepare()
 
+    def share(self, other: "DataModule") -> None:
+        """Take the samples that another module with the same options has loaded, cleaned, split and fitted.
+
+        The options of batches may differ: `batch_size`, `batch_size_is`, `num_workers`, `on_device` and `augment`.
+        """
+        other.setup("fit")
+        for name, value in vars(other).items():
+            if name not in _OF_A_FIT and "hparams" not in name:
+                setattr(self, name, value)
+        self.fitted = dict(other.fitted)
+
     @property
     def class_names(self) -> list[str]:
         """Name of each class; empty for targets that are not classes, and before `setup`."""
@@ -180,10 +215,10 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
     def sizes(self) -> dict[str, Any]:
         """Return the arguments of networks and tasks that the data determine, by name.
 
-        `in_features`: the values of a sample; `numeric_features`: how many
-        of them, which come first, are numbers; `in_channels` of images; `out_features`: the numbers that a network
-        returns for a sample, one for each class, label or target, and one for two classes with targets `(N, 1)`;
-        `classes` or `labels`. The command line fills arguments of these names that are left out.
+        They are `in_features`, the values of a sample; `numeric_features`, how many of them, which come first, are
+        numbers; `in_channels` of images; `classes` or `labels`; and `out_features`, the numbers that a network returns
+        for a sample: one for each class, label or target, and one for two classes with targets `(N, 1)`. The command
+        line fills arguments of these names that are left out.
         """
         inputs, targets = self.on_after_batch_transfer(self.dataset("train")[[0]], 0)
         found = {"in_features": inputs[0].numel()}
@@ -198,11 +233,23 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             found["out_features"] = targets.shape[1]
         return {**found, "labels": count} if count > 1 and targets.shape[1] > 1 else found
 
+    @property
+    def cleaned_samples(self) -> Samples:
+        """The cleaned samples of all splits, before they are scaled; `indices` says which belong to which split."""
+        if not self.indices:
+            self._prepare()
+        assert self._samples is not None
+        return self._samples
+
     def names(self, split: Split) -> list[str]:
         """Return the name of each sample of a split, for example the path of its file; empty if samples have none."""
-        rows = self.rows(split)
-        assert self._samples is not None
-        return [self._samples.names[row] for row in rows] if self._samples.names else []
+        rows, names = self.rows(split), self.cleaned_samples.names
+        return [names[row] for row in rows] if names else []
+
+    def show(self, split: Split, positions: Sequence[int]) -> list[dict[str, Any]]:
+        """Return samples at positions of a split as people see them: see `firstlight.data.shown.show`."""
+        samples, rows = self.cleaned_samples, self._indices(split)
+        return [show(samples, int(rows[position]), self.tokens_are_bytes) for position in positions]
 
     @property
     def split_note(self) -> str:
@@ -211,18 +258,17 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
 
     def findings(self) -> list[Finding]:
         """Return what looks wrong in the data, the most severe first; nothing if no sample is for training."""
-        if not self.indices:
-            self._prepare()
+        samples = self.cleaned_samples
         if self._findings is None:
-            assert self._samples is not None
             has_train = len(self.indices["train"]) > 0
-            self._findings = quality.find(self._samples, self._rows, self.indices, self.dropped) if has_train else []
+            found = (samples, self._rows, self.indices, self.dropped, self.hparams)
+            self._findings = quality.find(*found) if has_train else []
         return self._findings
 
     def findings_before_split(self) -> list[Finding]:
         """Return what looks wrong in the data when no split exists, and maybe none can be made."""
         samples, rows = self._load()
-        return quality.find(samples, rows, {"train": np.arange(len(rows))}, self.dropped)
+        return quality.find(samples, rows, {"train": np.arange(len(rows))}, self.dropped, self.hparams)
 
     def rows(self, split: Split) -> Indices:
         """Return for each sample of a split its row in the loaded data, before rows were dropped."""
@@ -240,10 +286,7 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
 
         Targets that are numbers are float64. Loaders make them float32, unless the module has `exact_targets = True`.
         """
-        if not self.indices:
-            self._prepare()
-        samples, rows = self._samples, torch.from_numpy(self._indices(split))
-        assert samples is not None and samples.targets is not None
+        samples, rows = self.cleaned_samples, torch.from_numpy(self._indices(split))
         if not len(rows):
             raise UsageError(
                 f"{self._source} has no {split} split: it is not the data that the checkpoint was trained on, so all "
@@ -301,10 +344,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
 
     def raw_numbers(self, split: Split, positions: Indices) -> Tensor:
         """Return samples at positions of `dataset(split)` as `preparation` takes them."""
-        if not self.indices:
-            self._prepare()
-        assert self._samples is not None
-        return self.numbers(torch.from_numpy(self._samples.inputs[self._indices(split)[positions]]))
+        inputs = self.cleaned_samples.inputs
+        return self.numbers(torch.from_numpy(inputs[self._indices(split)[positions]]))
 
     def _dataset(self, samples: Samples, rows: Tensor) -> TensorBatches:
         assert samples.targets is not None
@@ -409,7 +450,14 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             raise UsageError(samples.missing_reason or f"{self._source} has no targets to train on")
         else:
             with about(self._source):
-                self.indices = split(samples, self._rows, self.val_fraction, self.test_fraction, self.split_seed)
+                self.indices = split(
+                    samples,
+                    self._rows,
+                    self.val_fraction,
+                    self.test_fraction,
+                    self.split_seed,
+                    None if self.folds is None or self.fold is None else (self.fold, self.folds),
+                )
         if self.fitted:
             first = torch.from_numpy(samples.inputs[:1])
             check_compatible(self.fitted, samples, self._source, lambda: self.transform(first), self._split_digest)

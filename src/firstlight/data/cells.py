@@ -19,24 +19,30 @@ MISSING = frozenset(
 )
 """Texts that mean a missing value, in numbers, categories and labels; spaces and quotes around them do not count."""
 
+_MAX_ALIKE = 5
+"""Pairs of names that look alike, of a column, that a line names."""
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff"))
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 _AFTER_DATE = r"(?:[T ]\d.*)?"
 _SIGN = "[-+]?"
 _AMOUNT = rf"{_SIGN}\d[\d.,' ]*"
-_CURRENCY = "[$€£¥₹₽]|USD|EUR|GBP|JPY|CHF|CAD|AUD|CNY|INR"
+CURRENCY = "[$€£¥₹₽]|USD|EUR|GBP|JPY|CHF|CAD|AUD|CNY|INR"
 _UNITS = "kg|g|mg|km|m|cm|mm|ft|in|lbs?|oz|h|min|s|ms|°|°C|°F|k|K|M|bn"
+_OR_NAMED = "or name the column in Table's decimal_marks"
 _NOTATIONS = {
     rf"\d{{4}}[-/.]\d\d?[-/.]\d\d?{_AFTER_DATE}|\d\d?[-/.]\d\d?[-/.]\d\d(?:\d\d)?{_AFTER_DATE}"
     rf"|(?:\d\d?[-. ]+)?(?i:{_MONTHS})[a-z]*[-,. ]+\d.*"
     r"|\d{4}[-/](?:0[1-9]|1[0-2])": "a date: write a number, for example the days since a first day",
     r"\d\d?:\d\d(?::\d\d(?:\.\d+)?)?(?: ?[AaPp][Mm])?": "a time: write a number, for example seconds",
-    rf"{_AMOUNT}%": "a percentage: write the number alone",
-    rf"{_SIGN}(?:{_CURRENCY}) ?{_AMOUNT}|{_AMOUNT}(?:{_CURRENCY})": "an amount of money: write the number alone",
-    rf"{_SIGN}[1-9]\d{{0,2}},\d{{3}}": "a number with a thousands separator or a decimal comma: write 1234 or 1.234",
+    rf"{_AMOUNT}%": f"a percentage: write the number alone, {_OR_NAMED}",
+    rf"{_SIGN}(?:{CURRENCY}) ?{_AMOUNT}|{_AMOUNT}(?:{CURRENCY})": "an amount of money: "
+    f"write the number alone, {_OR_NAMED}",
+    rf"{_SIGN}[1-9]\d{{0,2}},\d{{3}}": "a number with a thousands separator or a decimal comma: "
+    f"write 1234 or 1.234, {_OR_NAMED}",
     rf"{_SIGN}[1-9]\d{{0,2}}(?:([,' _])\d{{3}})(?:\1\d{{3}})*(?:\.\d*)?|{_SIGN}\d{{1,3}}(?:\.\d{{3}}){{2,}}"
-    r"|[-+]?\d+(?:_\d+)+(?:\.\d*)?": "a number with thousands separators: write it without them",
-    rf"{_SIGN}\d{{1,3}}(?:[. ']\d{{3}})+,\d+|{_SIGN}\d*,\d+": "a number with a decimal comma: write a decimal point",
+    r"|[-+]?\d+(?:_\d+)+(?:\.\d*)?": f"a number with thousands separators: write it without them, {_OR_NAMED}",
+    rf"{_SIGN}\d{{1,3}}(?:[. ']\d{{3}})+,\d+|{_SIGN}\d*,\d+": "a number with a decimal comma: "
+    f"write a decimal point, {_OR_NAMED}",
     r"[\u2212\u2013]\d+\.?\d*|\(\d[\d.,]*\)|\d+\.?\d*-": "a negative number in another notation: write it as -12.5",
     r"(?i:true|false|yes|no)": "a word: write 1 or 0, or name a column of inputs in categorical",
     rf"{_SIGN}\d+\.?\d* ?(?:{_UNITS})": "a number with a unit: write the number alone",
@@ -46,7 +52,7 @@ _NOTATIONS = {
 def is_missing(value: Any) -> bool:
     """Return whether a value is None, NaN or one of the texts that mean a missing value."""
     if isinstance(value, str):
-        return value in MISSING or _tidy(value) in MISSING
+        return value in MISSING or tidy(value) in MISSING
     return value is None or (isinstance(value, float) and value != value)
 
 
@@ -56,7 +62,7 @@ def same(name: str) -> str:
     >>> same(" New  York "), same("2.50"), same("+1.0"), same("007")
     ('New York', '2.5', '1', '007')
     """
-    text = _tidy(name)
+    text = tidy(name)
     if re.fullmatch(rf"{_SIGN}\d+(\.\d*)?", text):
         text = text.removeprefix("+")
         text = text.rstrip("0").rstrip(".") if "." in text else text
@@ -68,7 +74,7 @@ def distinct(values: NDArray[Any]) -> list[str]:
     """Return the sorted names in a column without missing values, one spelling each, the shortest."""
     names: dict[str, str] = {}
     for name in sorted(
-        {_tidy(value) for value in {*values} if not is_missing(value)}, key=lambda each: (len(each), each)
+        {tidy(value) for value in {*values} if not is_missing(value)}, key=lambda each: (len(each), each)
     ):
         names.setdefault(same(name), name)
     return sorted(names.values())
@@ -109,28 +115,32 @@ def encode_labels(
 def warn_doubtful(names: Sequence[str], where: str) -> None:
     """Warn about names that look like another one, or like a missing value."""
     seen: dict[str, str] = {}
+    alike = []
     for name in names:
         other = seen.setdefault(unicodedata.normalize("NFKC", same(name)).casefold().lstrip("0").strip("\"'"), name)
         if other != name:
-            _log.warning(f"{where} has {other} and {name}, which count as different values")
+            alike.append(f"{other} and {name}")
         if name.casefold() in {"missing", *map(str.casefold, MISSING)}:
             _log.warning(f"{where} has the value {name}: leave the cell empty if it means a missing value")
+    if alike:
+        more = f", and {len(alike) - _MAX_ALIKE:,} more pairs" if len(alike) > _MAX_ALIKE else ""
+        _log.warning(f"{where} has {', '.join(alike[:_MAX_ALIKE])}{more}, which count as different values")
 
 
 @functools.lru_cache(maxsize=4096)
 def notation(value: str) -> str:
     """Return what a text is that is a number or a date for people only, and what to write instead; `""` for others.
 
-    >>> notation("3,14")
-    'a number with a decimal comma: write a decimal point'
+    >>> notation("12:30")
+    'a time: write a number, for example seconds'
     >>> notation("apple"), notation("1.5")
     ('', '')
     """
-    text = _tidy(value).replace("\u2019", "'")  # Swiss thousands separator
+    text = tidy(value).replace("\u2019", "'")  # Swiss thousands separator
     return next((means for pattern, means in _NOTATIONS.items() if re.fullmatch(pattern, text)), "")
 
 
-def _tidy(text: str) -> str:
+def tidy(text: str) -> str:
     """Return a text with single spaces, without the quotes that a reader keeps after a space, as in `1, "a"`."""
     text = unicodedata.normalize("NFC", " ".join(text.translate(_INVISIBLE).split()))
     return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] == '"' else text

@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 from firstlight.data.cells import is_missing, notation, same
@@ -19,6 +18,8 @@ _MIN_ROWS = 20
 """Rows from which values that are all different are no accident."""
 _REPEATED = 0.5
 """Share of the rows whose text must occur in another row, too, for a column of categories."""
+_MAX_WORDS = 3
+"""Different words in a column of numbers that may mean a missing value."""
 _LIKELY_TARGETS = ("target", "label", "class", "y", "outcome")
 IDENTIFIER = re.compile(r"(?i)(.*[_ .-])?(id|ids|index|rownames?|row|key|uuid)|unnamed: \d+")
 
@@ -58,8 +59,11 @@ def describe_column(name: str, values: Collection[str]) -> Column:
     if all(map(is_number, counts)):
         numbers = [*map(float, counts)]
         if is_all_different and all(map(float.is_integer, numbers)):
-            if IDENTIFIER.fullmatch(name) or {after - before for before, after in pairwise(numbers)} == {1}:
+            # Years may follow one another, too, so the first row must be 0 or 1.
+            if present == len(values) and numbers[0] in (0, 1) and numbers == [numbers[0] + i for i in range(present)]:
                 return column("ignore", "it numbers the rows")
+            if IDENTIFIER.fullmatch(name):
+                return column("ignore", "another integer in each row, and its name: identifiers")
         if len(counts) > 1 and all(map(_is_long, counts)):
             return column("ignore", "its numbers are too long to be exact: identifiers")
         if all(len(each) == 8 for each in counts) and len(date_formats(counts)) == 1:
@@ -73,7 +77,7 @@ def describe_column(name: str, values: Collection[str]) -> Column:
     repeated = sum(count for count in counts.values() if count > 1)
     if len(counts) > 2 and repeated < _REPEATED * present:
         kind = "it has another text in each row" if is_all_different else f"free text, {len(counts):,} different values"
-        return column("ignore", number_for_people(counts) or f"{kind}, like {example}")
+        return column("ignore", word_among_numbers(counts) or number_for_people(counts) or f"{kind}, like {example}")
     return column("category", f"{len(counts):,} categories")
 
 
@@ -98,11 +102,28 @@ def infer_kind(targets: Mapping[str, Collection[str]]) -> TargetKind:
 def number_for_people(values: Iterable[str]) -> str:
     """Return what the first value is that is a number, a date or an amount for people only, and what to write instead.
 
-    >>> number_for_people(["", "yes", "12%"]), number_for_people(["yes", "1.5"])
-    ('12% is a percentage: write the number alone', '')
+    >>> number_for_people(["", "yes", "12:30"]), number_for_people(["yes", "1.5"])
+    ('12:30 is a time: write a number, for example seconds', '')
     """
     found = ((value, notation(value)) for value in values)
     return next((f"{value} is {means}" for value, means in found if means and not means.startswith("a word")), "")
+
+
+def word_among_numbers(values: Collection[str]) -> str:
+    """Return the first of a few different words in a column of numbers, and what to write instead; `""` otherwise.
+
+    >>> word_among_numbers(["1,95", "5,35", "k. A."]), word_among_numbers(["1,95", "5,35", "A 7"])
+    ('k. A. is no number, but all values with digits are: if it means a missing value, leave its cells empty', '')
+    """
+    words = [value for value in values if not re.search(r"\d", value)]
+    if not 0 < len(words) <= min(_MAX_WORDS, len(values) - 1):
+        return ""
+    if not all(is_number(value) or notation(value) for value in values if value not in words):
+        return ""
+    return (
+        f"{shortened(words[0])} is no number, but all values with digits are: if it means a missing value, leave its "
+        "cells empty"
+    )
 
 
 def likely_targets(table: Collection[str]) -> list[str]:

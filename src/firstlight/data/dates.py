@@ -47,7 +47,7 @@ def one_format(values: Collection[str], where: str) -> str:
         return found[0]
     if not found:
         wrong = next((value for value in values if not date_formats([value])), None)
-        reason = f"{wrong} is no date" if wrong else "its dates have several formats"
+        reason = f"{wrong} is not a date" if wrong else "its dates have several formats"
         raise UsageError(f"{where}: {reason}: write dates like 2024-01-31")
     raise UsageError(f"{where}: {next(iter(values))} may be {' or '.join(found)}: write dates like 2024-01-31")
 

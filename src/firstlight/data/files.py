@@ -7,7 +7,7 @@ import hashlib
 import io
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,10 @@ _MAGIC = {
     b"\x93NUMPY": "a .npy file",
 }
 """How other kinds of files begin."""
+
+
+_MAX_EXACT = 1e15
+"""Floats from here on stay floats, 1e+16, because as integers they would look like identifiers that are too long."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,11 @@ def _not_utf8(path: str, line: int, byte: int, hint: str) -> UsageError:
     return UsageError(f"{path} is not UTF-8: line {line} has the byte 0x{byte:02x}{hint}")
 
 
-def read_table(path: str) -> Csv:
+def read_table(path: str, commas: Collection[str] = ()) -> Csv:
     """Return the content of a CSV or Parquet file. Numbers and dates of a Parquet file become text, as in a CSV file.
 
-    A CSV file is read by the standard library, which tells the line of each row; pandas and polars do not.
+    A CSV file is read by the standard library, which tells the line of each row; pandas and polars do not. `commas`
+    names the columns in which text of numbers has a decimal comma.
 
     Raises:
         UsageError: If it cannot be read, has empty or equal column names, or a row has more or fewer values than the
@@ -101,7 +106,7 @@ def read_table(path: str) -> Csv:
     """
     content = read_bytes(path)
     if content.startswith(b"PAR1"):
-        return _read_parquet(content, path)
+        return _read_parquet(content, path, commas)
     if content.startswith(b"\x1f\x8b"):
         try:
             content = gzip.decompress(content)
@@ -110,7 +115,7 @@ def read_table(path: str) -> Csv:
     return _read_csv(content, path)
 
 
-def _read_parquet(content: bytes, path: str) -> Csv:
+def _read_parquet(content: bytes, path: str, commas: Collection[str]) -> Csv:
     try:
         import pandas  # Imported here: it takes half a second.
 
@@ -121,34 +126,37 @@ def _read_parquet(content: bytes, path: str) -> Csv:
         raise UsageError(f"{path} is a Parquet file: pip install 'firstlight[parquet]' reads it") from error
     except Exception as error:  # What pyarrow raises for damaged files has many types.
         raise UsageError(f"{path} is not a Parquet file that can be read: {' '.join(str(error).split())}") from error
-    return from_frame(frame, path, digest_of(content))
+    return from_frame(frame, path, digest_of(content), commas)
 
 
-def from_frame(frame: "pandas.DataFrame", path: str, digest: str = "") -> Csv:
-    """Return a pandas DataFrame as the content of the CSV file that would hold it."""
+def from_frame(frame: "pandas.DataFrame", path: str, digest: str = "", commas: Collection[str] = ()) -> Csv:
+    """Return a pandas DataFrame as the content of the CSV file that would hold it, see `read_table`."""
     header = [str(name).strip() for name in frame.columns]
     _check_header(header, path)
     if not len(frame):
         raise UsageError(f"{path} has no rows below its header")
-    columns = [[*map(_as_text, frame.iloc[:, index])] for index in range(len(header))]
+    marks = ["," if name in commas else "." for name in header]
+    columns = [[_as_text(value, mark) for value in frame.iloc[:, index]] for index, mark in enumerate(marks)]
     rows = [list(row) for row in zip(*columns, strict=True)]
     return Csv(header, rows, [*range(2, len(rows) + 2)], digest)
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: Any, mark: str) -> str:
     """Return a value as a CSV file would hold it."""
     if value is None or str(value) in ("<NA>", "nan", "NaT"):
         return ""
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < _MAX_EXACT:
         return str(int(value))  # An integer column with gaps holds floats.
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+    if hasattr(value, "isoformat"):
+        return str(value.isoformat())
+    return value if isinstance(value, str) else str(value).replace(".", mark)
 
 
 def _read_csv(content: bytes, path: str) -> Csv:
     for magic, kind in _MAGIC.items():
         if content.startswith(magic):
             raise UsageError(f"{path} is {kind}: it must be a CSV file in UTF-8, or a Parquet file")
-    text = read_text(content, path)
+    text = read_text(content, path, f"; convert it, for example: iconv -f windows-1252 -t utf-8 {path} > NEW_FILE")
     if (at := content.find(b"\0")) >= 0:
         line = content.count(b"\n", 0, at) + 1
         raise UsageError(f"{path} is not a CSV file: line {line} has the byte 0x00")

@@ -31,7 +31,7 @@ def check_compatible(
     """
     assert samples.targets is not None
     if fitted["digest"] == samples.digest and fitted["split"] != split:
-        options = "split_seed, val_fraction, test_fraction, missing, missing_targets, group and time"
+        options = "split_seed, val_fraction, test_fraction, folds, fold, missing, missing_targets, group and time"
         raise UsageError(f"the checkpoint was trained on another split of {source}: use the same {options}")
     for name in COMPARED_FIELDS if samples.targets.size else ["columns"]:
         expected, found = fitted[name], getattr(samples, name)

@@ -71,14 +71,16 @@ class ResumableDistributedSampler(DistributedSampler[Tensor]):
         epoch = self.current_epoch = self.epoch
         self.batches_consumed = start = start if epoch == self.start_epoch else 0
         self.epoch += 1  # For callers that do not set the epoch.
-        order = torch.arange(self.samples)
-        if self.shuffle:
-            epoch_seed = np.random.SeedSequence((self.seed, epoch)).generate_state(1)
-            generator = torch.Generator().manual_seed(int(epoch_seed[0]))
-            order = torch.randperm(self.samples, generator=generator)
-        order = order.to(self.device)  # Drawn on the CPU, so that it is the same for every device.
+        order = self.order(epoch).to(self.device)  # Drawn on the CPU, so that it is the same for every device.
         sizes = [len(range(low + self.rank, high, self.num_replicas)) for low, high in self._bounds()]
         yield from torch.split(order[self.rank :: self.num_replicas], sizes)[start:]
+
+    def order(self, epoch: int) -> Tensor:
+        """Return the indices `(N,)` of all samples in the order of an epoch."""
+        if not self.shuffle:
+            return torch.arange(self.samples)
+        epoch_seed = np.random.SeedSequence((self.seed, epoch)).generate_state(1)
+        return torch.randperm(self.samples, generator=torch.Generator().manual_seed(int(epoch_seed[0])))
 
     @property
     def smallest(self) -> int:

@@ -36,7 +36,7 @@ def texts_of(raw: Any, column: str) -> list[str]:
         raise UsageError(f"the input has no column {column}; available: {', '.join(map(str, frame.columns))}")
     texts: list[str] = frame[column].tolist()
     if wrong := [index for index, text in enumerate(texts) if not isinstance(text, str)]:
-        raise UsageError(f"row {wrong[0]} column {column} is no text, but {_kind(texts[wrong[0]])}")
+        raise UsageError(f"row {wrong[0]} column {column} is not a text, but {_kind(texts[wrong[0]])}")
     return texts
 
 

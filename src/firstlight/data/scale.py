@@ -105,7 +105,7 @@ def statistics(inputs: Tensor | Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     empty = np.flatnonzero(count == 0)
     if len(empty):
         raise UsageError(f"column {empty[0]} has no value in the training split: it cannot be scaled")
-    # As in `StandardScaler`: what rounding alone can cause is no deviation.
+    # As in `StandardScaler`: what rounding alone can cause does not count as a deviation.
     rounding = np.finfo(np.float64).eps
     constant = variance <= count * rounding * variance + (count * center * rounding) ** 2
     scale = torch.from_numpy(np.where(constant, 1.0, np.sqrt(variance)))

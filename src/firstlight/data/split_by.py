@@ -1,4 +1,4 @@
-"""Split samples by group or by time.
+"""Split samples by group or by time, and into folds.
 
 Shapes: `N` samples.
 """
@@ -7,13 +7,11 @@ import warnings
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold
+from sklearn.model_selection import GroupKFold, GroupShuffleSplit, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from firstlight.data.samples import Samples, Split, SplitBy
+from firstlight.data.stored import Indices
 from firstlight.errors import UsageError
-
-Indices = NDArray[np.int64]
 
 _TRIES = 20
 """Random splits by group, of which the one with the best size is taken."""
@@ -59,6 +57,51 @@ def split_off(
     return kept, other
 
 
+def make_folds(
+    train: Indices, groups: SplitBy | None, labels: Indices | None, folds: int, seed: int
+) -> list[tuple[Indices, Indices]]:
+    """Return for each fold the indices that stay in the training split, and those of the validation split.
+
+    The validation splits are disjoint and cover `train`. They are stratified by class, as far as groups allow it.
+
+    Args:
+        train: Indices of all samples but those of the test split.
+        groups: Groups of all samples, which stay together; None: no groups.
+        labels: Class `(N,)` of all samples, if they have classes.
+        folds: Number of folds.
+        seed: Seed of the shuffling.
+
+    Raises:
+        UsageError: If there are fewer samples or groups than folds, or if a fold would have less than half or more
+            than twice an equal share, because samples of one group stay together.
+    """
+    keys = None if groups is None else groups.keys[train]
+    count = len(train) if keys is None else len(np.unique(keys))
+    if count < folds:
+        raise UsageError(
+            f"folds={folds} needs as many {'samples' if keys is None else 'groups'}, but there are {count}"
+        )
+    classes = None if labels is None else labels[train]
+    most = 0 if classes is None else int(np.bincount(classes).max())
+    if classes is None or most < folds or (keys is not None and count > _MAX_STRATIFIED):
+        kinds = KFold, GroupKFold
+    else:
+        kinds = StratifiedKFold, StratifiedGroupKFold
+    splitter = kinds[keys is not None](folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # It warns of classes with fewer samples than folds.
+        pairs = [(train[kept], train[other]) for kept, other in splitter.split(train, classes, keys)]
+    sizes = [len(other) for _, other in pairs]
+    share = len(train) / folds
+    if min(sizes) < share / 2 or max(sizes) > 2 * share:
+        assert groups is not None
+        raise UsageError(
+            f"the folds would have {min(sizes):,} to {max(sizes):,} rows in place of {share:,.0f}, because rows of one "
+            f"group stay together and {groups.column} has {count:,} different values: lower folds={folds}"
+        )
+    return pairs
+
+
 def describe(samples: Samples, parts: Mapping[Split, Indices]) -> str:
     """Return how `samples.split_by` has split the samples, or `""` if it has not."""
     by = samples.split_by
@@ -72,7 +115,7 @@ def describe(samples: Samples, parts: Mapping[Split, Indices]) -> str:
 
 
 def _split_groups(
-    train: Indices, keys: NDArray[np.int64], labels: Indices | None, size: int, seed: int
+    train: Indices, keys: Indices, labels: Indices | None, size: int, seed: int
 ) -> tuple[Indices, Indices]:
     """Return the split by group that has the wanted size best; with labels, first of all as many classes."""
     count = len(np.unique(keys))

@@ -89,6 +89,25 @@ class Kept(Stored):
         return self.stored.read(self.rows[rows])
 
 
+class Joined(Stored):
+    """The samples of several sources of one type and shape, one source after the other."""
+
+    def __init__(self, sources: Sequence[Stored]) -> None:
+        super().__init__((sum(map(len, sources)), *sources[0].shape[1:]), sources[0].dtype)
+        self.sources = [*sources]
+
+    def read(self, rows: Indices) -> NDArray[Any]:
+        """Return the samples at `rows` of all sources."""
+        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        start = 0
+        for source in self.sources:
+            inside = (rows >= start) & (rows < start + len(source))
+            if inside.any():
+                found[inside] = source.read(rows[inside] - start)
+            start += len(source)
+        return found
+
+
 class File:
     """A file of which parts are read. It is opened for each read, so worker processes share no position in it.
 

@@ -131,12 +131,78 @@ AMBIGUOUS = {
 def test_names_are_not_guessed_if_they_are_ambiguous(case, tmp_path):
     arrays, message = AMBIGUOUS[case]
     path = write_arrays(tmp_path, **arrays)
-    with pytest.raises(UsageError, match=rf"{message}.*: give inputs_name and targets_name"):
+    with pytest.raises(UsageError, match=rf"{message}.*: give targets_name"):
         Arrays(path).setup()
     inputs, targets = list(arrays)[:2]
     assert len(ready(Arrays(path, inputs_name=inputs, targets_name=targets)).dataset("train")) == 42
     with pytest.raises(UsageError, match=r"holds no Z: it holds"):
         Arrays(path, inputs_name="Z", targets_name=targets).setup()
+
+
+def test_of_two_arrays_the_one_that_is_not_named_is_the_other(tmp_path):
+    path = write_arrays(tmp_path, a=NUMBERS, b=LABELS)
+    for names in ({"targets_name": "b"}, {"inputs_name": "a"}):
+        data = ready(Arrays(path, **names))
+        assert np.array_equal(data.dataset("val").targets.numpy(), LABELS[data.rows("val")])
+
+
+def in_splits(named, **options):
+    """Return the arrays of 60 samples by split, 30 train, 10 val and 20 test, with names as `named` says."""
+    inputs, targets = options.get("inputs", NUMBERS), options.get("targets", LABELS)
+    parts = {"train": slice(0, 30), "val": slice(30, 40), "test": slice(40, 60)}
+    names = named.split()
+    pairs = zip(names[::2], names[1::2], strict=True)
+    found = {}
+    for of_inputs, of_targets in pairs:
+        part = next(parts[each] for each in parts if each in of_inputs)
+        found |= {of_inputs: inputs[part], of_targets: targets[part]}
+    return found
+
+
+@pytest.mark.parametrize("form", ["npz", "compressed"])
+@pytest.mark.parametrize("kind", ["numbers", "pixels", "numbers of the other byte order"])
+@pytest.mark.parametrize(
+    "names", ["x_train y_train x_val y_val x_test y_test", "train_images train_labels val_images val_labels "
+              "test_images test_labels", "X_train y_train X_test y_test"],
+)  # fmt: skip
+def test_arrays_of_each_split_are_that_split(names, kind, form, tmp_path, caplog):
+    inputs, targets = KINDS[kind]
+    path = write_arrays(tmp_path, form == "compressed", **in_splits(names, inputs=inputs, targets=targets))
+    has_val = "val" in names
+    rows = np.r_[0:60] if has_val else np.r_[0:30, 40:60]
+    split = ["train"] * 30 + ["val"] * 10 * has_val + ["test"] * 20
+    reference = Tensors(inputs[rows].astype(inputs.dtype.newbyteorder("=")), targets[rows].astype(int), split=split)
+    for in_memory in (True, False):
+        data = Arrays(path, in_memory=in_memory, batch_size=8)
+        reference.batch_size = 8
+        for one, other in zip(batches(data), batches(reference), strict=True):
+            assert all(map(torch.equal, one, other))
+    assert f"the splits are train, {'val, ' * has_val}test" in caplog.text
+
+
+def test_checkpoint_of_split_arrays_predicts_inputs_alone(tmp_path):
+    data = ready(Arrays(write_arrays(tmp_path, False, **in_splits("x_train y_train x_test y_test"))))
+    expected = data.dataset("test").inputs
+    again = Arrays(data.path)
+    again.load_state_dict(data.state_dict())
+    (tmp_path / "new").mkdir()
+    assert again.prepare(write_arrays(tmp_path / "new", False, x=NUMBERS[40:]))[0].inputs.equal(expected)
+    assert again.prepare(NUMBERS[40:])[0].inputs.equal(expected)
+    assert len(again.prepare(data.path)[0]) == 50
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y_train": LABELS[:29], "y_test": LABELS[:21]}, "x_train and y_train differ in length"),
+        ({"x_test": NUMBERS[40:, :3]}, "splits of different shapes or types"),
+        ({"x_test": NUMBERS[40:].astype(np.uint8)}, "splits of different shapes or types"),
+    ],
+)
+def test_splits_that_do_not_fit_are_refused(change, message, tmp_path):
+    arrays = in_splits("x_train y_train x_test y_test") | change
+    with pytest.raises(UsageError, match=message):
+        Arrays(write_arrays(tmp_path, False, **arrays)).setup()
 
 
 def test_texts_are_the_names_of_classes(tmp_path):

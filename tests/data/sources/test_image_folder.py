@@ -270,7 +270,9 @@ def test_folder_is_trained_on_and_predictions_name_the_files(tmp_path):
             save(tmp_path / "images" / name / f"{index}.png", pixels.astype(np.uint8))
     network = ["--model.network=ConvNet", "--model.network.widths=[8]"]
     options = ["--config", str(ROOT / "configs" / "image_folder.yaml"), "--trainer.max_epochs=3", *network]
-    called("run", *options, "--data.path=images", "--data.channels=1", "--data.size=null", cwd=tmp_path)
+    called(
+        "run", "--report=false", *options, "--data.path=images", "--data.channels=1", "--data.size=null", cwd=tmp_path
+    )
     for index, value in enumerate((10, 250)):
         save(tmp_path / "new" / "of" / "may" / f"{index}.png", np.full((30, 30, 3), value, np.uint8))
     run = newest(tmp_path, "image_folder")

@@ -288,6 +288,24 @@ def test_unknown_categories_of_a_new_file_give_zeros_and_one_warning(path, tmp_p
     )
 
 
+def test_rare_categories_of_the_training_split_are_known(tmp_path, caplog):
+    cities = ["Oslo", "Rome"] * 30 + ["Bern", "Ulm", "Bonn"]
+    lines = [[city, "ab"[index % 2], "val" if 4 < index < 15 else "train"] for index, city in enumerate(cities)]
+    path = write(tmp_path / "a.csv", [*lines, *[["Oslo", each, "test"] for each in "ab"]], ["city", "y", "part"])
+    options = {"kind": "multiclass", "categorical": ["city"], "split": "part", "min_frequency": 3}
+    trained = ready(Table(path, "y", **options))
+    assert not caplog.records
+    assert trained.state_dict()["categories"]["city"] == ["Oslo", "Rome"]
+    again = Table(path, "y", **options)
+    again.load_state_dict(trained.state_dict())
+    again.prepare(path)
+    assert not caplog.records
+    new = write(tmp_path / "new.csv", [["Ulm", "a", ""], ["Lima", "b", ""]], ["city", "y", "part"])
+    features = again.prepare(new)[0].inputs
+    assert "column city has categories that the checkpoint does not know: Lima; they are encoded as rare" in caplog.text
+    assert features.tolist() == [[0, 0, 1]] * 2
+
+
 @pytest.mark.parametrize("text", ["", "NA", "nan", "N/A", "null", "?", "   "])
 def test_missing_value_is_missing_as_number_category_and_label(text, tmp_path):
     found = {}

@@ -40,7 +40,7 @@ def test_inputs_that_are_not_numbers_are_refused():
 
 
 def test_two_classes_with_one_name_are_refused():
-    with pytest.raises(UsageError, match=r"class_names=\['a', 'a'\]: each name must be another one"):
+    with pytest.raises(UsageError, match=r"class_names=\['a', 'a'\]: no two names may be equal"):
         Tensors(NUMBERS, class_names=["a", "a"])
 
 
@@ -63,7 +63,7 @@ def test_classes_up_to_the_end_of_a_type_are_named_and_stratified(kind):
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
-        (np.arange(40) + 1_700_000_000, "40 integer targets up to 1700000039, .* a regression must be floats"),
+        (np.arange(40) + 1_700_000_000, "40 integer targets up to 1700000039: .* a regression must be floats"),
         (np.full((40, 2), 2**64 - 1, np.uint64), "targets up to 18446744073709551615: integers must be below"),
         (np.ma.masked_less(np.arange(40.0), 3), "targets with masked values: they must be NaN"),
         (torch.eye(40).to_sparse(), "targets that are sparse or nested: they must be a dense"),

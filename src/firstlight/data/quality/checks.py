@@ -3,17 +3,20 @@
 Shapes: `N` samples of a split.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from firstlight.data.columns import IDENTIFIER
-from firstlight.data.quality.finding import Finding, Severity
+from firstlight.data.quality.finding import Finding, Severity, listed
 from firstlight.data.quality.statistics import bins_score, category_distance, number_distance, tree_score
-from firstlight.data.quality.values import Column, Indices, few, some
+from firstlight.data.quality.values import Column, few, some
 from firstlight.data.samples import Samples, Split
-from firstlight.data.stored import Stored
+from firstlight.data.stored import Indices, Stored
+
+Advice = Callable[[Sequence[str]], str]
 
 _BYTES = 200_000_000
 """Bytes of a split whose samples are compared with those of another split."""
@@ -25,11 +28,15 @@ _IDENTIFIES = 0.95
 """Share of different values from which a category identifies a row."""
 _LEAK = 0.98
 """Balanced accuracy or R² of one column that is too good."""
+_SURE_LEAK = 0.95
+"""Score from which it is no accident: of `n` samples without an error, at most `3 / n` are wrong in 95 % of cases."""
 _SCREEN = 0.7
 """Score of a column's bins from which a tree is fitted to it."""
 _FAR = 5
 """Widths of the training range from which a value is far outside. Columns with heavy tails reach 2."""
 _MIN_OF_CLASS = 10
+"""A class with fewer training samples than this is told."""
+_MIN_TRAINED = 5
 """Training samples of a class from which something can be learnt."""
 _MIN_SCORED = 5
 """Samples of a class from which its scores in another split say something."""
@@ -53,7 +60,7 @@ def absent_classes(labels: Mapping[Split, Indices], names: Sequence[str]) -> lis
         if classes and split != "train":
             text = f"{_classes(classes)} no sample in the {split} split"
             advice = f"metrics leave {_verb(len(classes), 'it', 'them')} out or are undefined there"
-            found.append(Finding("absent class", "medium", text, {"classes": len(classes)}, advice))
+            found.append(Finding("absent_class", "warning", text, {"classes": len(classes)}, advice))
     return found
 
 
@@ -84,9 +91,9 @@ def few_samples(labels: Mapping[Split, Indices], names: Sequence[str]) -> list[F
         text = f"{len(rare)} of {len(names)} classes have few samples: {_listed(shown)}"
     advice = f"one sample changes {_verb(len(rare), 'its', 'their')} recall by up to {1 / min(rare.values()):.2f}; add "
     advice += "samples, or join classes"
-    is_train = any(0 < counts[name][splits.index("train")] < _MIN_OF_CLASS for name in rare)
-    severity: Severity = "medium" if is_train else "low"
-    return [Finding("few samples", severity, text, dict([*rare.items()][:_LISTED]), advice)]
+    is_train = any(0 < counts[name][splits.index("train")] < _MIN_TRAINED for name in rare)
+    severity: Severity = "warning" if is_train else "info"
+    return [Finding("few_samples", severity, text, dict([*rare.items()][:_LISTED]), advice)]
 
 
 def imbalance(labels: Indices, names: Sequence[str]) -> list[Finding]:
@@ -97,14 +104,14 @@ def imbalance(labels: Indices, names: Sequence[str]) -> list[Finding]:
         return []
     text = f"{shares[largest]:.1%} of the samples have the class {names[largest]}"
     advice = f"an accuracy of {shares[largest]:.3f} needs no learning, so read balanced accuracy, F1 or AUROC"
-    return [Finding("imbalance", "medium", text, {"share": float(shares[largest])}, advice)]
+    return [Finding("class_imbalance", "warning", text, {"share": float(shares[largest])}, advice)]
 
 
 def copies(samples: Samples, rows: Indices, parts: Mapping[Split, Indices]) -> list[Finding]:
     """Return how many samples of validation and test are in the training split, too, or are twice in the only split.
 
-    A sample of a table is its inputs and targets. In a table with few different values, equal rows are no copies: it
-    is told only if there are more than twice as many as by chance.
+    A sample of a table is its inputs and targets. In a table with few different values, rows are often equal by
+    chance: copies are told only if there are more than twice as many.
     """
     of_train, train = _keys(samples, parts["train"])
     first: dict[bytes, int] = {}
@@ -132,26 +139,27 @@ def copies(samples: Samples, rows: Indices, parts: Mapping[Split, Indices]) -> l
         text = f"{least}{len(pairs):,} of {compared:,} {kind} ({share:.1%})"
         text = f"{text} {_verb(len(pairs), 'is', 'are')} {what}, for example {where}"
         advice = "remove the copies, or keep them in one split; their scores may be too good"
-        severity: Severity = "high" if share >= 0.05 else "medium" if share >= 0.01 else "low"
-        found.append(Finding("copies", severity, text, {"samples": len(pairs), "share": share}, advice))
+        severity: Severity = "fault" if share >= 0.05 else "warning" if share >= 0.01 else "info"
+        found.append(Finding("duplicate_samples", severity, text, {"samples": len(pairs), "share": share}, advice))
     return found
 
 
-def constant(columns: Sequence[Column], of: str = "all rows") -> list[Finding]:
+def constant(columns: Sequence[Column], advice: Advice, of: str = "all rows") -> list[Finding]:
     """Return the columns with one value in the training split; `of` says which of its rows the columns hold."""
     same = [each for each in columns if len(each.train) > 1 and (each.train == each.train[0]).all()]
     if not same:
         return []
     listed = _listed([f"{each.name} ({each.shown(each.train[0])})" for each in same])
     text = f"{_have('column', listed, len(same))} one value in {of}"
-    return [Finding("constant", "low", text, {"columns": len(same)}, leave_out([each.name for each in same]))]
+    return [Finding("constant", "info", text, {"columns": len(same)}, advice([each.name for each in same]))]
 
 
-def duplicates(columns: Sequence[Column], of: str = "all rows") -> list[Finding]:
+def duplicates(columns: Sequence[Column], advice: Advice, of: str = "all rows") -> list[Finding]:
     """Return the columns that are equal to an earlier one in the training split; categories may have other names.
 
     Args:
         columns: Of all samples.
+        advice: Returns what to do about columns of these names.
         of: Which rows of the training split the columns hold.
     """
     first: dict[bytes, Column] = {}
@@ -170,15 +178,16 @@ def duplicates(columns: Sequence[Column], of: str = "all rows") -> list[Finding]
         return []
     listed = _listed([f"{column.name} ({other.name})" for other, column in equal])
     text = f"{_have('column', listed, len(equal))} the values of another one in {of}"
-    advice = leave_out([column.name for _, column in equal])
-    return [Finding("duplicate", "low", text, {"columns": len(equal)}, advice)]
+    names = [column.name for _, column in equal]
+    return [Finding("duplicate", "info", text, {"columns": len(equal)}, advice(names))]
 
 
-def identifiers(columns: Sequence[Column], rows: Indices) -> list[Finding]:
+def identifiers(columns: Sequence[Column], advice: Advice, rows: Indices) -> list[Finding]:
     """Return the columns that name or count the rows.
 
     Args:
         columns: Of all samples.
+        advice: Returns what to do about columns of these names.
         rows: Row in the file of each training sample.
     """
     names: dict[str, str] = {}
@@ -192,8 +201,8 @@ def identifiers(columns: Sequence[Column], rows: Indices) -> list[Finding]:
         if column.kind == "category" and distinct >= _IDENTIFIES * count:
             names[column.name] = f"{column.name} ({distinct:,} different values in {count:,} rows)"
         elif column.kind == "number" and len(column.train) == len(rows):
-            counts_rows = (values - rows[present] == values[0] - rows[present][0]).all()
-            if counts_rows:
+            offset = values - rows[present]
+            if (offset == offset[0]).all() and offset[0] in (0, 1):
                 names[column.name] = f"{column.name} (it counts the rows)"
             elif distinct == count and (values % 1 == 0).all() and IDENTIFIER.fullmatch(column.name):
                 names[column.name] = f"{column.name} (another integer in each row)"
@@ -201,11 +210,11 @@ def identifiers(columns: Sequence[Column], rows: Indices) -> list[Finding]:
         return []
     text = f"{_plural('column', len(names))} {_listed([*names.values()])} {_verb(len(names), 'identifies', 'identify')}"
     text += " rows and cannot help with new ones"
-    return [Finding("identifier", "medium", text, {"columns": len(names)}, leave_out([*names]))]
+    return [Finding("identifier", "warning", text, {"columns": len(names)}, advice([*names]))]
 
 
-def dates_as_numbers(columns: Sequence[Column]) -> list[Finding]:
-    """Return the columns of numbers that are dates written as yyyymmdd, for example 20240131."""
+def dates_as_numbers(columns: Sequence[Column], has_dates: bool) -> list[Finding]:
+    """Return the columns of numbers that are dates like 20240131; `has_dates`: whether the data take `dates`."""
     names = {}
     for column in columns:
         values = column.train[~np.isnan(column.train)]
@@ -219,7 +228,8 @@ def dates_as_numbers(columns: Sequence[Column]) -> list[Finding]:
         return []
     text = f"{_plural('column', len(names))} {_listed([*names.values()])} {_verb(len(names), 'seems', 'seem')} to hold"
     advice = f"name {_verb(len(names), 'it', 'them')} in dates=[{','.join(names)}]"
-    return [Finding("dates", "medium", f"{text} dates", {"columns": len(names)}, advice)]
+    advice = advice if has_dates else "write numbers, for example the days since a first day"
+    return [Finding("dates", "warning", f"{text} dates", {"columns": len(names)}, advice)]
 
 
 def missing(columns: Sequence[Column]) -> list[Finding]:
@@ -231,7 +241,7 @@ def missing(columns: Sequence[Column]) -> list[Finding]:
     listed = _listed([f"{name} ({share:.0%})" for name, share in most.items()])
     text = f"{_have('column', listed, len(most))} no value in at least half of the rows"
     advice = "check that new rows have it as often, or leave it out"
-    return [Finding("missing", "low", text, dict([*most.items()][:_LISTED]), advice)]
+    return [Finding("missing", "info", text, dict([*most.items()][:_LISTED]), advice)]
 
 
 def dropped_rows(dropped: int, kept: int) -> list[Finding]:
@@ -241,7 +251,7 @@ def dropped_rows(dropped: int, kept: int) -> list[Finding]:
         return []
     text = f"{dropped:,} of {dropped + kept:,} rows ({share:.1%}) were dropped because a value is missing or invalid"
     advice = "rows like them are not scored; missing=mean keeps those with missing inputs"
-    return [Finding("dropped", "medium", text, {"rows": dropped, "share": share}, advice)]
+    return [Finding("dropped", "warning", text, {"rows": dropped, "share": share}, advice)]
 
 
 def out_of_range(columns: Sequence[Column]) -> list[Finding]:
@@ -265,12 +275,10 @@ def out_of_range(columns: Sequence[Column]) -> list[Finding]:
     listed = _listed([text for _, text in far.values()])
     text = f"{_have('column', listed, len(far))} values far outside the training range"
     advice = "check the values and their unit; a network says nothing sure there"
-    return [Finding("out of range", "medium", text, {"columns": len(far)}, advice)]
+    return [Finding("out_of_range", "warning", text, {"columns": len(far)}, advice)]
 
 
-def leaks(
-    columns: Sequence[Column], targets: Sequence[Column], advice: Callable[[Sequence[str]], str]
-) -> list[Finding]:
+def leaks(columns: Sequence[Column], targets: Sequence[Column], advice: Advice) -> list[Finding]:
     """Return the columns that predict a target alone, as a decision tree of one column does in cross-validation.
 
     Args:
@@ -279,6 +287,7 @@ def leaks(
         advice: Returns what to do about columns of these names.
     """
     scores: dict[str, float] = {}
+    is_sure = False
     for target in targets:
         rows = few(len(target.train), len(columns) * len(targets))
         truth = target.train[rows]
@@ -298,6 +307,7 @@ def leaks(
                 score = tree_score(values, truth, is_class, len(column.categories))
                 if score >= _LEAK:
                     scores[column.name] = max(score, scores.get(column.name, 0.0))
+                    is_sure = is_sure or score - 3 / len(truth) > _SURE_LEAK
     if not scores:
         return []
     listed = _listed([f"{name} ({score:.3f})" for name, score in scores.items()])
@@ -305,7 +315,8 @@ def leaks(
     text = f"{_plural('column', len(scores))} {listed} alone {_verb(len(scores), 'predicts', 'predict')} the target"
     text = f"{text} ({measure} of a small tree)" if len(targets) == 1 else f"{text}s"
     todo = f"make sure that {_verb(len(scores), 'it is', 'they are')} known before the target, or {advice([*scores])}"
-    return [Finding("leak", "high", text, dict([*scores.items()][:_LISTED]), todo)]
+    severity: Severity = "fault" if is_sure else "info"
+    return [Finding("leakage", severity, text, dict([*scores.items()][:_LISTED]), todo)]
 
 
 def drift(columns: Sequence[Column]) -> list[Finding]:
@@ -332,23 +343,25 @@ def drift(columns: Sequence[Column]) -> list[Finding]:
             text = f"{listed} {_verb(len(distances), 'has', 'have')} another distribution in {split} than in training"
             advice = f"the {split} scores are those of other data; find out how the splits were made"
             evidence = dict([*distances.items()][:_LISTED])
-            found.append(Finding("drift", "medium", text, evidence, advice))
+            found.append(Finding("drift", "warning", text, evidence, advice))
     return found
 
 
 def _keys(samples: Samples, part: Indices) -> tuple[list[bytes], Indices]:
-    """Return for samples of a split bytes that are equal for equal samples, and the indices of these samples."""
+    """Return for samples of a split digests that are equal for equal samples, and the indices of these samples."""
     size = math.prod(samples.inputs.shape[1:]) * samples.inputs.dtype.itemsize
     # On disk, a sample may be a file to decode.
     part = some(part, (_BYTES // 10 if isinstance(samples.inputs, Stored) else _BYTES) // max(size, 200))
-    inputs = samples.inputs[part]
-    if inputs.dtype.kind != "f":
-        return [each.tobytes() for each in inputs], part
-    assert samples.targets is not None
-    values = [each.reshape(len(part), -1).astype(np.float64) for each in (inputs, samples.targets[part])]
-    joined = np.concatenate(values, axis=1) + 0.0
-    joined[np.isnan(joined)] = np.nan  # One pattern of bits for all missing values.
-    return [each.tobytes() for each in joined], part
+    keys: list[bytes] = []
+    for few_rows in np.array_split(part, 1 + len(part) * size // 2**23):  # Never a copy of all samples.
+        values = samples.inputs[few_rows]
+        if values.dtype.kind == "f":
+            assert samples.targets is not None
+            both = [each.reshape(len(few_rows), -1) for each in (values, samples.targets[few_rows])]
+            values = np.concatenate(both, axis=1, dtype=np.float64) + 0.0
+            values[np.isnan(values)] = np.nan  # One pattern of bits for all missing values.
+        keys += [hashlib.blake2b(each.tobytes(), digest_size=16).digest() for each in values]
+    return keys, part
 
 
 def _chance_of_equal_rows(samples: Samples, rows: Indices) -> float:
@@ -378,8 +391,13 @@ def _chance_of_equal_rows(samples: Samples, rows: Indices) -> float:
 
 def leave_out(names: Sequence[str]) -> str:
     """Return the advice to leave out columns of a table."""
+    return f"leave {_verb(len(names), 'it', 'them')} out"
+
+
+def ignore(names: Sequence[str]) -> str:
+    """Return the advice to leave out columns of data that take `ignore`."""
     shown = ",".join(names[:_LISTED]) + ",..." * (len(names) > _LISTED)
-    return f"leave {_verb(len(names), 'it', 'them')} out with ignore=[{shown}]"
+    return f"{leave_out(names)} with ignore=[{shown}]"
 
 
 def collect_alike(names: Sequence[str]) -> str:
@@ -388,8 +406,7 @@ def collect_alike(names: Sequence[str]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    return listed(names, _LISTED)
 
 
 def _verb(count: int, one: str, many: str) -> str:

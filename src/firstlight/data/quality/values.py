@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstlight.data.samples import Samples, Split
-from firstlight.data.stored import Stored
+from firstlight.data.stored import Indices, Stored
 
 Numbers = NDArray[np.float64]
-Indices = NDArray[np.int64]
 Kind = Literal["number", "category", "date"]
 
 _VALUES = 20_000_000
@@ -73,8 +72,12 @@ def figures(samples: Samples, parts: Mapping[Split, Indices]) -> list[Column]:
     flat = {split: each.reshape(len(each), width) for split, each in taken.items()}
     if samples.inputs.dtype.kind == "i":
         return [Column("length", {split: np.count_nonzero(each, axis=1) * 1.0 for split, each in flat.items()})]
+    # `std` makes float64 of all values that it gets.
+    chunks = {split: np.array_split(each, 1 + each.size // 2**20) for split, each in flat.items()}
     means = {split: each.mean(axis=1, dtype=np.float64) for split, each in flat.items()}
-    spreads = {split: each.std(axis=1, dtype=np.float64) for split, each in flat.items()}
+    spreads = {
+        split: np.concatenate([part.std(axis=1, dtype=np.float64) for part in each]) for split, each in chunks.items()
+    }
     what = ("brightness", "contrast") if samples.inputs.dtype == np.uint8 else ("mean", "spread")
     return [Column(what[0], means), Column(what[1], spreads)]
 

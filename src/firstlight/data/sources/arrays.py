@@ -6,7 +6,7 @@ Shapes: `N` samples, `K` targets per sample; `...` shape of one sample.
 import logging
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from firstlight.data.base import DataModule
 from firstlight.data.files import digest_of_parts
-from firstlight.data.samples import Samples
+from firstlight.data.samples import SPLITS, Samples, Split
 from firstlight.data.sources.tensors import with_classes
-from firstlight.data.stored import Stored, StoredArray
+from firstlight.data.stored import Joined, Stored, StoredArray
 from firstlight.errors import UsageError, did_you_mean
 
 _log = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ _PAIRS = (
     ("features", "labels"),
 )
 """Names of inputs and targets that are recognised."""
+_WITH_SPLIT = ("{0}_{1}", "{1}_{0}")
+"""How such a name and that of a split are joined: `x_train`, `train_images`."""
 
 _MAX_HEADER = 10_000  # Characters of the header of an array, as numpy limits it.
 
@@ -45,11 +47,14 @@ class Arrays(DataModule):
     `(N, H, W, 3)`, become `(N, C, H, W)`. What does not fit in memory is read from disk batch by batch, with the same
     batches. A compressed `.npz` and an array in Fortran order must fit.
 
+    A `.npz` may have arrays for each split, with usual names: `x_train`, `y_train`, `x_test`, `y_test`, and maybe
+    `x_val` and `y_val`, or `train_images` and so on. Without those of `val`, it is a share of the training samples.
+
     Args:
         path: Path of the `.npz`, or of the `.npy` of the inputs.
         targets_path: Path of the `.npy` of the targets; None if `path` is a `.npz`, or to predict.
-        inputs_name: Name of the inputs in the `.npz`. None: a usual name, for example `inputs`, `X` or `images`, if
-            only one pair of names fits.
+        inputs_name: Name of the inputs in the `.npz`. None: the array beside the targets, if there are two; else a
+            usual name, for example `inputs`, `X` or `images`, if only one pair of names fits.
         targets_name: Name of the targets in the `.npz`; None: as `inputs_name`.
         class_names: Name of each class. None: integers `(N,)` are classes named 0, 1, and so on, texts `(N,)` are the
             names of their classes, and booleans `(N,)` become the classes False and True.
@@ -73,7 +78,7 @@ class Arrays(DataModule):
     ) -> None:
         super().__init__(**options)
         if class_names and len({*class_names}) < len(class_names):
-            raise UsageError(f"Arrays was given class_names={class_names}: each name must be another one")
+            raise UsageError(f"Arrays was given class_names={class_names}: no two names may be equal")
         self.path = path
         self.targets_path = targets_path
         self.inputs_name = inputs_name
@@ -83,7 +88,7 @@ class Arrays(DataModule):
 
     def fit(self, inputs: Tensor) -> dict[str, Any]:
         """Return the names of the arrays, for a `.npz` to predict."""
-        return {"array_names": self._names}
+        return {"array_names": self._names}  # Empty if the file has arrays for each split.
 
     def read_from(self, path: str) -> None:
         """Let `load` read other inputs; the targets of a `.npy` are those of other samples."""
@@ -92,7 +97,7 @@ class Arrays(DataModule):
 
     def load(self) -> Samples:
         """Return the arrays as samples."""
-        inputs, targets = self._find()
+        inputs, targets, split = self._find()
         digest = digest_of_parts(part for each in (inputs, targets) if each is not None for part in _contents(each))
         inputs = _as_images(inputs, self.path)
         if inputs.dtype.kind not in "biuf" or inputs.dtype.itemsize > 8:
@@ -110,31 +115,45 @@ class Arrays(DataModule):
             raise UsageError(f"{self.path} holds targets of type {labels.dtype}: they must be numbers or texts")
         else:
             labels, names = with_classes(labels, self._class_names, self.class_names, f"{self.path} holds")
-        return Samples(inputs, labels, names, source=self.path, digest=digest)
+        return Samples(inputs, labels, names, split, source=self.path, digest=digest)
 
-    def _find(self) -> tuple[Stored | NDArray[Any], Stored | NDArray[Any] | None]:
-        """Return inputs and targets, and set their names if they come from a `.npz`."""
+    def _find(self) -> tuple[Stored | NDArray[Any], Stored | NDArray[Any] | None, NDArray[Any] | None]:
+        """Return inputs, targets and the split, and set the names of the arrays if they come from a `.npz`."""
         self._names: list[str] = []
         if not _is_zip(self.path):
             targets = None if self.targets_path is None else _read_npy(self.targets_path)
-            return _read_npy(self.path), targets
+            return _read_npy(self.path), targets, None
         if self.targets_path is not None:
             raise UsageError(f"Arrays was given path={self.path} and targets_path: targets of a .npz must be in it")
         arrays = _read_npz(self.path)
         described = ", ".join(f"{name} {tuple(each.shape)}" for name, each in arrays.items())
+        if not self.inputs_name and not self.targets_name and not self.fitted.get("array_names"):
+            if parts := _find_splits(arrays):
+                _log.warning(f"{self.path} holds {described}: the splits are {', '.join(parts)}")
+                for one, other in parts.values():
+                    if len(arrays[one]) != len(arrays[other]):
+                        raise UsageError(f"{self.path} holds {described}: {one} and {other} differ in length")
+                inputs, targets = (_joined([arrays[names[i]] for names in parts.values()], self.path) for i in (0, 1))
+                return inputs, targets, np.repeat([*parts], [len(arrays[one]) for one, _ in parts.values()])
         of_inputs, of_targets = self._choose_names(arrays, described)
         self._names = [of_inputs] if of_targets is None else [of_inputs, of_targets]
         for name in self._names:
             if name not in arrays:
                 raise UsageError(f"{self.path} holds no {name}: it holds {described}{did_you_mean(name, [*arrays])}")
-        return arrays[of_inputs], None if of_targets is None else arrays[of_targets]
+        return arrays[of_inputs], None if of_targets is None else arrays[of_targets], None
 
     def _choose_names(self, arrays: Mapping[str, Any], described: str) -> tuple[str, str | None]:
         """Return the names of inputs and targets: those that were given, of the checkpoint, or the usual ones."""
         known = [*self.fitted.get("array_names", []), None, None]
         inputs, targets = self.inputs_name or known[0], self.targets_name or known[1]
+        if self.fitted and not inputs:  # It was trained on a file with arrays for each split.
+            inputs = next((name for name, _ in _PAIRS if name in arrays), None)
+            targets = next((other for name, other in _PAIRS if name == inputs and other in arrays), None)
         if self.fitted and inputs:
             return inputs, targets if targets in arrays else None
+        others = [name for name in arrays if name not in (inputs, targets)]
+        if len(arrays) == 2 and len(others) == 1:  # One name was given, and leaves one.
+            return inputs or others[0], targets or others[0]
         if inputs and targets:
             return inputs, targets
         pairs = [
@@ -146,7 +165,7 @@ class Arrays(DataModule):
             several = "several pairs" if pairs else "none"
             raise UsageError(
                 f"{self.path} holds {described}, and {several} of the usual names of inputs and targets: give "
-                "inputs_name and targets_name"
+                "targets_name (--target of firstlight new), and inputs_name if there are more than two arrays"
             )
         _log.warning(f"{self.path} holds {described}: the inputs are {pairs[0][0]}, the targets {pairs[0][1]}")
         return pairs[0]
@@ -161,6 +180,28 @@ class Arrays(DataModule):
         if unknown:
             raise UsageError(f"{self.path} holds the label {unknown[0]}: the classes are {', '.join(names)}")
         return np.array([index[text] for text in texts.tolist()]), names
+
+
+def _find_splits(arrays: Mapping[str, Any]) -> dict[Split, tuple[str, str]]:
+    """Return the names of inputs and targets by split, `{}` if there are none of `train` and `test`."""
+    for pair in _PAIRS:
+        for pattern in _WITH_SPLIT:
+            named = {split: (pattern.format(pair[0], split), pattern.format(pair[1], split)) for split in SPLITS}
+            found = {split: names for split, names in named.items() if {*names} <= arrays.keys()}
+            if {"train", "test"} <= found.keys():
+                return found
+    return {}
+
+
+def _joined(arrays: Sequence[Stored | NDArray[Any]], path: str) -> Stored | NDArray[Any]:
+    """Return arrays one after the other, on disk if all of them are there with one type."""
+    if len({(tuple(each.shape[1:]), each.dtype.kind) for each in arrays}) > 1:
+        described = ", ".join(f"{each.dtype} {tuple(each.shape)}" for each in arrays)
+        raise UsageError(f"{path} holds splits of different shapes or types: {described}")
+    stored = [each for each in arrays if isinstance(each, Stored) and each.dtype == arrays[0].dtype]
+    if len(stored) == len(arrays):
+        return Joined(stored)
+    return np.concatenate([each[:] for each in arrays])
 
 
 class _ChannelsFirst(Stored):

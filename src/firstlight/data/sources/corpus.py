@@ -41,6 +41,8 @@ class Windows(DataModule):
         **options: Arguments of `DataModule`.
     """
 
+    tokens_are_bytes = True
+
     def __init__(
         self,
         length: int = 256,

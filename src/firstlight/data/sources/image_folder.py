@@ -141,7 +141,7 @@ class ImageFolder(DataModule):
             return samples
         if not self.fitted:
             for split, share in (("val", self.val_fraction), ("test", self.test_fraction)):
-                if split not in splits:
+                if split not in splits and not (split == "val" and self.folds):
                     taken = f"{split}_fraction={share} of the training images"
                     _log.warning(f"{self.path} has no folder {split}: {taken} are the {split} split")
         return replace(samples, split=np.array(splits), test_from_train=True)

@@ -53,6 +53,7 @@ class Texts(DataModule):
         **options: Arguments of `DataModule`.
     """
 
+    tokens_are_bytes = True
     dataset_class = PaddedBatches
 
     def __init__(self, max_length: int | None = None, **options: Any) -> None:

@@ -3,6 +3,7 @@
 Shapes: `N` rows, `B` batch, `K` targets per row, `C` input columns, `F` features: one per number and per category.
 """
 
+import itertools
 import logging
 import math
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from firstlight.data.amounts import Mark, read_amount
 from firstlight.data.base import DataModule
 from firstlight.data.cells import codes, distinct, encode_labels, is_missing, notation, same, warn_doubtful
 from firstlight.data.columns import TargetKind, infer_kind, is_number
@@ -54,6 +56,9 @@ class Table(DataModule):
         categorical: Names of the input columns that hold categories. The others hold numbers.
         split: Name of a column that holds `train`, `val` or `test` for each row; None: the rows are split at random.
         dates: Names of the input columns that hold dates.
+        decimal_marks: By name of an input column or target, `"."` or `","`: the column holds numbers for people, with
+            this decimal mark, maybe with thousands separators, and all with the same percent or currency sign, or none.
+            12% is read as 12.
         ignore: Names of columns to leave out.
         scale: `"standard"`: numbers get mean 0 and standard deviation 1. `"quantile"`: they become standard normal, and
             `missing="mean"` fills in the median.
@@ -63,7 +68,7 @@ class Table(DataModule):
         group: Name of a column: rows with the same value are in one split, for example all rows of a patient. The split
             has classes in similar shares, and about the sizes of its fractions.
         time: Name of a column of dates or numbers: training rows are the earliest, test rows the latest. Rows of one
-            time are in one split. `group` and `time` are no inputs unless `columns`, `categorical` or `dates` names
+            time are in one split. `group` and `time` are not inputs unless `columns`, `categorical` or `dates` names
             them.
         indicators: Whether columns that are missing in some training row have a further feature, which is 1 for rows
             where they are missing. Needs `missing="mean"`.
@@ -79,6 +84,7 @@ class Table(DataModule):
         categorical: list[str] | None = None,
         split: str | None = None,
         dates: list[str] | None = None,
+        decimal_marks: dict[str, Mark] | None = None,
         ignore: list[str] | None = None,
         scale: Scale = "standard",
         min_frequency: int = 1,
@@ -96,6 +102,7 @@ class Table(DataModule):
         self.columns = columns
         self.categorical = categorical or []
         self.dates = dates or []
+        self.decimal_marks = decimal_marks or {}
         self.ignore = ignore or []
         self.scale = scale
         self.min_frequency = min_frequency
@@ -109,14 +116,18 @@ class Table(DataModule):
         self._columns: list[str] = []
         self._categories: dict[str, list[str]] = {}  # By column, all categories of the file; inputs hold their indices.
         self._date_formats: dict[str, str] = {}
+        self._signs: dict[str, str] = {}  # By column of `decimal_marks`.
         if indicators and self.missing != "mean":
             raise UsageError(f"Table was given indicators=true and missing={self.missing}: it must be missing=mean")
+        if {*self.decimal_marks.values()} - {".", ","}:
+            raise UsageError(f"Table was given decimal_marks={decimal_marks}: a mark must be . or ,")
         if twice := next((name for name in self.targets if self.targets.count(name) > 1), ""):
             raise UsageError(f"Table was given target={self.targets}: {twice} is named twice")
         if columns and (both := {*columns} & {*self.ignore}):
             raise UsageError(f"Table was given {min(both)} in columns and in ignore: it must be in one of them")
-        if both := {*self.categorical} & {*self.dates}:
-            raise UsageError(f"Table was given {min(both)} in categorical and in dates: it must be in one of them")
+        for one, other in itertools.combinations(("categorical", "dates", "decimal_marks"), 2):
+            if both := {*getattr(self, one)} & {*getattr(self, other)}:
+                raise UsageError(f"Table was given {min(both)} in {one} and in {other}: it must be in one of them")
         count = len(self.targets)
         if kind in ("multiclass", "binary") and count != 1:
             raise UsageError(f"Table was given kind={kind} and {count} targets: it must have 1")
@@ -125,7 +136,7 @@ class Table(DataModule):
 
     def load(self) -> Samples:
         """Return the table. Categories are indices of the categories of the file, dates seconds, other inputs text."""
-        return self._samples_of(read_table(self.path))
+        return self._samples_of(read_table(self.path, self._commas()))
 
     def samples_from(self, raw: Any) -> Samples:
         """Return a DataFrame or a list of dicts as the table that a file with these columns would be.
@@ -134,15 +145,24 @@ class Table(DataModule):
         """
         frame = as_frame(raw, f"{type(self).__name__} has columns")
         self.path = "the input"
-        return self._samples_of(from_frame(frame.drop(columns=self.targets, errors="ignore"), self.path))
+        frame = frame.drop(columns=self.targets, errors="ignore")
+        return self._samples_of(from_frame(frame, self.path, commas=self._commas()))
+
+    def _commas(self) -> list[str]:
+        return [name for name, mark in self.decimal_marks.items() if mark == ","]
 
     def _samples_of(self, file: Csv) -> Samples:
         header = file.header
-        self._categories, self._date_formats = {}, {}
+        self._categories, self._date_formats, self._signs = {}, {}, {}
         table = {name: np.array([row[index] for row in file.rows], object) for index, name in enumerate(header)}
         splits = [] if self.split_column is None else [self.split_column]
         if problem := not self.fitted and missing_column(self.path, self.ignore, header):
             raise UsageError(problem)
+        for name in self.decimal_marks:
+            if name in table:
+                table[name] = self._plain_numbers(name, table[name], file.lines)
+            elif name not in self.targets or not self.fitted:
+                raise UsageError(missing_column(self.path, [name], header))
         is_new = bool(self.fitted) and self.fitted["digest"] != file.digest  # All its rows are test samples.
         split_by = None if is_new else self._split_by(table, file.lines)
         named = [*self.categorical, *self.dates]
@@ -169,7 +189,8 @@ class Table(DataModule):
             self._categories[name] = distinct(table[name])
             warn_doubtful(self._categories[name], f"{self.path}: column {name}")
             if self.fitted:
-                self._warn_unknown(name, self.fitted["categories"][name], "the checkpoint does not know")
+                known = self.fitted["categories"][name] + self.fitted["rare"][name]
+                self._warn_unknown(name, known, "the checkpoint does not know")
             table[name] = codes(table[name], self._categories[name])
         for name in self.dates:
             table[name] = self._seconds(name, table[name], file.lines)
@@ -217,6 +238,27 @@ class Table(DataModule):
         style = one_format(dict.fromkeys(values), f"{self.path}: column {name}")
         return SplitBy(kind, name, np.array([seconds(value, style) for value in values]), values)
 
+    def _plain_numbers(self, name: str, values: NDArray[Any], lines: list[int]) -> NDArray[Any]:
+        """Return a column of `decimal_marks` as a computer writes its numbers; missing ones stay as they are."""
+        mark = self.decimal_marks[name]
+        found = []
+        sign = self.fitted["signs"].get(name) if self.fitted else None
+        for line, value in zip(lines, values, strict=True):
+            if is_missing(value):
+                found.append(value)
+                continue
+            read = read_amount(value, mark)
+            where = f"{self.path}: line {line} column {name} is {value}"
+            if read is None:
+                raise UsageError(f"{where}: it must be a number with the decimal mark {mark}")
+            sign = read[1] if sign is None else sign
+            if read[1] != sign:
+                others = f"other values have {sign}" if sign else "other values have no sign"
+                raise UsageError(f"{where}: {others}, and all must have the same")
+            found.append(read[0])
+        self._signs[name] = sign or ""
+        return np.array(found, object)
+
     def _seconds(self, name: str, values: NDArray[Any], lines: list[int]) -> NDArray[Any]:
         """Return a column of dates as seconds since 1970; missing ones stay as they are."""
         known = dict.fromkeys(value for value in values if not is_missing(value))
@@ -229,7 +271,7 @@ class Table(DataModule):
                     found[value] = seconds(value, style)
                 except ValueError as error:
                     raise UsageError(
-                        f"{self.path}: line {line} column {name} is {value}: no date in {style}"
+                        f"{self.path}: line {line} column {name} is {value}: it must be a date like {style}"
                     ) from error
         self._date_formats[name] = style
         return np.array([found.get(value, value) for value in values], object)
@@ -274,7 +316,7 @@ class Table(DataModule):
 
     def fit(self, inputs: Tensor) -> dict[str, Any]:
         """Return the fitted encoder of training inputs `(N, C)`, and the categories of each column."""
-        categories, others = {}, []
+        categories, rare, others = {}, {}, []
         for name, column in zip(self._columns, inputs.unbind(1), strict=True):
             if name not in self.categorical:
                 continue
@@ -282,14 +324,16 @@ class Table(DataModule):
             frequent = np.argsort(-counts, kind="stable")[: self.max_categories]
             kept = found[np.sort(frequent[counts[frequent] >= self.min_frequency])]
             categories[name] = [self._categories[name][int(code)] for code in kept]
+            rare[name] = [self._categories[name][int(code)] for code in np.setdiff1d(found, kept)]
             others.append(len(kept) < len(found))
-            self._warn_unknown(name, [self._categories[name][int(code)] for code in found], "no training row has")
+            self._warn_unknown(name, categories[name] + rare[name], "no training row has")
         self._refuse_empty_columns(inputs)
         kinds: list[Kind] = [self._kind(name) for name in self._columns]
         rows = self._with_indices(inputs, categories)
         sizes = [len(categories[name]) for name in self._columns if name in categories]
         encoder = TableEncoder.fit(rows, kinds, sizes, others, self.scale, self.indicators)
-        return {"categories": categories, "date_formats": self._date_formats, "encoder": encoder.state}
+        formats = {"date_formats": self._date_formats, "signs": self._signs}
+        return {"categories": categories, "rare": rare, **formats, "encoder": encoder.state}
 
     def transform(self, inputs: Tensor) -> Tensor:
         """Return inputs `(N, C)` as features `(N, F)`."""
@@ -314,6 +358,8 @@ class Table(DataModule):
             if name in self.fitted["date_formats"]:
                 format = self.fitted["date_formats"][name]
                 described |= {"unit": "seconds since 1970-01-01 in UTC", "format": format}
+            if sign := self.fitted["signs"].get(name):
+                described["unit"] = sign
             found.append(described)
         return found
 

@@ -44,7 +44,7 @@ class Tensors(DataModule):
         self._inputs = _array(inputs, "inputs")
         self._targets = None if targets is None else _array(targets, "targets")
         if class_names and len({*class_names}) < len(class_names):
-            raise UsageError(f"Tensors was given class_names={class_names}: each name must be another one")
+            raise UsageError(f"Tensors was given class_names={class_names}: no two names may be equal")
         self._class_names = class_names
         self._split = None if split is None else np.array(split)
 
@@ -77,7 +77,9 @@ def with_classes(
         highest = int(targets.max())
         if highest >= len(targets):
             found = f"{has} {len(targets)} integer targets up to {highest}"
-            raise UsageError(f"{found}, which are classes, each with samples: targets of a regression must be floats")
+            raise UsageError(
+                f"{found}: integers are classes, which need samples; targets of a regression must be floats"
+            )
         names = [str(label) for label in range(max(highest, 0) + 1)]
     return targets, names
 
