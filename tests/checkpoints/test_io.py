@@ -71,7 +71,7 @@ def write_on_and_on(path, elsewhere, done, io):
         done.value = number
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_kill_in_a_write_leaves_a_complete_checkpoint_and_the_next_start_removes_leftovers(kills, figure, tmp_path):
     other = Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
@@ -273,7 +273,7 @@ def test_file_size_limit_is_reported_in_bytes_and_keeps_the_earlier_file(tmp_pat
 
 
 def whole_after_no_room(done, run):
-    assert len(done.stderr.splitlines()) <= 5, done.stderr
+    assert len([line for line in done.stderr.splitlines() if not line.startswith("epoch ")]) <= 5, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("firstlight: cannot write ")]
     assert len(said) == 1 and re.search(r"it needs [\d,]+ bytes, [\d,]+ are free", said[0]), done.stderr
     files = {path.name for path in (run / "checkpoints").iterdir()}

@@ -25,11 +25,10 @@ from firstlight.data import Digits
 from firstlight.errors import UsageError
 from firstlight.networks import MLP
 from firstlight.tasks import Classification, Regression, Task
-from tests.helpers import newest
+from tests.helpers import QUICK_CONFIGS, newest, quick_or_slow
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-QUICK = {"digits_supcon", "diabetes", "corpus_lm", "digits_mlp_batchnorm"}
 pytestmark = pytest.mark.faults
 SPAWN = "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler"
 SIZES = {"in_features": 64, "hidden": [8], "out_features": 10}
@@ -208,10 +207,9 @@ NAMES = {
     "way",
     [
         "a program",
-        "test",
         *(
             pytest.param(way, marks=pytest.mark.slow)
-            for way in ("a program that asks for any task", "predict", "validate")
+            for way in ("a program that asks for any task", "test", "predict", "validate")
         ),
     ],
 )
@@ -374,7 +372,17 @@ TEXTS = ("a name of a file", "YAML with an address")
 """What is no location by its text, and so may be the name of a column, for example."""
 
 
-@pytest.mark.parametrize("place", PLACES)
+QUICK_PLACES = {
+    "a part",
+    "arguments without a type",
+    "an option of a schedule",
+    "a name of a class",
+    "an augmentation",
+    "the class of the data",
+}
+
+
+@pytest.mark.parametrize("place", quick_or_slow(PLACES, QUICK_PLACES))
 def test_no_file_or_address_in_hyper_parameters_is_opened(place, canary, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "references.json").write_text(json.dumps({"version": 1, "refs": {"x": [str(tmp_path / "evil.yaml")]}}))
@@ -470,7 +478,7 @@ def test_checkpoint_alone_gives_the_metrics_of_its_run(run, capsys):
 
 @pytest.mark.parametrize(
     "config",
-    [each if each.stem in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in CONFIGS],
+    quick_or_slow(CONFIGS, QUICK_CONFIGS),
     ids=lambda path: path.stem,
 )
 def test_parts_of_every_config_load_from_a_checkpoint_alone(config, tmp_path, monkeypatch):

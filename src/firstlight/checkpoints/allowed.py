@@ -21,6 +21,7 @@ from firstlight.schedules import Schedule
 _SOURCES: dict[str, tuple[type, str]] = {
     "firstlight.tasks": (LightningModule, "firstlight.tasks"),
     "firstlight.data": (LightningDataModule, "firstlight.data"),
+    "firstlight.data.augment": (nn.Module, "firstlight.data"),
     "firstlight.networks": (nn.Module, "firstlight.networks"),
     "firstlight.losses": (nn.Module, "firstlight.losses"),
     "firstlight.metrics": (Metric, "firstlight.metrics"),

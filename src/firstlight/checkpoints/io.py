@@ -117,6 +117,11 @@ def read_checkpoint_metrics(path: str | Path) -> dict[str, float]:
     return {"epoch": checkpoint["epoch"] + 1, "step": step, **checkpoint.get("metrics", {})}
 
 
+def has_seen_validation(path: str | Path) -> bool:
+    """Return whether a checkpoint was trained on the validation samples, too, see `Experiment.refit`."""
+    return bool(_load(Path(path), "cpu", mmap=True).get("has_seen_validation"))
+
+
 def first_index(path: str | Path) -> int:
     """Return the index at which a run that resumes from a checkpoint logs its first `train/*`.
 

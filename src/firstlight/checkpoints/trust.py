@@ -18,8 +18,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 
 from firstlight.checkpoints.allowed import allowed_classes, is_location, is_within, judge, refuse_class, shorten
 from firstlight.checkpoints.io import raise_fault, read
-from firstlight.compat import innermost_statement
-from firstlight.errors import UsageError
+from firstlight.errors import UsageError, innermost_statement
 
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 _STORED_UNDER = {"model": "hyper_parameters", "data": "datamodule_hyper_parameters"}
