@@ -124,7 +124,14 @@ def test_evaluation_is_deterministic_and_independent_of_the_batch(name, options,
     torch.testing.assert_close(torch.cat([network(sample[None]) for sample in inputs]), outputs, atol=rounding, rtol=0)
 
 
-@every_network
+@pytest.mark.parametrize(
+    ("name", "options", "shape", "out_shape"),
+    [
+        pytest.param(name, *example, id=f"{name}{number}", marks=[pytest.mark.slow] if number else [])
+        for name in NETWORKS
+        for number, example in enumerate(EXAMPLES.get(name, []))
+    ],
+)
 def test_compiled_network_equals_the_eager_one(name, options, shape, out_shape):
     network = build(name, options).eval()
     torch.compiler.reset()

@@ -285,7 +285,9 @@ def fitted(ranks, precision):
 
 
 # The precisions differ in rounding only: in float64, what is left of the difference in float32 is gone.
-@pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-6), ("64-true", 1e-13)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [pytest.param("32-true", 1e-6, marks=pytest.mark.slow), ("64-true", 1e-13)]
+)
 def test_two_processes_end_with_the_weights_of_one(precision, tolerance, tmp_path):
     for ranks in (1, 2):
         Ranks(fitted, ranks, precision, cwd=tmp_path, ranks=ranks).succeed()

@@ -314,7 +314,7 @@ class Noisy(nn.Module):
 
 
 IGNORED = LABELS.where(torch.arange(60) % 5 > 1, -100)
-ADVICE = "is no mean over what batch_weight(targets) counts"
+ADVICE = "is not a mean over what batch_weight(targets) counts"
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_a_second_fit_with_targets_of_another_scale_is_told(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("make", "network", "message"),
     [
-        (torch.optim.SparseAdam, nn.Linear(3, 2), "SparseAdam takes weights of embeddings with sparse=True only, and"),
+        (torch.optim.SparseAdam, nn.Linear(3, 2), "SparseAdam takes only weights of embeddings with sparse=True, not"),
         (torch.optim.AdamW, nn.Embedding(4, 3, sparse=True), "AdamW takes no sparse gradients"),
         (torch.optim.SparseAdam, nn.Embedding(4, 3, sparse=True), ""),
         (torch.optim.SGD, nn.Embedding(4, 3, sparse=True), ""),

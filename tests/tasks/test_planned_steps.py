@@ -46,15 +46,19 @@ CASES = {
         [40, 60],
     ),
 }
+QUICK = {
+    "accumulation with a remainder",
+    "max_steps",
+    "a share of the batches, accumulated",
+    "two processes, accumulation",
+    "resumption with other accumulation",
+}
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("fits", "totals"),
-    [
-        pytest.param(*case, id=name, marks=[pytest.mark.slow] if name == "two processes" else [])
-        for name, case in CASES.items()
-    ],
+    [pytest.param(*case, id=name, marks=[] if name in QUICK else [pytest.mark.slow]) for name, case in CASES.items()],
 )
 def test_the_schedule_follows_the_optimiser_steps_of_the_run(fits, totals, figure, tmp_path):
     with figure(CASE) as count:

@@ -53,7 +53,7 @@ def fit(tmp_path, *callbacks, task=None, ckpt=None, **options):
     trainer(tmp_path, **options).fit(task or make(), datamodule=data, ckpt_path=ckpt)
     logged = {}
     for name in NAMES:
-        if name in history._logged:
+        if name in history.logged:
             logged |= {(name, step): value for step, value in zip(*history[name], strict=True)}
     return logged
 

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.pytorch import seed_everything
 from torch import nn
 from torchmetrics import MeanAbsoluteError
@@ -14,7 +15,7 @@ from firstlight.loggers import History
 from firstlight.networks import MLP
 from firstlight.preflight.probe import probe
 from firstlight.schedules import Constant
-from firstlight.tasks import Classification, LanguageModel, Regression, Task
+from firstlight.tasks import BinaryClassification, Classification, Embedding, LanguageModel, Regression, Task
 from tests.helpers import called, newest
 from tests.tasks.helpers import loader, parts, predicted, trainer
 from tests.tasks.test_train_log import Saves
@@ -196,6 +197,21 @@ def test_metrics_that_cannot_read_the_outputs_are_named(tmp_path):
         predicted(task, loader(INPUTS, LABELS), tmp_path)
 
 
+def test_a_task_that_changes_the_outputs_is_named_as_their_source():
+    class Pairs(Task):
+        def forward(self, inputs):
+            return inputs, *self.network(inputs)
+
+        def compute_loss(self, outputs, targets):
+            return outputs[1].square().mean()
+
+    task = build(Pairs, TwoHeads(), metrics={"mae": MeanAbsoluteError()})
+    with pytest.raises(
+        UsageError, match=r"^Pairs\.forward returned a tuple of \(3, 4\) float32, \(3, 3\) float32, \(3, 2\)"
+    ):
+        probe(task, (INPUTS[:3], LABELS[:3]), LABELS)
+
+
 @pytest.mark.parametrize("module", ["my_project", "firstlight.losses.two_heads"])
 def test_a_new_loss_may_take_a_tuple_and_return_terms(module, monkeypatch):
     class Loss(nn.Module):
@@ -299,3 +315,11 @@ def test_a_task_with_its_own_init_runs_and_metrics_are_named_in_yaml(tmp_path):
     assert "val/mae" in done.stdout and "test/mae" in done.stdout
     done = called("test", "--run", str(newest(tmp_path, "plain")), cwd=tmp_path)
     assert "test/mae" in done.stdout
+
+
+@pytest.mark.parametrize("task", [LanguageModel, Classification, Regression, Embedding, BinaryClassification])
+def test_own_task_without_a_constructor_takes_the_options_of_its_base(task):
+    # jsonargparse 4.53 drops an option behind a positional argument of `super().__init__`.
+    options = [parameter.name for parameter in get_signature_parameters(task, None)]
+    assert [parameter.name for parameter in get_signature_parameters(type("Own", (task,), {}), None)] == options
+    assert {"monitor", "mode", "l1"} < {*options}

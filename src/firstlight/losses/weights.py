@@ -38,7 +38,7 @@ def averages_over(loss: Any) -> Averaged:
     if getattr(loss, "reduction", None) == "mean":
         if _is_likelihood(loss):
             return "targets"
-        if any(isinstance(loss, kind) and type(loss).forward is kind.forward for kind in _ELEMENTWISE):
+        if _is_one_of(loss, _ELEMENTWISE):
             return "elements"
     return "samples"
 
@@ -63,9 +63,17 @@ def batch_weight(loss: Any, targets: Tensor) -> Tensor | int:
     """
     if targets.is_floating_point():
         return targets.numel() // targets.shape[1]
+    return target_weights(loss, targets).sum()
+
+
+def target_weights(loss: Any, targets: Tensor) -> Tensor:
+    """Return the weight of each target `(B, ...)` in the mean of a cross-entropy or likelihood; 0 if it is ignored.
+
+    >>> target_weights(nn.CrossEntropyLoss(torch.tensor([1.0, 10.0]), ignore_index=0), torch.tensor([0, 1]))
+    tensor([ 0., 10.])
+    """
     is_scored: Tensor = targets != loss.ignore_index
-    weights: Tensor = is_scored if loss.weight is None else loss.weight[targets.where(is_scored, 0)] * is_scored
-    return weights.sum()
+    return is_scored if loss.weight is None else loss.weight[targets.where(is_scored, 0)] * is_scored
 
 
 def mean_loss(loss: Any, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -88,6 +96,9 @@ def mean_loss(loss: Any, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _is_likelihood(loss: Any) -> bool:
-    """Return whether a loss is torch's cross-entropy or likelihood. A subclass with its own `forward` is not."""
-    kinds = (nn.CrossEntropyLoss, nn.NLLLoss)
+    return _is_one_of(loss, (nn.CrossEntropyLoss, nn.NLLLoss))
+
+
+def _is_one_of(loss: Any, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Return whether a loss is one of torch's. A subclass with its own `forward` is not."""
     return any(isinstance(loss, kind) and type(loss).forward is kind.forward for kind in kinds)

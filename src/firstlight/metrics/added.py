@@ -105,20 +105,19 @@ def of_classes(predictions: Tensor, targets: Tensor, ignored: int | None, are_sc
     return predictions.argmax(1) if are_scores else exact(predictions).softmax(1), targets
 
 
-def of_labels(scores: Tensor, targets: Tensor, are_probabilities: bool) -> tuple[Tensor, Tensor]:
+def of_labels(outputs: Tensor, targets: Tensor, are_probabilities: bool) -> tuple[Tensor, Tensor]:
     """Return what metrics of zeros and ones take.
 
     Args:
-        scores: Logits `(N, K)`, or probabilities minus 0.5.
+        outputs: Logits or probabilities `(N, K)`.
         targets: Zeros and ones `(N, K)`.
-        are_probabilities: Whether the scores are probabilities minus 0.5.
+        are_probabilities: Whether the outputs are probabilities.
 
     Returns:
         Probabilities and integer targets, each `(N, K)`, or `(N,)` if `K` is 1.
     """
-    scores = exact(scores)
-    probabilities = scores + 0.5 if are_probabilities else scores.sigmoid()
-    return of_numbers(probabilities, targets.long())
+    outputs = exact(outputs)
+    return of_numbers(outputs if are_probabilities else outputs.sigmoid(), targets.long())
 
 
 def of_numbers(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -244,14 +244,18 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         return {name: column for name, column in found.items() if name != "target"}
 
     def predict_outputs(self, inputs: Any) -> Tensor:
-        """Return the outputs of the network, or raise a UsageError if they are no tensor."""
+        """Return the outputs of the network, or raise a UsageError if they are not a tensor."""
         outputs = self(inputs)
         if not isinstance(outputs, Tensor):
             raise UsageError(
-                f"{type(self.network).__name__} returned {describe(outputs)}, but {type(self).__name__}.predict_step "
-                "expects a tensor: override predict_step"
+                f"{self._told(outputs)}, but {type(self).__name__}.predict_step expects a tensor: override predict_step"
             )
         return outputs
+
+    def _told(self, outputs: Any) -> str:
+        """Return what `forward` returned, for messages."""
+        source = f"{type(self).__name__}.forward" if self.is_overridden("forward") else type(self.network).__name__
+        return f"{source} returned {describe(outputs)}"
 
     # Hooks of Lightning
 
@@ -401,7 +405,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         """
 
     def check_structure(self, outputs: Any) -> None:
-        """Raise a UsageError if outputs that are no tensor reach a method that takes only tensors."""
+        """Raise a UsageError if outputs that are not a tensor reach a method that takes only tensors."""
         passes_on = type(self).compute_loss is Task.compute_loss and not self._knows_loss()
         takes_tensors = {
             "compute_loss": not self.is_overridden("compute_loss") and not passes_on,
@@ -410,8 +414,8 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         for method, is_true in takes_tensors.items():
             if is_true:
                 raise UsageError(
-                    f"{type(self.network).__name__} returned {describe(outputs)}, but {type(self).__name__}.{method} "
-                    f"expects a tensor: return a tensor, or override {method}"
+                    f"{self._told(outputs)}, but {type(self).__name__}.{method} expects a tensor: return a tensor, or "
+                    f"override {method}"
                 )
 
     def check_monitor(self, logged: Collection[str]) -> None:

@@ -30,21 +30,23 @@ from firstlight.tasks.training_targets import (
 )
 
 
-class _FromScores:
-    """A metric of torchmetrics updated with scores `(B, width)`: it would guess whether they are probabilities."""
+class _FromOutputs:
+    """A metric of torchmetrics updated with outputs `(B, width)`: it would guess whether they are probabilities."""
+
+    threshold: float
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         wrong = target[(target != 0) & (target != 1)]
         if len(wrong):
             raise UsageError(f"a target is {wrong[0].item():g}: targets must be 0 or 1")
-        super().update((preds > 0).int(), target.int())  # type: ignore[misc]
+        super().update((preds > self.threshold).int(), target.int())  # type: ignore[misc]
 
 
-class _BinaryAccuracy(_FromScores, BinaryAccuracy):
+class _BinaryAccuracy(_FromOutputs, BinaryAccuracy):
     pass
 
 
-class _BinaryF1(MayBeUndefined, _FromScores, BinaryF1Score):
+class _BinaryF1(MayBeUndefined, _FromOutputs, BinaryF1Score):
     tp: Tensor
     fp: Tensor
     fn: Tensor
@@ -55,31 +57,37 @@ class _BinaryF1(MayBeUndefined, _FromScores, BinaryF1Score):
 
 
 class _BinaryBalancedAccuracy(BalancedAccuracy):
-    """Updated with scores `(B, 1)` and targets `(B, 1)`."""
+    """Updated with outputs `(B, 1)` and targets `(B, 1)`; class 1 is predicted above the threshold."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__(2)
+        self.threshold = threshold
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
-        super().update((predictions[:, 0] > 0).long(), targets[:, 0].long())
+        super().update((predictions[:, 0] > self.threshold).long(), targets[:, 0].long())
 
 
 class _BinaryLogLoss(LogLoss):
-    """Updated with scores `(B, 1)`, see `_ZeroOne.scores`, and targets `(B, 1)`."""
+    """Updated with logits or probabilities `(B, 1)` and targets `(B, 1)`."""
 
     def __init__(self, are_probabilities: bool) -> None:
         super().__init__()
         self.are_probabilities = are_probabilities
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
-        signed = exact(predictions) * (2 * targets - 1)
-        self.add(
-            signed + 0.5 if self.are_probabilities else signed.sigmoid(), torch.ones_like(targets, dtype=torch.bool)
-        )
+        of_one, is_one = exact(predictions), targets == 1
+        if self.are_probabilities:
+            of_target = of_one.where(is_one, 1 - of_one)
+        else:
+            of_target = of_one.where(is_one, -of_one).sigmoid()
+        self.add(of_target, torch.ones_like(is_one))
 
 
-class _MultilabelAccuracy(_FromScores, MultilabelAccuracy):
+class _MultilabelAccuracy(_FromOutputs, MultilabelAccuracy):
     pass
 
 
-class _MultilabelF1(_FromScores, MultilabelF1Score):
+class _MultilabelF1(_FromOutputs, MultilabelF1Score):
     pass
 
 
@@ -124,9 +132,9 @@ class _ZeroOne(Task):
         return exact(outputs) - 0.5 if self.outputs_are == "probabilities" else outputs
 
     def metric_inputs(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores and targets. A label is predicted if its score is above 0; scores are ranked for `auroc`."""
-        # Not probabilities: those of large logits are equal.
-        return self.scores(outputs), targets
+        """Return the outputs, which are ranked for `auroc`, and targets; probabilities are float64."""
+        # Not the probabilities of logits: those of large ones are equal. Nor scores: p - 0.5 of small ones are equal.
+        return exact(outputs) if self.outputs_are == "probabilities" else outputs, targets
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return `prediction`, `probabilities`, `score` (see `scores`) and `target`, each `(B, width)`."""
@@ -184,11 +192,12 @@ class BinaryClassification(_ZeroOne):
         if weights is not None:
             reserve_weights(type(self).__name__, "pos_weight", weights, loss, "pos_weight", 1)
         are_probabilities = self.expected_outputs(loss) == "probabilities"
+        threshold = 0.5 if are_probabilities else 0.0
         metrics = {
-            "accuracy": _BinaryAccuracy(validate_args=False),
+            "accuracy": _BinaryAccuracy(threshold, validate_args=False),
             "auroc": AUROC(),
-            "f1": _BinaryF1(validate_args=False),
-            "balanced_accuracy": _BinaryBalancedAccuracy(2),
+            "f1": _BinaryF1(threshold, validate_args=False),
+            "balanced_accuracy": _BinaryBalancedAccuracy(threshold),
             "log_loss": _BinaryLogLoss(are_probabilities),
         }
         prepare = partial(of_labels, are_probabilities=are_probabilities)
@@ -244,12 +253,14 @@ class MultilabelClassification(_ZeroOne):
             )
         if pos_weight is not None:
             reserve_weights(type(self).__name__, "pos_weight", pos_weight, loss, "pos_weight", labels)
+        are_probabilities = self.expected_outputs(loss) == "probabilities"
+        threshold = 0.5 if are_probabilities else 0.0
         metrics = {
-            "accuracy": _MultilabelAccuracy(labels, average="micro", validate_args=False),
+            "accuracy": _MultilabelAccuracy(labels, threshold, average="micro", validate_args=False),
             "auroc": AUROC(),
-            "f1": _MultilabelF1(labels, validate_args=False),
+            "f1": _MultilabelF1(labels, threshold, validate_args=False),
         }
-        prepare = partial(of_labels, are_probabilities=self.expected_outputs(loss) == "probabilities")
+        prepare = partial(of_labels, are_probabilities=are_probabilities)
         super().__init__(network, optimizer, schedule, loss, _own_metrics=metrics, _prepare=prepare, **options)
         self.width = labels
         self.pos_weight = pos_weight

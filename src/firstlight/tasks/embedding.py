@@ -49,7 +49,7 @@ class Embedding(Task):
     ) -> None:
         check_range(type(self).__name__, "[1, inf)", k=k)
         metrics = {"nn_accuracy": RecallAtK(1), "recall_at_k": RecallAtK(k)}
-        super().__init__(network, optimizer, schedule, loss, metrics, **options)
+        super().__init__(network, optimizer, schedule, loss, metrics=metrics, **options)
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return `embedding` `(B, D)` and `target` `(B,)`."""

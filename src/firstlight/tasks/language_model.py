@@ -41,7 +41,7 @@ class LanguageModel(Task):
         self, network: nn.Module, loss: nn.Module, optimizer: OptimizerCallable, schedule: Schedule, **options: Any
     ) -> None:
         metrics = {"perplexity": Perplexity(), "bits_per_byte": BitsPerByte()}
-        super().__init__(network, optimizer, schedule, loss, metrics, **options)
+        super().__init__(network, optimizer, schedule, loss, metrics=metrics, **options)
         self._scores_all = False  # Whether no training target is padding.
 
     def compute_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | dict[str, Tensor]:
@@ -107,9 +107,7 @@ class LanguageModel(Task):
 
     def _minimises_likelihood(self) -> bool:
         """Return whether the loss is the mean cross-entropy of the scored tokens, so that metrics can reuse it."""
-        loss = self.loss
-        if type(self).compute_loss is not LanguageModel.compute_loss or not isinstance(loss, nn.CrossEntropyLoss):
+        loss, is_own = self.loss, type(self).compute_loss is not LanguageModel.compute_loss
+        if is_own or self.averages_over != "targets" or not isinstance(loss, nn.CrossEntropyLoss):
             return False
-        if type(loss).forward is not nn.CrossEntropyLoss.forward or loss.reduction != "mean" or loss.ignore_index != 0:
-            return False
-        return loss.weight is None and not loss.label_smoothing
+        return loss.ignore_index == 0 and loss.weight is None and not loss.label_smoothing

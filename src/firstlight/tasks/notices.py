@@ -36,14 +36,14 @@ class Notices:
             self.tell(f"{split} loader", message)
 
     def tell_other_weight(self, task: Any, outputs: Any, targets: Tensor) -> None:
-        """Warn about each term of a task's loss that is no mean over the weight of its batch."""
+        """Warn about each term of a task's loss that is not a mean over the weight of its batch."""
         for name in terms_of_other_weight(task, outputs, targets):
             loss = getattr(task.loss, "__name__", type(task.loss).__name__)
             source = f"{type(task).__name__}.compute_loss" if task.is_overridden("compute_loss") else loss
             self.tell(
                 f"weight of {name}",
-                f"the {name} of {source} is no mean over what batch_weight(targets) counts, so its mean depends on how "
-                "samples are cut into batches and processes: let batch_weight return what it averages over",
+                f"the {name} of {source} is not a mean over what batch_weight(targets) counts, so its mean depends on "
+                "how samples are cut into batches and processes: let batch_weight return what it averages over",
             )
 
 
