@@ -381,7 +381,7 @@ def fit_digits(folder, ckpt=None):
         callbacks=[RandomState(), Copies(folder), LastCheckpoint(folder, every_n_steps=2, every_seconds=0)],
     )  # fmt: skip
     trainer.fit(task, datamodule=Digits(batch_size=16), ckpt_path=ckpt, weights_only=True)
-    return task.state_dict(), dict(zip(*history._logged.get("val/loss", ([], [])), strict=True))
+    return task.state_dict(), dict(zip(*history.logged.get("val/loss", ([], [])), strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,7 @@ def fitted(tmp_path, *callbacks, batch_size=8, **options):
     return task
 
 
+@pytest.mark.slow  # It compiles C++.
 @pytest.mark.filterwarnings("ignore:`torch.jit")  # a warning of torch 2.13
 def test_a_compiled_network_learns_the_same_and_is_not_compiled_after_the_fit(tmp_path, monkeypatch):
     mode = "reduce-overhead"

@@ -21,7 +21,7 @@ from firstlight.loggers import MetricsCSV
 from firstlight.networks import MLP
 from firstlight.schedules import Constant
 from firstlight.tasks import Classification
-from tests.helpers import CONFIG, DDP, Ranks, logged, newest
+from tests.helpers import CONFIG, DDP, Ranks, logged, newest, quick_or_slow
 
 ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=0.1)
@@ -349,7 +349,7 @@ def test_a_monitored_metric_that_is_not_finite_stops_the_run(action, tmp_path):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", quick_or_slow([1, 2], [1]))
 def test_the_command_line_exits_with_1_and_names_the_layer_in_five_lines(ranks, tmp_path, figure):
     options = ["--config", CONFIG, *(["--config", DDP] if ranks == 2 else []), "--trainer.max_epochs=2"]
     run = Ranks(main, ["fit", *options, "--model.optimizer.init_args.lr=1e37"], cwd=tmp_path, ranks=ranks)

@@ -31,6 +31,7 @@ from firstlight.callbacks.resumable_loader import ResumableLoader
 from firstlight.callbacks.state import snapshot
 from firstlight.checkpoints.io import AtomicCheckpointIO
 from firstlight.errors import UsageError
+from tests.helpers import quick_or_slow
 
 SAMPLES, BATCH, EPOCHS = 26, 4, 3  # Seven batches an epoch, the last one short.
 
@@ -266,7 +267,19 @@ def _quiet():
         yield
 
 
-@pytest.mark.parametrize("kind", EXACT)
+QUICK = {
+    "shuffle",
+    "own generator",
+    "batch sampler",
+    "sampler with state_dict",
+    "noise of its own",
+    "stream",
+    "loader with state_dict",
+    "two loaders, longest",
+}
+
+
+@pytest.mark.parametrize("kind", quick_or_slow(EXACT, QUICK))
 def test_any_loader_resumes_with_the_same_bits(kind, tmp_path):
     assert_resumes_exactly(tmp_path, EXACT[kind])
 
@@ -276,7 +289,9 @@ def test_any_loader_with_worker_processes_resumes_with_the_same_bits(kind, tmp_p
     assert_resumes_exactly(tmp_path, WORKERS[kind], stops=(8,))
 
 
-@pytest.mark.parametrize("kind", ["shuffle", "noise of its own", "stream", "loader with state_dict"])
+@pytest.mark.parametrize(
+    "kind", quick_or_slow(["shuffle", "noise of its own", "stream", "loader with state_dict"], ["shuffle", "stream"])
+)
 def test_loader_that_is_made_before_loops_are_restored_resumes_with_the_same_bits(kind, tmp_path):
     assert_resumes_exactly(tmp_path, EXACT[kind], AsksForSteps, **({"max_steps": 21} if "sh" not in kind else {}))
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback
 from torch import distributed, nn
 
@@ -252,8 +253,10 @@ SMALL = ["--config", CONFIG, "--model.network.hidden=[8]", "--trainer.log_every_
 
 
 def test_a_run_with_a_time_ends_with_the_learning_rate_at_its_end(tmp_path):
-    printed = called("run", *SMALL, "--time", "6s", "--disable", "early_stopping", cwd=tmp_path).stdout
-    assert "as many steps as fit into 6s; the clock decides, so a resumed run is not exact" in printed
+    printed = called(
+        "run", *SMALL, "--time", "4s", "--disable", "early_stopping", "--report=false", cwd=tmp_path
+    ).stdout
+    assert "as many steps as fit into 4s; the clock decides, so a resumed run is not exact" in printed
     run = newest(tmp_path)
     rates = logged(run, "lr")
     assert rates[-1][1] < 0.003 * 0.001
@@ -275,6 +278,35 @@ def test_a_time_replaces_the_limits_of_a_file_but_not_those_beside_it(tmp_path):
     assert "max_epochs: -1" in printed
 
 
+@pytest.mark.parametrize(
+    ("files", "options", "limits"),
+    [
+        (["time: 1h"], [], (-1, -1)),
+        (["time: 1h\ntrainer: {max_epochs: 3, max_steps: 9}"], [], (-1, -1)),
+        (["time: 1h", "trainer: {max_epochs: 3}"], [], (3, -1)),
+        (["time: 1h"], ["--trainer.max_epochs=3"], (3, -1)),
+        (["time: 1h"], ["--time", "null"], (60, -1)),
+        (["time: 1h", "time: null"], [], (60, -1)),
+        (["time: null"], ["--time=1h"], (-1, -1)),
+    ],
+)
+def test_a_time_in_a_file_replaces_limits_as_the_option_does(files, options, limits, tmp_path):
+    for index, text in enumerate(files):
+        (tmp_path / f"{index}.yaml").write_text(text)
+        options = [*options[:index], f"--config={tmp_path / str(index)}.yaml", *options[index:]]
+    printed = called("fit", *SMALL, *options, "--print_config", cwd=tmp_path).stdout
+    trainer = yaml.safe_load(printed)["trainer"]
+    assert (trainer["max_epochs"], trainer["max_steps"]) == limits
+
+
+def test_a_resumed_run_keeps_a_limit_beside_its_time(tmp_path):
+    called("fit", *SMALL, "--time", "1h", "--trainer.max_epochs=1", cwd=tmp_path)
+    run = newest(tmp_path)
+    assert results(run)["steps"] == 40
+    printed = called("fit", "--run", str(run), "--print_config", cwd=tmp_path).stdout
+    assert yaml.safe_load(printed)["trainer"]["max_epochs"] == 1
+
+
 def test_a_run_without_a_limit_is_resumed_with_one(tmp_path):
     called("fit", *SMALL, "--trainer.max_epochs=2", cwd=tmp_path)
     run = newest(tmp_path)
@@ -288,6 +320,7 @@ def test_a_run_without_a_limit_is_resumed_with_one(tmp_path):
 
 MODULE = """
 import torch
+import yaml
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
 class Own(BoringModel):

@@ -49,7 +49,13 @@ def test_without_regularisation_validation_loss_is_100_times_training_loss():
 
 
 @pytest.mark.parametrize(
-    "options", [{"dropout": 0.5}, L2, L1, {"augment": True}], ids=["dropout", "weight decay", "L1", "augmentation"]
+    "options",
+    [
+        pytest.param({"dropout": 0.5}, id="dropout"),
+        pytest.param(L2, id="weight decay", marks=pytest.mark.slow),
+        pytest.param(L1, id="L1", marks=pytest.mark.slow),
+        pytest.param({"augment": True}, id="augmentation", marks=pytest.mark.slow),
+    ],
 )
 def test_regularisation_narrows_the_gap_and_lowers_the_validation_loss(options):
     # Measured over eight seeds, relative to no regularisation, for the gap and for the loss: dropout 0.77, weight
@@ -58,6 +64,7 @@ def test_regularisation_narrows_the_gap_and_lowers_the_validation_loss(options):
     assert measured(**options)[1] < 0.9 * measured()[1]
 
 
+@pytest.mark.slow
 def test_l1_gives_more_weights_near_zero_than_l2_at_the_same_validation_loss():
     (_, l1_val, l1_near_zero), (_, l2_val, l2_near_zero) = measured(**L1), measured(**L2)
     assert l1_val == pytest.approx(l2_val, rel=0.1)
@@ -65,6 +72,7 @@ def test_l1_gives_more_weights_near_zero_than_l2_at_the_same_validation_loss():
     assert l2_near_zero < 0.05  # measured: 0.02
 
 
+@pytest.mark.slow
 def test_higher_weight_decay_gives_smaller_weights():
     def norm(weight_decay):
         task = fit(lambda: MLP(64, [256, 128], 10), digits(), seed=0, weight_decay=weight_decay)

@@ -7,10 +7,12 @@ from firstlight.callbacks.early_stopping import EarlyStopping
 from firstlight.callbacks.graceful_shutdown import GracefulShutdown
 from firstlight.callbacks.gradient_norm import GradientNorm
 from firstlight.callbacks.hparams import HParams
+from firstlight.callbacks.insight import Insight
 from firstlight.callbacks.learning_rate import LearningRate
 from firstlight.callbacks.nonfinite import NonFinite
 from firstlight.callbacks.other_package import refuse_other_package
 from firstlight.callbacks.progress import Progress
+from firstlight.callbacks.pruning import Pruning
 from firstlight.callbacks.random_state import RandomState
 from firstlight.callbacks.time_limit import TimeLimit
 
@@ -22,10 +24,12 @@ __all__ = [
     "GracefulShutdown",
     "GradientNorm",
     "HParams",
+    "Insight",
     "LastCheckpoint",
     "LearningRate",
     "NonFinite",
     "Progress",
+    "Pruning",
     "RandomState",
     "TimeLimit",
     "defaults",

@@ -1,9 +1,19 @@
 """Attributes of the user's objects that change in a run, and that no checkpoint holds by itself."""
 
+import ast
+import copy
+from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterator, Mapping
-from functools import cache
-from types import FunctionType, MethodType
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import is_dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from functools import cache, partial
+from itertools import count
+from pathlib import Path
+from types import FunctionType, MappingProxyType, MethodType
 from typing import Any
 
 import numpy as np
@@ -14,7 +24,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import Metric
 
-from firstlight.callbacks.state import digest, has_state_dict, is_generator
+from firstlight.callbacks.state import digest, has_state_dict, is_generator, slots
 
 _LIBRARIES = {"lightning", "torch", "torchmetrics", "firstlight"}
 _HOOKS = ("state_dict", "on_save_checkpoint", "get_extra_state")
@@ -24,7 +34,33 @@ _SEQUENCES = {kind.__name__: kind for kind in (list, tuple, set, frozenset, dequ
 _MAPPINGS = {kind.__name__: kind for kind in (dict, Counter, OrderedDict, defaultdict)}
 _KINDS: dict[str, Any] = {**_SEQUENCES, **_MAPPINGS}
 _LEAVES = ("tensor", "array", "state", "lost")
-"""Kinds of saved values that hold no other saved value."""
+"""Kinds of saved values that may follow from the weights."""
+_DTYPES = {str(each): each for each in vars(torch).values() if isinstance(each, torch.dtype)}
+_PLAIN: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    bytearray: (bytes, bytearray),
+    array: (lambda value: [value.typecode, value.tolist()], lambda saved: array(*saved)),
+    range: (lambda value: [value.start, value.stop, value.step], lambda saved: range(*saved)),
+    count: (lambda value: _count_state(value), lambda saved: count(*saved)),
+    Decimal: (str, Decimal),
+    Fraction: (str, Fraction),
+    datetime: (datetime.isoformat, datetime.fromisoformat),
+    date: (date.isoformat, date.fromisoformat),
+    time: (time.isoformat, time.fromisoformat),
+    type(Path()): (str, Path),
+    timedelta: (lambda value: [value.days, value.seconds, value.microseconds], lambda saved: timedelta(*saved)),
+    torch.Size: (list, torch.Size),
+    torch.dtype: (str, lambda saved: _DTYPES[saved]),
+    torch.device: (str, torch.device),
+}
+"""How values of classes of Python and torch are saved and restored."""
+_PLAIN_NAMES = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _PLAIN}
+_COMPARED = (
+    *(int, float, complex, str, bytes, np.ndarray, np.generic, Enum, partial, MappingProxyType, Iterator),
+    *_KINDS.values(),
+)
+"""Classes whose values `digest` compares, also those of classes that extend them."""
+_HOLDERS = {"types", "argparse", "collections", "queue"}
+"""Modules of Python whose classes hold what the user puts in, for example `SimpleNamespace` and `UserDict`."""
 
 
 class _Opaque(Exception):
@@ -63,7 +99,7 @@ def holders(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         if id(each) not in seen and len(seen) < 10_000:
             seen.add(id(each))
             found[key] = each
-            pending += [item for item in _inner(key, each) if _package(type(item[1])) in packages]
+            pending += [item for item in _inner(key, each) if _package(type(item[1])) in packages | _HOLDERS]
     return found
 
 
@@ -84,7 +120,7 @@ def changed_values(objects: Mapping[str, Any], initial: Mapping[str, Any]) -> di
                 try:
                     changed.setdefault(key, {})[name] = _encode(value)
                 except _Opaque as kind:
-                    if type(value) in _KINDS.values() or has_state_dict(value):
+                    if isinstance(value, _COMPARED) or has_state_dict(value):
                         changed.setdefault(key, {})[name] = {"kind": "lost", "what": str(kind)}
     return changed
 
@@ -113,7 +149,8 @@ def set_changed(objects: Mapping[str, Any], initial: Any, saved: Any, fresh: Any
             current = now[key].get(name)
             if _find_lost(value, current) is None:
                 # In place, because a sampler or an optimiser may use the same object.
-                setattr(objects[key], name, _decode(value, current, in_place=holds[id(current)] == 1))
+                restored = _decode(value, current, in_place=holds[id(current)] == 1)
+                (object.__setattr__ if _is_frozen(objects[key]) else setattr)(objects[key], name, restored)
 
 
 def _to_restore(initial: Any, saved: Any, fresh: Any) -> Iterator[tuple[str, str, Any]]:
@@ -146,7 +183,8 @@ def _attributes(owner: Any) -> dict[str, Any]:
         return {name: getattr(owner, name) for name in _OPTIONS}
     if isinstance(owner, Metric):
         return {name: getattr(owner, name) for name in [*owner._defaults, "_update_count", "_computed"]}
-    values = {name: each for name, each in vars(owner).items() if _is_own(owner, name)}
+    values = {**getattr(owner, "__dict__", {}), **slots(owner)}
+    values = {name: each for name, each in values.items() if _is_own(owner, name)}
     if isinstance(owner, nn.Module):
         values |= {name: owner._buffers[name] for name in owner._non_persistent_buffers_set}
         if _package(type(owner)) == "torch":
@@ -172,13 +210,20 @@ def _inner(key: str, owner: Any) -> Iterator[tuple[str, Any]]:
         items: Any = [(f"{key}.{name}", value)]
         if isinstance(value, list | tuple | dict) and len(value) <= 1000:
             pairs = value.items() if isinstance(value, dict) else enumerate(value)
-            items = [(f"{key}.{name}.{index}", each) for index, each in pairs]
-        yield from (item for item in items if hasattr(item[1], "__dict__") and not _restores_itself(item[1]))
+            items += [(f"{key}.{name}.{index}", each) for index, each in pairs]
+        for path, each in items:
+            if (hasattr(each, "__dict__") or slots(each)) and not _restores_itself(each):
+                yield path, each
+
+
+def _is_frozen(each: Any) -> bool:
+    """Return whether an object is a data class that refuses to set its attributes."""
+    return is_dataclass(each) and bool(vars(type(each))["__dataclass_params__"].frozen)
 
 
 def _restores_itself(each: Any) -> bool:
     kind = type(each)
-    if each is None or isinstance(each, type) or _package(kind) in _LIBRARIES:
+    if each is None or isinstance(each, type | Enum) or _package(kind) in _LIBRARIES:
         return True
     hooks = _HOOKS if has_state_dict(each) else _HOOKS[1:]
     return not all(_is_library(getattr(kind, hook, None)) for hook in hooks)
@@ -195,7 +240,9 @@ def _is_library(function: Any) -> bool:
 @cache
 def _base_names() -> frozenset[str]:
     bases = LightningModule(), LightningDataModule(), nn.Module(), Optimizer([torch.zeros(1)], {})
-    return frozenset(name for each in bases for name in vars(each))
+    # Lightning makes them when they are first read. They hold the configuration, which a resumed run has.
+    hyperparameters = {"_hparams", "_hparams_initial", "_hparams_name"}
+    return frozenset(name for each in bases for name in vars(each)) | hyperparameters
 
 
 def _encode(value: Any) -> Any:
@@ -206,17 +253,23 @@ def _encode(value: Any) -> Any:
     if isinstance(value, Tensor):
         return {"kind": "tensor", "value": value.detach().clone(), "grad": value.is_leaf and value.requires_grad}
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc" and value.dtype != np.longdouble:
-        array = np.array(value, value.dtype.newbyteorder("="))
-        return {"kind": "array", "value": torch.from_numpy(array), "scalar": kind is not np.ndarray}
-    name = kind.__name__
-    if kind is _SEQUENCES.get(name):
-        extra = {"maxlen": value.maxlen} if kind is deque else {}
-        return {"kind": name, "items": [_encode(each) for each in value], **extra}
-    if kind is _MAPPINGS.get(name):
-        return {"kind": name, "items": [[_encode(key), _encode(each)] for key, each in value.items()]}
+        numbers = np.array(value, value.dtype.newbyteorder("="))
+        return {"kind": "array", "value": torch.from_numpy(numbers), "scalar": kind is not np.ndarray}
+    if kind in _PLAIN:
+        return {"kind": f"{kind.__module__}.{kind.__qualname__}", "value": _PLAIN[kind][0](value)}
+    if isinstance(value, Enum):
+        return {"kind": "enum", "value": _encode(value.value)}
     if has_state_dict(value):
         return {"kind": "state", "value": _encode(dict(value.state_dict()))}
-    raise _Opaque(name)
+    base = _base(value)
+    if base is None:
+        raise _Opaque(kind.__name__)
+    extra = {"maxlen": value.maxlen} if base is deque else {}
+    if base is not kind:
+        extra["own"] = True
+    if issubclass(base, dict):
+        return {"kind": base.__name__, "items": [[_encode(key), _encode(each)] for key, each in value.items()], **extra}
+    return {"kind": base.__name__, "items": [_encode(each) for each in value], **extra}
 
 
 def _find_lost(saved: Any, current: Any) -> str | None:
@@ -225,10 +278,16 @@ def _find_lost(saved: Any, current: Any) -> str | None:
         return None
     if saved["kind"] == "lost":
         return f"a {saved['what']} in it cannot be saved"
+    if saved["kind"] in _PLAIN_NAMES:
+        _decode(saved)  # A damaged one is refused here.
+    if saved["kind"] == "enum" and not _is_member(_decode(saved["value"]), current):
+        return "its Enum does not exist at the start, or has no such member"
+    if saved.get("own") and (_base(current) is not _KINDS[saved["kind"]] or type(current) is _base(current)):
+        return f"it is no {saved['kind']} of a class of its own at the start"
     if saved["kind"] == "state" and not has_state_dict(current):
         return "its object does not exist at the start"
     if saved["kind"] == "defaultdict" and not isinstance(current, defaultdict):
-        return "it is no defaultdict at the start"
+        return "it is not a defaultdict at the start"
     for key, each in _pairs(saved):
         if (found := _find_lost(each, _child(current, key))) is not None:
             return found
@@ -250,26 +309,33 @@ def _decode(saved: Any, current: Any = None, in_place: bool = False) -> Any:
                 return current.copy_(value)
         return value.to(current.device, copy=True).requires_grad_(saved["grad"])
     if kind == "array":
-        array = value.numpy().copy()
-        fits = isinstance(current, np.ndarray) and (current.shape, current.dtype) == (array.shape, array.dtype)
+        numbers = value.numpy().copy()
+        fits = isinstance(current, np.ndarray) and (current.shape, current.dtype) == (numbers.shape, numbers.dtype)
         if fits and in_place and current.flags.writeable:
-            current[...] = array
+            current[...] = numbers
             return current
-        return array[()] if saved["scalar"] else array
+        return numbers[()] if saved["scalar"] else numbers
+    if kind in _PLAIN_NAMES:
+        return _PLAIN[_PLAIN_NAMES[kind]][1](value)
+    if kind == "enum":
+        return type(current)(_decode(value))
     if kind == "state":
         current.load_state_dict(_decode(value))
         return current
     items = [(key, _decode(each, _child(current, key))) for key, each in _pairs(saved)]
     values = [each for _, each in items]
     if kind in ("tuple", "frozenset"):
-        return tuple(values) if kind == "tuple" else frozenset(values)
+        made: Any = tuple(values) if kind == "tuple" else frozenset(values)
+        return getattr(type(current), "_make", type(current))(made) if saved.get("own") else made
     if kind == "deque":
-        made: Any = deque(values, saved["maxlen"])
+        made = deque(values, saved["maxlen"])
     elif kind == "defaultdict":
         made = defaultdict(current.default_factory, items)
     else:
         made = _KINDS[kind](dict(items) if kind in _MAPPINGS else values)
-    if not in_place or type(current) is not type(made) or getattr(current, "maxlen", 0) != getattr(made, "maxlen", 0):
+    if saved.get("own"):
+        current = current if in_place else copy.copy(current)
+    elif not in_place or type(current) is not type(made) or getattr(current, "maxlen", 0) != getattr(made, "maxlen", 0):
         return made
     current.clear()
     current.extend(made) if isinstance(current, list | deque) else current.update(made)
@@ -278,11 +344,32 @@ def _decode(saved: Any, current: Any = None, in_place: bool = False) -> Any:
 
 def _pairs(saved: Mapping[str, Any]) -> list[tuple[Any, Any]]:
     """Return the keys or positions of a saved container, and its saved values."""
-    if saved["kind"] in _LEAVES:
+    if saved["kind"] not in _KINDS:
         return []
     if saved["kind"] in _MAPPINGS:
         return [(_decode(key), each) for key, each in saved["items"]]
     return list(enumerate(saved["items"]))
+
+
+def _is_member(value: Any, current: Any) -> bool:
+    """Return whether a value is one of a member of the Enum of `current`."""
+    try:
+        return isinstance(current, Enum) and isinstance(type(current)(value), Enum)
+    except ValueError:
+        return False
+
+
+def _count_state(value: Any) -> list[Any]:
+    """Return start and step of `itertools.count`."""
+    try:
+        return list(ast.literal_eval(f"[{repr(value)[6:-1]}]"))
+    except (ValueError, SyntaxError):  # It counts something else than numbers of Python.
+        raise _Opaque("count") from None
+
+
+def _base(value: Any) -> type | None:
+    """Return the kind of container that a value is, maybe of a class of its own, or None."""
+    return next((kind for kind in [*_KINDS.values()][::-1] if isinstance(value, kind)), None)
 
 
 def _child(container: Any, key: Any) -> Any:

@@ -130,7 +130,7 @@ class BestCheckpoint(FiniteCheckpoint):
     def _trim(self, checkpoint: dict[str, Any]) -> None:
         """Remove `train_log`, outputs and targets of training samples: people share this file.
 
-        A module that is no task stores no metrics, so the monitored one is added.
+        A module that is not a task stores no metrics, so the monitored one is added.
         """
         checkpoint.pop("train_log", None)
         if self.current_score is not None:

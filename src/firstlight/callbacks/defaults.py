@@ -11,6 +11,7 @@ from firstlight.callbacks.early_stopping import EarlyStopping
 from firstlight.callbacks.graceful_shutdown import GracefulShutdown
 from firstlight.callbacks.gradient_norm import GradientNorm
 from firstlight.callbacks.hparams import HParams
+from firstlight.callbacks.insight import Insight
 from firstlight.callbacks.learning_rate import LearningRate
 from firstlight.callbacks.nonfinite import NonFinite
 from firstlight.callbacks.progress import Progress
@@ -23,6 +24,7 @@ DEFAULTS: dict[str, type[Callback]] = {
     "gradient_norm": GradientNorm,
     "nonfinite": NonFinite,  # After GradientNorm, which logs the gradient as it was.
     "lr": LearningRate,
+    "insight": Insight,
     "progress": Progress,
     "best": BestCheckpoint,
     "hparams": HParams,  # Lightning calls it before all checkpoint callbacks.
@@ -32,7 +34,7 @@ DEFAULTS: dict[str, type[Callback]] = {
 """Default callbacks in the order in which they are called, by name. The name is also their group of options."""
 
 LINKED = {"monitor", "mode", "dirpath", "best", "allow_inexact"}
-"""Arguments that follow from the task, the run, or an option of the command, and are no options of a callback."""
+"""Arguments that follow from the task, the run, or an option of the command, and are not options of a callback."""
 
 
 MONITORING = ("early_stopping", "best", "hparams")

@@ -20,7 +20,7 @@ from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[a
 
 from firstlight.callbacks.checkpoints import LastCheckpoint, validation_follows
 from firstlight.distributed import RankWatchdog
-from firstlight.errors import check_range
+from firstlight.errors import check_range, emit, say
 
 
 class GracefulShutdown(Checkpoint):
@@ -214,6 +214,9 @@ def interruptible(trainer: Trainer, left: Callable[[], str]) -> Iterator[None]:
     except SystemExit as stopped:
         if not trainer.interrupted:
             raise
-        rank_zero_only(print)(left(), flush=True)
         is_sigterm = stopped.code == 143 or isinstance(stopped, SIGTERMException)
-        raise SystemExit(143 if is_sigterm else 130) from stopped
+        code = 143 if is_sigterm else 130
+        if not rank_zero_only.rank:  # type: ignore[attr-defined]  # set by Lightning
+            say(text := left(), always=True)
+            emit("error", kind="interrupted", message=text, exit_code=code)
+        raise SystemExit(code) from stopped

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -91,7 +92,7 @@ def norms(gradients: Mapping[str, list[Tensor]]) -> dict[str, float]:
     Gradients may be sparse, sharded (`DTensor`), on several device meshes, or of half precision, whose norm is
     calculated in float32.
     """
-    parts = [(name, part) for name, grads in gradients.items() for part in by_mesh(map(_values, grads))]
+    parts = [(name, part) for name, grads in gradients.items() for part in by_mesh(map(dense, grads))]
     found = [nn.utils.get_total_norm(part) for _, part in parts]
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in found]
     read = torch.stack([norm.to(whole[0].device) for norm in whole]).tolist() if whole else []
@@ -121,6 +122,19 @@ def let_sharded_gradients_clip(trainer: Trainer) -> Trainer:
     return trainer
 
 
-def _values(gradient: Tensor) -> Tensor:
+def dense(gradient: Tensor) -> Tensor:
+    """Return the entries that a gradient stores; those of half precision as float32."""
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
     return values.float() if values.dtype.itemsize == 2 else values
+
+
+def let_fused_optimisers_clip(trainer: Trainer) -> Trainer:
+    """Let a trainer clip gradients in bfloat16 with a fused optimiser, and return the trainer.
+
+    Lightning 2.6.6 refuses this combination, although it is a problem only with a gradient scaler. Remove this when
+    Lightning checks for the scaler.
+    """
+    precision = trainer.precision_plugin
+    if isinstance(precision, MixedPrecision) and precision.scaler is None:
+        precision.clip_gradients = Precision.clip_gradients.__get__(precision)  # type: ignore[method-assign]
+    return trainer

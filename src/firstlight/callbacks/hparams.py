@@ -16,7 +16,8 @@ from firstlight.checkpoints.io import read_checkpoint_metrics
 class HParams(Callback):
     """Write hyper-parameters of module and data with the `val/*` of the best checkpoint when training ends.
 
-    The metrics are named `best/val/*`: TensorBoard would add a point to the curve of a plain `val/*`.
+    The metrics are named `best/val/*`: TensorBoard would add a point to the curve of a plain `val/*`. The page shows
+    the first five names, so the monitored one is also `best/monitor`, and `best_at/epoch` and `best_at/step` are last.
 
     Args:
         best: The callback that writes the best checkpoint.
@@ -36,10 +37,10 @@ class HParams(Callback):
             metrics = read_checkpoint_metrics(self.best.best_model_path)
         except UnpicklingError:
             metrics = {}  # A foreign module's checkpoint may hold objects, and loading these could run code.
-        score = (
-            {} if self.best.best_model_score is None else {str(self.best.monitor): float(self.best.best_model_score)}
-        )
-        values = {f"best/{name}": value for name, value in {**score, **metrics}.items()}
+        if self.best.best_model_score is not None:
+            score = float(self.best.best_model_score)
+            metrics = {"monitor": score, str(self.best.monitor): score, **metrics}
+        values = {f"best{'_at' * (name in ('epoch', 'step'))}/{name}": value for name, value in metrics.items()}
         data = getattr(trainer, "datamodule", None)
         parameters = flatten({**pl_module.hparams, **({} if data is None else {"data": data.hparams})})
         for logger in trainer.loggers:

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from firstlight.compat import refuse_other_trainer
+from firstlight.errors import refuse_other_trainer
 
 
 def refuse_other_package(kind: type[Callback]) -> None:

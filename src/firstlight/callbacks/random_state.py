@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from firstlight.callbacks.attributes import changed_values, digests, find_lost, holders, set_changed
 from firstlight.callbacks.resumable_loader import ResumableLoader, cannot_resume
-from firstlight.callbacks.state import find_stateful, get_states, is_generator, restore, set_states, snapshot
+from firstlight.callbacks.state import find_stateful, get_states, is_generator, restore, set_states, slots, snapshot
 from firstlight.data.loader import Loader
 from firstlight.distributed import all_gather_objects
 from firstlight.errors import UsageError, about, check_range, check_saved, restoring
@@ -23,9 +23,11 @@ class RandomState(Callback):
     A checkpoint gets the states of Python's, NumPy's and torch's generators, devices included, the position in each
     training loader (see `ResumableLoader`), the generators of loaders, samplers and data sets, and which parameters are
     frozen.
+
     Attributes that change during training are restored too, unless their object saves its state itself: generators,
-    numbers, texts, tensors, arrays, containers of these, and objects with `state_dict`. They may belong to the user's
-    modules, data module, callbacks and optimisers, to layers and metrics, or to objects that these hold.
+    numbers, texts, dates, tensors, arrays, containers of these, and objects with `state_dict`. They may belong to the
+    user's modules, data module, callbacks and optimisers, to layers and metrics, or to objects that these hold.
+
     A run resumed within an epoch calls `on_train_epoch_start` again, which Lightning 2.6.6 skips.
 
     Args:
@@ -244,7 +246,11 @@ def _evaluation_objects(trainer: Trainer) -> dict[str, Any]:
 
 def _generators(objects: Mapping[str, Any]) -> dict[str, Any]:
     """Return the random generators that are attributes of objects."""
-    values = {f"{key}.{name}": each for key, holder in objects.items() for name, each in vars(holder).items()}
+    values = {
+        f"{key}.{name}": each
+        for key, holder in objects.items()
+        for name, each in {**getattr(holder, "__dict__", {}), **slots(holder)}.items()
+    }
     return find_stateful({path: each for path, each in values.items() if is_generator(each)})
 
 
@@ -273,7 +279,7 @@ def _end_last_epoch(trainer: Trainer) -> None:
 
 
 def _step_plateau_schedulers(trainer: Trainer) -> None:
-    """Step the schedules that follow a metric, which Lightning 2.6.6 does after the checkpoint of an epoch only."""
+    """Step the schedulers that follow a metric. Lightning 2.6.6 steps them only after the checkpoint of an epoch."""
     progress: Any = trainer.fit_loop.epoch_progress.current
     progress.completed = progress.processed - 1  # Lightning compares the frequency with the epoch that ends.
     trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)

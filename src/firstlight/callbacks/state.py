@@ -5,10 +5,17 @@ import io
 import marshal
 import random
 import zlib
+from array import array
 from collections import deque
 from collections.abc import Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
 from functools import partial
-from types import FunctionType, ModuleType
+from itertools import count
+from pathlib import PurePath
+from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +27,15 @@ from firstlight.errors import restoring
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _GLOBAL = (random.random.__self__, np.random.mtrand._rand, torch.default_generator)  # type: ignore[attr-defined]
 """The generators that `snapshot` holds."""
+
+_PRINTED = (
+    *(bytearray, array, range, count, Decimal, Fraction, date, time, timedelta, Enum, PurePath),
+    *(torch.dtype, torch.device),
+)
+"""Classes whose `repr` tells the value."""
+
+_POSITIONS = count()
+"""A number for each look at an iterator, whose position nobody can ask for."""
 
 _LARGE = 1000
 """Containers with more entries are not searched for objects."""
@@ -130,14 +146,21 @@ def _walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         else:
             # Lightning keeps the arguments of loaders in attributes with this prefix.
             inner = [item for item in getattr(value, "__dict__", {}).items() if not item[0].startswith("__pl")]
-            slots = [getattr(kind, "__slots__", ()) for kind in type(value).__mro__]
-            names = {name for each in slots for name in ([each] if isinstance(each, str) else each)}
-            inner += [(name, getattr(value, name)) for name in sorted(names - {"__dict__"}) if hasattr(value, name)]
+            inner += slots(value).items()
         pending += [(f"{path}.{name}", each) for name, each in inner]
+
+
+def slots(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object that its classes keep in `__slots__`."""
+    every = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
+    names = {name for each in every for name in ([each] if isinstance(each, str) else each)}
+    return {name: getattr(value, name) for name in sorted(names - {"__dict__", "__weakref__"}) if hasattr(value, name)}
 
 
 def digest(value: Any) -> str:
     """Return a text for a value. Two equal texts mean the same value, or objects of one class that nobody can compare.
+
+    An iterator never has the same text again, because it may have been advanced.
 
     >>> digest([1, 2]) == digest([1, 2]), digest([1, 2]) == digest([1, 3])
     (True, False)
@@ -145,10 +168,15 @@ def digest(value: Any) -> str:
     name = type(value).__name__
     if isinstance(value, int | float | complex | bool | np.generic | None):
         return repr(value)
+    if isinstance(value, _PRINTED):
+        return f"{name} {zlib.crc32(repr(value).encode())}"
+    if isinstance(value, torch.Tensor) and value.layout != torch.strided:
+        parts = value.detach().coalesce() if value.layout == torch.sparse_coo else None
+        return name if parts is None else f"{name} {digest(parts.indices())} {digest(parts.values())}"
     if isinstance(value, torch.Tensor):
         return _digest_array(value.detach(), name)
     if isinstance(value, np.ndarray):
-        return name if value.dtype.hasobject else _digest_array(value, name)
+        return f"{name} {digest(value.tolist())}" if value.dtype == object else _digest_array(value, name)
     if isinstance(value, str | bytes):
         return repr(value) if len(value) < 80 else f"{name} of {len(value)} {zlib.crc32(repr(value).encode())}"
     if isinstance(value, list | tuple | deque | dict | set | frozenset):
@@ -160,7 +188,14 @@ def digest(value: Any) -> str:
             content = [digest(each) for each in items]  # type: ignore[assignment]
             content = repr(sorted(content) if isinstance(value, set | frozenset) else content).encode()
         return f"{name} of {len(value)} {zlib.crc32(content)}"
-    return f"{name} {digest(dict(value.state_dict()))}" if has_state_dict(value) else name
+    if isinstance(value, partial):
+        return f"{name} {digest([value.func, value.args, value.keywords])}"
+    if isinstance(value, MappingProxyType):
+        return f"{name} {digest(dict(value))}"
+    if has_state_dict(value):
+        return f"{name} {digest(dict(value.state_dict()))}"
+    is_advanced = isinstance(value, Iterator) and not isinstance(value, io.IOBase)
+    return f"{name} {next(_POSITIONS)}" if is_advanced else name
 
 
 def _digest_array(array: Any, name: str) -> str:

@@ -173,8 +173,13 @@ class TimeLimit(Callback):
         check_saved("the time limit", state_dict, **dict.fromkeys(names, int | float))
         values = [state_dict[name] for name in names]
         if not all(0 <= value < math.inf for value in values) or not isinstance(state_dict.get("is_over"), bool):
-            raise UsageError("the checkpoint is damaged: the state of the time limit holds a value that is no time")
+            raise UsageError("the checkpoint is damaged: the state of the time limit holds a value that is not a time")
         self._saved = state_dict
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds that the fit still has, for the test as well."""
+        return max(0.0, self.seconds - self._used())
 
     def _used(self) -> float:
         assert self.started is not None

@@ -1,0 +1,1 @@
+"""What a run shows: findings, a report and comparisons, made from what it recorded."""
