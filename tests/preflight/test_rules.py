@@ -29,7 +29,7 @@ from firstlight.preflight.rules import (
 )
 from firstlight.schedules import Constant
 from firstlight.tasks import Classification
-from tests.helpers import CONFIG, DDP, ROOT, Ranks, called
+from tests.helpers import CONFIG, DDP, ROOT, Ranks, called, quick_or_slow
 
 OPTIONS = {
     "max_epochs": 3,
@@ -187,10 +187,11 @@ def test_last_batch_of_one_sample_is_merged_for_batch_normalisation(tmp_path):
     called("fit", "--config", BATCHNORM, *SHORT, cwd=tmp_path)
 
 
-def test_last_batch_of_one_sample_for_each_process_is_merged(tmp_path):
-    options = ["--config", BATCHNORM, "--config", DDP, "--trainer.max_epochs=1"]
-    for size in (628, 627):  # 1,257 = 2 * 628 + 1; with 2 * 627, 3 are left.
-        Ranks(main, ["fit", *options, f"--data.batch_size={size}"], cwd=tmp_path, ranks=2).succeed()
+# 1,257 = 2 * 628 + 1; with 2 * 627, 3 are left.
+@pytest.mark.parametrize("size", quick_or_slow([628, 627], [628]))
+def test_last_batch_of_one_sample_for_each_process_is_merged(size, tmp_path):
+    options = ["--config", BATCHNORM, "--config", DDP, "--trainer.max_epochs=1", f"--data.batch_size={size}"]
+    Ranks(main, ["fit", *options], cwd=tmp_path, ranks=2).succeed()
 
 
 def test_batches_of_one_sample_are_refused_before_the_run(tmp_path):

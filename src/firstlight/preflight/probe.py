@@ -27,14 +27,22 @@ _PRODUCT = r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+
 T = TypeVar("T")
 
 
-def probe_splits(task: LightningModule, datamodule: LightningDataModule) -> None:
-    """Probe a task with three samples of each split; modules that are not firstlight's are not inspected."""
+def probe_splits(task: LightningModule, datamodule: LightningDataModule, reads_test: bool = True) -> None:
+    """Probe a task with three samples of each split; modules that are not firstlight's are not inspected.
+
+    Args:
+        task: The task.
+        datamodule: Its data.
+        reads_test: Whether the test split is probed, too.
+    """
     if not isinstance(datamodule, DataModule):
         return
     datamodule.setup()
     if not isinstance(task, Task):
         return
     for split in datamodule.indices:
+        if split == "test" and not reads_test:
+            continue
         samples = datamodule.dataset(split)
         few = samples[range(min(3, len(samples)))]
         if few[1].is_floating_point() and not task.exact_targets:
@@ -130,7 +138,7 @@ def _probe_loss(task: Task, outputs: Any, few: Tensor) -> None:
 
 
 def _probe_mean(task: Task, outputs: Any, few: Tensor, terms: dict[str, Tensor], source: str, fault: str) -> None:
-    """Refuse a loss that is no mean: the same samples twice must give the same loss."""
+    """Refuse a loss that is not a mean: the same samples twice must give the same loss."""
     if not all(each.shape[:1] == few.shape[:1] for each in _tensors(outputs)):
         return  # Some output does not belong to the samples and cannot be repeated.
     twice = apply_to_collection(outputs, Tensor, lambda each: torch.cat([each, each]))

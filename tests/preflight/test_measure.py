@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from firstlight.preflight.dry_run import Skipped, leak_between_samples, overfit, parameters_without_gradient
+from firstlight.callbacks.probes import leak_between_samples
+from firstlight.preflight.measure import gradients, overfit
 
 
 def test_overfitting_ends_when_the_loss_is_a_hundredth():
@@ -25,9 +26,9 @@ def test_parameters_without_a_gradient_and_with_a_gradient_of_zero_are_named():
     module = nn.ModuleDict({"used": nn.Linear(2, 1), "zero": nn.Linear(2, 1), "unused": nn.Linear(2, 1)})
     module["used"].bias.requires_grad = False
     inputs = torch.ones(3, 2)
-    unused, zero = parameters_without_gradient(
-        module, lambda: (module["used"](inputs) + 0 * module["zero"](inputs)).sum()
-    )
+    loss = (module["used"](inputs) + 0 * module["zero"](inputs)).sum()
+    unused, sizes, zero = gradients(module, loss)
+    assert sizes == {"used.weight": 3}
     assert unused == ["unused.weight", "unused.bias"]
     assert zero == ["zero.weight", "zero.bias"]
 
@@ -53,6 +54,6 @@ def test_leak_is_the_largest_change_relative_to_the_largest_output():
         (nn.Flatten(0), torch.rand(4, 2), "the network gives 8 outputs for 4 samples"),
     ],
 )
-def test_leak_that_cannot_be_measured_is_skipped(network, inputs, reason):
-    with pytest.raises(Skipped, match=reason):
+def test_leak_that_cannot_be_measured_is_refused(network, inputs, reason):
+    with pytest.raises(ValueError, match=reason):
         leak_between_samples(network, inputs)
