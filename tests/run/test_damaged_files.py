@@ -14,7 +14,7 @@ from firstlight.data import Digits
 from firstlight.errors import UsageError
 from firstlight.run import directory
 from firstlight.tasks import Classification
-from tests.helpers import ROOT, newest
+from tests.helpers import ROOT, newest, quick_or_slow
 
 pytestmark = pytest.mark.faults
 
@@ -144,7 +144,7 @@ FIELDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", quick_or_slow(FIELDS, {"loops", "hyper_parameters"}))
 def test_checkpoint_with_a_field_of_another_type_is_refused_in_one_line_or_works(field, run, capsys):
     path = run / "checkpoints" / "last.ckpt"
     whole = torch.load(path, weights_only=True)
@@ -199,7 +199,14 @@ ENTRIES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("place", "value"), ENTRIES, ids=[f"{place}={str(value)[:20]}" for place, value in ENTRIES])
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        # Each fourth is quick: all parts of a checkpoint have one.
+        pytest.param(place, value, id=f"{place}={str(value)[:20]}", marks=[pytest.mark.slow] if number % 4 else [])
+        for number, (place, value) in enumerate(ENTRIES)
+    ],
+)
 def test_resume_from_a_state_of_another_form_is_refused_in_one_line(place, value, run, capsys):
     path = run / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(path, weights_only=True)

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from threading import Barrier
 
@@ -151,6 +152,15 @@ def test_results_are_written_with_package_versions(tmp_path):
     assert results["test/accuracy"] == 0.5
     assert results["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert results["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_results_are_written_where_firstlight_is_not_installed(tmp_path, monkeypatch):
+    def not_installed(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(directory, "version", not_installed)
+    directory.write_results(tmp_path, {"test/accuracy": 0.5})
+    assert json.loads((tmp_path / "results.json").read_text())["versions"]["firstlight"] is None
 
 
 def test_new_results_keep_the_earlier_file(tmp_path):

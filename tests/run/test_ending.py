@@ -7,7 +7,7 @@ import yaml
 from tests.helpers import CONFIG, called, logged, newest, results
 
 LIGHTNING = "lightning.pytorch.callbacks."
-SMALL = ["--config", CONFIG, "--model.network.hidden=[8]", "--trainer.log_every_n_steps=1"]
+SMALL = ["--config", CONFIG, "--model.network.hidden=[8]", "--trainer.log_every_n_steps=1", "--report=false"]
 
 
 def with_callback(tmp_path, name, **options):

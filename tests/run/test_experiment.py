@@ -2,11 +2,8 @@ import csv
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -16,12 +13,24 @@ from firstlight.__main__ import main
 from firstlight.networks import MLP
 from firstlight.schedules import WarmupCosine
 from firstlight.tasks import Classification
-from tests.helpers import CONFIG, DDP, ROOT, Ranks, called, files, firstlight, logged, newest, results
+from tests.helpers import (
+    CONFIG,
+    DDP,
+    QUICK_CONFIGS,
+    ROOT,
+    Ranks,
+    called,
+    files,
+    logged,
+    newest,
+    quick_or_slow,
+    results,
+)
 
 
 def test_run_prints_a_short_summary_without_warnings(finished):
     _, run, done = finished
-    assert done.stderr == ""
+    assert [line for line in done.stderr.splitlines() if not line.startswith("epoch ")] == []
     assert re.search(r"1,257 train, 270 val, 270 test samples", done.stdout)
     assert re.search(r"160 optimiser steps, 8 of them warm-up", done.stdout)
     (best,) = re.findall(r"best   .*", done.stdout)
@@ -29,7 +38,7 @@ def test_run_prints_a_short_summary_without_warnings(finished):
     assert [each.split()[0] for each in best.removeprefix("best   ").split(", ")] == [*names]
     assert re.search(r"test/accuracy 0\.9\d+, .* \(best checkpoint\)", done.stdout)
     assert re.search(rf"runs/digits_mlp/{run.name}\n", done.stdout)
-    assert re.search(r"tensorboard --logdir runs/digits_mlp$", done.stdout.strip())
+    assert re.search(r"tensorboard --logdir runs/digits_mlp  # http://\S+$", done.stdout.strip())
     assert len(done.stdout.splitlines()) <= 8
 
 
@@ -42,9 +51,13 @@ def test_run_directory_holds_the_documented_files(finished):
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "metrics.csv",
+        "outputs/examples.json",
+        "outputs/test.npz",
+        "outputs/val.npz",
+        "report.html",
         "results.json",
     }
-    assert sum("tfevents" in name for name in names) == 1
+    assert any("tfevents" in name for name in names)
 
 
 def test_results_name_metrics_best_steps_and_versions(finished):
@@ -81,7 +94,9 @@ def test_logs_use_the_documented_names(finished):
     blocks = {"grad_norm/total", "grad_norm/hidden0", "grad_norm/hidden1", "grad_norm/output"}
     of_split = {f"val/{name}" for name in ("balanced_accuracy", "f1", "auroc", "log_loss")}
     logged = {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "epoch"}
-    assert names == logged | of_split | blocks
+    # Of layers and for findings, docs/record.md names them.
+    record = ("activation/", "gradient/", "update/", "fixed/", "seconds/", "initial/", "val/class_share/", "clipped")
+    assert {name for name in names if not name.startswith(record)} == logged | of_split | blocks
 
 
 @pytest.mark.parametrize("verb", ["test", "validate"])
@@ -127,46 +142,10 @@ def test_checkpoint_with_weights_of_another_network_is_refused(finished):
     assert "holds the weights of another network" in done.stderr
 
 
-def test_tensorboard_shows_scalars_and_the_best_metrics_with_the_hyperparameters(finished):
-    folder, run, _ = finished
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "runs/digits_mlp", "--port", str(port)]
-    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        tags = poll(f"http://127.0.0.1:{port}/data/plugin/scalars/tags", lambda found: run.name in found)[run.name]
-        assert {"train/loss", "val/loss", "grad_norm/total", "lr", "best/val/loss"} <= tags.keys()
-        curve = poll(f"http://127.0.0.1:{port}/data/plugin/scalars/scalars?run={run.name}&tag=val%2Floss", bool)
-        assert [(step, pytest.approx(value)) for _, step, value in curve] == logged(run, "val/loss")
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/data/plugin/hparams/experiment", b"{}", {"Content-Type": "application/json"}
-        )
-        experiment = json.loads(urllib.request.urlopen(request, timeout=30).read())
-        shown = {info["name"] for info in experiment["hparamInfos"]}
-        assert {"optimizer/lr", "network/hidden", "data/batch_size"} <= shown
-        assert "best/val/loss" in {info["name"]["tag"] for info in experiment["metricInfos"]}
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def poll(url, enough):
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            found = json.loads(urllib.request.urlopen(url, timeout=10).read())
-            if enough(found):
-                return found
-        except OSError:
-            pass
-        assert time.monotonic() < deadline, f"{url} did not answer"
-        time.sleep(0.5)
-
-
 def test_two_processes_share_one_run_and_test_each_sample_once(tmp_path):
-    done = firstlight("run", "--config", CONFIG, "--config", DDP, "--trainer.max_epochs=2", cwd=tmp_path)
-    assert done.stderr == ""
+    options = ["--config", CONFIG, "--config", DDP, "--trainer.max_epochs=2", "--report=false"]
+    done = Ranks(main, ["run", *options], cwd=tmp_path, ranks=2).succeed()
+    assert [line for line in done.stderr.splitlines() if not line.startswith("epoch ")] == []
     assert len([path for path in (tmp_path / "runs" / "digits_mlp").iterdir() if path.is_dir()]) == 1
     right = results(newest(tmp_path))["metrics"]["test/accuracy"] * 270
     assert right == pytest.approx(round(right), abs=1e-3)
@@ -196,7 +175,8 @@ def test_user_class_in_the_current_folder_is_found(tmp_path):
     options = ["--model.network=mine.Net", "--model.network.width=5", "--trainer.max_epochs=1"]
     command = [script, "fit", "--config", CONFIG, *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert [line for line in done.stderr.splitlines() if not line.startswith("epoch ")] == []
     called("test", "--run", "runs/digits_mlp/latest", cwd=tmp_path)
 
 
@@ -225,7 +205,11 @@ FASHION = Path("/usr/share/datasets/fashion-mnist")
 OVERLAYS = sorted(path for path in (ROOT / "configs" / "overlays").glob("*.yaml") if str(path) != DDP)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config",
+    quick_or_slow(CONFIGS, QUICK_CONFIGS),
+    ids=lambda path: path.stem,
+)
 def test_every_config_runs_for_two_batches(config, tmp_path, monkeypatch):
     if str(FASHION) in config.read_text() and not FASHION.is_dir():
         pytest.skip("needs Debian's dataset-fashion-mnist")
@@ -235,7 +219,10 @@ def test_every_config_runs_for_two_batches(config, tmp_path, monkeypatch):
     assert results(newest(tmp_path, config.stem))["steps"] == 2
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+# The overlay for a GPU compiles the network, which takes long.
+@pytest.mark.parametrize(
+    "overlay", quick_or_slow(OVERLAYS, [each for each in OVERLAYS if each.stem != "gpu"]), ids=lambda path: path.stem
+)
 def test_every_overlay_runs_on_the_first_experiment(overlay, tmp_path):
     called("run", "--config", CONFIG, "--config", str(overlay), "--trainer.max_epochs=1", cwd=tmp_path)
     assert os.listdir(tmp_path / "runs") == ["digits_mlp"]
@@ -250,7 +237,7 @@ def test_fused_optimiser_clips_in_bfloat16(tmp_path):
         "--data.path=" + str(ROOT / "README.md"),
     ]
     for clips in (["--trainer.gradient_clip_algorithm=norm"], ["--trainer.gradient_clip_algorithm=value"]):
-        assert called("fit", *given, *options, *clips, cwd=tmp_path).stdout.count("2 steps") == 1
+        assert called("fit", *given, *options, *clips, cwd=tmp_path).stdout.count("epoch, 2 steps") == 1
 
 
 def test_disabled_callbacks_are_not_replaced_by_those_of_lightning(tmp_path):

@@ -15,8 +15,9 @@ import firstlight
 from firstlight.checkpoints.io import read
 from firstlight.data import Digits
 from firstlight.data.encoder import TableEncoder, ndtri
-from firstlight.run.export.formats import traced
-from tests.helpers import ROOT, called, newest
+from firstlight.networks import ConvNet
+from firstlight.run.export.formats import Pt2, traced
+from tests.helpers import ROOT, called, newest, quick_or_slow
 
 pytest.importorskip("onnxruntime")
 
@@ -34,6 +35,7 @@ data:
     {path: table.csv, target: TARGET, kind: KIND, categorical: [town], dates: [day], ignore: [IGNORE], missing: mean,
      scale: quantile, min_frequency: 3, indicators: true, batch_size: 16}
 trainer: {max_epochs: 2, log_every_n_steps: 1, enable_progress_bar: false}
+report: false
 """
 MODEL = """
 model:
@@ -45,6 +47,7 @@ model:
     schedule: firstlight.schedules.Constant
 data: DATA
 trainer: {max_epochs: 1, limit_train_batches: 2, log_every_n_steps: 1, enable_progress_bar: false}
+report: false
 """
 LETTERS = f"{{class_path: firstlight.data.LabelledText, init_args: {{path: {ROOT}/configs/data/letters.csv, text: name, label: script}}}}"  # noqa: E501
 CONVNET = "{class_path: firstlight.networks.ConvNet, init_args: {widths: [4]}}"
@@ -149,7 +152,10 @@ def assert_predicted(found, predicted, names):
         np.testing.assert_allclose(found["prediction"], [float(row["prediction"]) for row in predicted], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["classes", "prices", "convnet", "resnet", "ngrams", "transformer"])
+@pytest.mark.parametrize(
+    "name",
+    quick_or_slow(["classes", "prices", "convnet", "resnet", "ngrams", "transformer"], {"classes", "convnet"}),
+)
 def test_onnx_predicts_raw_inputs_in_a_process_without_torch(name, runs, tmp_path):
     run = runs(name)
     file, printed = exported(run, "onnx")
@@ -167,7 +173,7 @@ def test_onnx_predicts_raw_inputs_in_a_process_without_torch(name, runs, tmp_pat
 
 
 @pytest.mark.parametrize("to", ["pt2", "safetensors"])
-@pytest.mark.parametrize("name", ["classes", "convnet", "language"])
+@pytest.mark.parametrize("name", quick_or_slow(["classes", "convnet", "language"], {"classes", "convnet"}))
 def test_other_formats_hold_the_model(name, to, runs):
     file, printed = exported(runs(name), to)
     assert float(printed.split("largest difference ")[1].split()[0]) < 1e-5
@@ -191,27 +197,69 @@ def test_other_formats_hold_the_model(name, to, runs):
             assert all(torch.equal(opened.get_tensor(f"task.{each}"), value) for each, value in weights.items())
 
 
-def test_a_file_that_predicts_otherwise_is_refused_and_removed(runs, monkeypatch):
-    run = runs("convnet")
+def test_channels_last_weights_are_written_right_and_without_a_warning(tmp_path):
+    network, inputs = ConvNet(in_channels=1, widths=[4, 8], out_features=10).eval(), torch.rand(3, 1, 8, 8)
+    with torch.no_grad():
+        expected = network(inputs)
+    Pt2().write(network, inputs, {}, tmp_path / "model.pt2")
+    assert torch.equal(Pt2().load(tmp_path / "model.pt2", network)(inputs), expected)
+
+
+def changed(name, change):
+    """Return a change of one output of a file."""
+    return lambda found: {**found, name: change(found[name])}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("convnet", changed("probabilities", lambda each: each * 1.001), "in probabilities by 0.001, a share of"),
+        ("convnet", changed("probabilities", lambda each: torch.cat([each, each], 1)), "in probabilities by inf"),
+        ("convnet", changed("probabilities", lambda each: each * torch.nan), "in probabilities by nan"),
+        ("convnet", changed("prediction", lambda each: (each + 1) % 10), "in prediction by 1, a share of"),
+        ("convnet", lambda found: {"prediction": found["prediction"]}, "in probabilities by inf"),
+        ("convnet", lambda found: {**found, "more": found["prediction"]}, "in more by inf"),
+        ("language", changed("logits", lambda each: torch.cat([each, each[:, :1]], 1)), "in logits by inf"),
+        ("transformer", changed("probabilities", lambda each: torch.cat([each, each], 1)), "in probabilities by inf"),
+    ],
+)
+def test_a_file_that_predicts_otherwise_is_refused_and_removed(name, change, told, runs, monkeypatch):
+    run = runs(name)
     before = {*run.rglob("*")}
     real = firstlight.run.export.formats.Safetensors.load
 
     def load(form, file, model):
-        return lambda inputs: {name: each * 1.001 for name, each in real(form, file, model)(inputs).items()}
+        return lambda inputs: change(real(form, file, model)(inputs))
 
     monkeypatch.setattr(firstlight.run.export.formats.Safetensors, "load", load)
     done = called("export", "--run", str(run), "--to", "safetensors", cwd=run.parents[2], code=1)
-    assert "differs from the checkpoint by 0.001 of the largest output" in done.stderr
-    assert "at most 0.0001" in done.stderr and "nothing was written" in done.stderr
+    assert f"the safetensors file differs from the checkpoint {told}" in done.stderr
+    assert "at most 0.0001 is right" in done.stderr and "nothing was written" in done.stderr
     assert {*run.rglob("*")} == before
+
+
+def test_a_model_card_of_a_refit_says_that_the_model_has_seen_the_validation_samples(runs):
+    folder = runs("prices").parents[2]
+    (folder / "again.yaml").write_text((folder / "prices.yaml").read_text() + "refit: true\n")
+    called("run", "--config", "again.yaml", cwd=folder)
+    run = newest(folder, "again")
+    results = json.loads((run / "results.json").read_text())
+    best, steps = results["best"], results["refit"]["steps"]
+    card = (exported(run, "safetensors")[0].parent / "model_card.md").read_text()
+    assert "Table: 168 train, 36 val, 36 test samples. The model has seen those of train and val." in card
+    assert f"- checkpoint: {steps} steps on the training and validation samples\n" in card
+    told = f"- best checkpoint, of the training samples alone: epoch {best['epoch']}, step {best['step']}, val/loss"
+    assert f"{told} {best['val/loss']:.6g}" in card
+    other = (exported(run, "safetensors", "--ckpt=best")[0].parent / "model_card.md").read_text()
+    assert "has seen" not in other and f"- checkpoint: epoch {best['epoch']}, step {best['step']}, val/loss" in other
 
 
 def test_a_model_card_tells_data_metrics_and_configuration(runs):
     run = runs("classes")
     results = json.loads((run / "results.json").read_text())
     finding = {
-        "name": "imbalance",
-        "severity": "warn",
+        "name": "class_imbalance",
+        "severity": "warning",
         "text": "few of class c",
         "advice": "weigh them",
         "evidence": {},
@@ -227,7 +275,7 @@ def test_a_model_card_tells_data_metrics_and_configuration(runs):
         "Classes, in the order of their indices: a, b, c.",
         "Table: 168 train, 36 val, 36 test samples.",
         f"test/accuracy {results['metrics']['test/accuracy']:.6g}",
-        "- warn: few of class c: weigh them",
+        "- warning: few of class c: weigh them",
         "class_path: firstlight.networks.TabM",
     ):
         assert text in card

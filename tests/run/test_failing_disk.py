@@ -71,13 +71,14 @@ def check(code, disk, folder, capsys):
     return out
 
 
-def test_each_write_of_a_run_fails_in_turn(disk, tmp_path, capsys):
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
+def test_each_write_of_a_run_fails_in_turn(every, disk, tmp_path, capsys):
     args = ["run", "--config", ROOT / "configs/digits_mlp.yaml", "--trainer.max_epochs=1", *QUICK]
     folder = tmp_path / "runs"
     assert run(disk, folder, None, *args) == 0
     writes, codes = disk.count, []
     assert writes > 8
-    for failing in range(1, writes + 1):
+    for failing in range(1, writes + 1, every):
         shutil.rmtree(folder, ignore_errors=True)
         capsys.readouterr()
         codes.append(run(disk, folder, failing, *args))
@@ -90,7 +91,7 @@ def test_each_write_of_a_run_fails_in_turn(disk, tmp_path, capsys):
     assert 2 in codes
 
 
-@pytest.mark.parametrize("verb", ["test", "predict"])
+@pytest.mark.parametrize("verb", ["test", pytest.param("predict", marks=pytest.mark.slow)])
 def test_each_write_of_an_evaluation_fails_in_turn(verb, disk, tmp_path, capsys):
     args = ["fit", "--config", ROOT / "configs/digits_mlp.yaml", "--trainer.max_epochs=1", *QUICK]
     assert run(disk, tmp_path, None, *args) == 0
@@ -99,11 +100,13 @@ def test_each_write_of_an_evaluation_fails_in_turn(verb, disk, tmp_path, capsys)
     writes = disk.count
     assert writes > 2
     for failing in range(1, writes + 1):
-        shutil.rmtree(newest(tmp_path) / "evaluations", ignore_errors=True)
+        for name in ("evaluations", "outputs"):
+            shutil.rmtree(newest(tmp_path) / name, ignore_errors=True)
         capsys.readouterr()
         code = run(disk, tmp_path, failing, *args)
         out = check(code, disk, tmp_path, capsys)
-        assert code == 2, (disk.last, out)
+        # Outputs are for later comparisons: a test without them is one.
+        assert code == 2 or "samples are left out" in out, (disk.last, out)
         assert out.startswith({"test": "test     test/loss", "predict": "predict  270 samples"}[verb]), (disk.last, out)
 
 

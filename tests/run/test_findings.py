@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.helpers import called, newest, results
+from tests.helpers import ROOT, called, newest, results
 
 CONFIG = """
 model:
@@ -36,21 +36,30 @@ def folder(tmp_path):
 def test_fit_prints_the_five_most_severe_findings_and_stores_all(folder):
     printed = called("fit", "--config", "faults.yaml", "--disable=progress", cwd=folder).stdout
     lines = [line for line in printed.splitlines() if line.startswith("data ")]
+    severities = ["fault", "warning", "info"]
     found = results(newest(folder, "faults"))["findings"]
+    assert found[0]["name"] == "leakage"  # The likeliest cause, before what it causes.
+    found.sort(key=lambda finding: severities.index(finding["severity"]))
+    found = [finding for finding in found if finding["epoch"] is None]  # Those in the data.
     assert lines[0] == "data   280 train, 60 val, 60 test samples"
     assert lines[1:6] == [f"data   {finding['text']}: {finding['advice']}" for finding in found[:5]]
     assert lines[6:] == ["data   1 more finding: see results.json, or firstlight check"]
     names = {finding["name"]: finding["severity"] for finding in found}
     assert names == {
-        "leak": "high",
-        "imbalance": "medium",
-        "identifier": "medium",
-        "constant": "low",
-        "duplicate": "low",
-        "missing": "low",
+        "leakage": "fault",
+        "class_imbalance": "warning",
+        "identifier": "warning",
+        "constant": "info",
+        "duplicate": "info",
+        "missing": "info",
     }
-    assert [*names.values()] == sorted(names.values(), key=["high", "medium", "low"].index)
-    assert all(set(finding) == {"name", "severity", "text", "evidence", "advice"} for finding in found)
+    assert all(set(finding) == {"name", "severity", "text", "evidence", "advice", "epoch", "step"} for finding in found)
+
+
+def test_imbalance_is_no_warning_where_the_loss_weighs_the_classes(folder):
+    called("fit", "--config", "faults.yaml", "--model.pos_weight=balanced", "--disable=progress", cwd=folder)
+    found = {each["name"]: each["severity"] for each in results(newest(folder, "faults"))["findings"]}
+    assert found["class_imbalance"] == "info"
 
 
 def test_resumed_run_keeps_its_findings_and_does_not_repeat_them(folder):
@@ -59,16 +68,22 @@ def test_resumed_run_keeps_its_findings_and_does_not_repeat_them(folder):
     before = results(run)["findings"]
     again = called("fit", "--run", str(run), "--trainer.max_epochs=2", "--disable=progress", cwd=folder).stdout
     assert "280 train" in again
-    assert "leak" not in again
-    assert results(run)["findings"] == before
+    # Its last lines may name it as a cause once more.
+    assert [line for line in again.splitlines() if line.startswith("data ")] == [
+        "data   280 train, 60 val, 60 test samples"
+    ]
+    places = {each["name"]: (each["epoch"], each["step"]) for each in results(run)["findings"]}
+    assert places == {each["name"]: (each["epoch"], each["step"]) for each in before}
+    assert results(run)["facts"]["not_recorded"] == []
 
 
 def test_check_prints_a_line_for_each_finding(folder):
-    lines = called("check", "--config", "faults.yaml", cwd=folder).stdout.splitlines()
+    lines = called("check", "--config", "faults.yaml", "--verbose", cwd=folder).stdout.splitlines()
     told = [line for line in lines if line.startswith("quality ")]
     assert len(told) == 6
     assert all(line.split()[1] == "warn" for line in told)
     assert told[0].startswith("quality    warn     column leak (1.000) alone predicts the target")
+    assert lines[0].startswith("fault    leakage: column leak (1.000) alone predicts the target")
 
 
 def test_class_that_the_own_test_split_lacks_is_told_and_its_metrics_are_undefined(folder):
@@ -96,3 +111,14 @@ def test_run_split_by_time_says_so_and_resumes(folder):
     run = newest(folder, "faults")
     resumed = called("fit", "--run", str(run), "--trainer.max_epochs=2", "--disable=progress", cwd=folder).stdout
     assert f"data   {split}\n" in resumed
+
+
+def test_the_end_of_a_run_names_findings_that_were_told_before_once(tmp_path):
+    config = str(ROOT / "configs" / "digits_mlp.yaml")
+    options = ("--model.optimizer.lr=3", "--trainer.max_epochs=3", "--disable=progress")
+    printed = called("fit", "--config", config, *options, cwd=tmp_path).stdout
+    lines = [line.removeprefix("seen   ") for line in printed.splitlines() if line.startswith("seen ")]
+    told = {line.split(": ", 1)[1] for line in lines if line.startswith("epoch ")}
+    ends = [line for line in lines if line.startswith("still true at the end")]
+    assert len(lines) == len({*lines}) and not told & {*lines}
+    assert len(ends) == 1 and " (epoch 1)" in ends[0]

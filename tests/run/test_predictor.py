@@ -22,7 +22,7 @@ from firstlight.networks import MLP
 from firstlight.run.predictor import Predictor
 from firstlight.schedules import Constant
 from firstlight.tasks import BinaryClassification, Classification
-from tests.helpers import ROOT, called, newest
+from tests.helpers import ROOT, called, newest, quick_or_slow
 
 DATA = ROOT / "configs" / "data"
 
@@ -52,7 +52,12 @@ def runs(tmp_path_factory):
 
     def run(name):
         if not (folder / "runs" / name).exists():
-            few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=4", "--trainer.log_every_n_steps=1"]
+            few = [
+                "--report=false",
+                "--trainer.max_epochs=1",
+                "--trainer.limit_train_batches=4",
+                "--trainer.log_every_n_steps=1",
+            ]
             called("run", "--config", f"configs/{name}.yaml", *few, cwd=folder)
         return newest(folder, name)
 
@@ -81,7 +86,7 @@ def assert_equal(predicted, rows):
         assert [str(value) for value in predicted[name].tolist()] == [row[name] for row in rows]
 
 
-@pytest.mark.parametrize("name", RAW)
+@pytest.mark.parametrize("name", quick_or_slow(RAW, {"wine", "letters", "diabetes", "digits_convnet"}))
 def test_predictions_of_raw_inputs_equal_those_of_the_command_line(name, runs, monkeypatch):
     run = runs(name)
     rows = written(run)
@@ -154,7 +159,7 @@ def test_a_file_of_arrays_needs_no_targets(tmp_path):
     config = ROOT / "configs" / "digits_convnet.yaml"
     data = ["--data=firstlight.data.Arrays", "--data.path=x.npy", "--data.targets_path=y.npy"]
     sizes = ["--model.classes=3", "--model.network.in_channels=3", "--model.network.out_features=3"]
-    few = ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
+    few = ["--report=false", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
     called("run", "--config", str(config), *data, *sizes, *few, cwd=tmp_path)
     run = newest(tmp_path, "digits_convnet")
     rows = written(run, "--data.path=new.npy", "--data.targets_path=null")
@@ -177,7 +182,7 @@ def test_a_file_of_arrays_needs_no_targets(tmp_path):
         ("digits_convnet", "new.png", "Digits reads no file"),
         ("letters", [1, 2], "must be a list of texts"),
         ("letters", [{"text": "a"}], "no column name; available: text"),
-        ("letters", [{"name": None}], "row 0 column name is no text"),
+        ("letters", [{"name": None}], "row 0 column name is not a text"),
     ],
 )
 def test_raw_inputs_of_another_kind_are_refused(name, raw, message, runs):
@@ -248,7 +253,7 @@ def test_own_classes_of_a_checkpoint_must_be_trusted(runs, tmp_path):
         "    def __init__(self, in_features: int, hidden: list[int], out_features: int):\n"
         "        super().__init__(in_features, hidden, out_features)\n"
     )
-    few = ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", "--model.network=my_nets.Mine"]
+    few = ["--report=false", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", "--model.network=my_nets.Mine"]
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     called("run", "--config", "configs/wine.yaml", *few, cwd=tmp_path)
     run, table = newest(tmp_path, "wine"), RAW["wine"]()
@@ -302,6 +307,7 @@ def test_a_loaded_task_trains_on_and_predicts_with_a_trainer(runs):
     trainer.fit(task, Digits())
 
 
+@pytest.mark.slow
 def test_image_files_are_decoded_as_in_training(runs, tmp_path):
     run = runs("image_folder")
     files = sorted((DATA / "patterns").rglob("*.png"))[::9] or sorted(DATA.glob("patterns/*/*"))[::9]

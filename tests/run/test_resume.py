@@ -12,7 +12,7 @@ import yaml
 from firstlight.__main__ import main
 from firstlight.run import directory
 from firstlight.schedules import WarmupCosine
-from tests.helpers import CONFIG, DDP, Ranks, called, files, logged, newest, results
+from tests.helpers import CONFIG, DDP, Ranks, called, files, logged, newest, quick_or_slow, results
 
 
 def test_resumed_run_moves_its_schedule_once_to_the_new_length(tmp_path):
@@ -309,7 +309,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("where", OPTIONS)
+@pytest.mark.parametrize("where", quick_or_slow(OPTIONS, {"in both", "in the home folder"}))
 def test_experiment_and_runs_mean_the_same_folder_wherever_they_are_set(where, tmp_path, monkeypatch):
     written, typed, folder = OPTIONS[where]
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

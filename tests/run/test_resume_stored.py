@@ -66,10 +66,8 @@ def test_run_on_disk_stopped_within_an_epoch_ends_with_the_bits_of_one_in_memory
     assert_equal(weights(stopped), weights(newest(tmp_path, "memory")))
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [text, *(pytest.param(each, marks=pytest.mark.slow) for each in (images, arrays))],  # Each starts six runs.
-)
+@pytest.mark.slow  # Each starts six runs.
+@pytest.mark.parametrize("kind", [text, images, arrays])
 def test_two_processes_on_disk_resume_with_the_bits_of_two_in_memory(kind, tmp_path):
     (tmp_path / "mine.py").write_text(STOP)
     options = ["fit", *kind(tmp_path), "--data.batch_size=8", "--trainer.max_epochs=2", "--last.min_seconds=0"]

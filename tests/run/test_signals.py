@@ -20,7 +20,7 @@ from firstlight.__main__ import main
 from firstlight.callbacks import GracefulShutdown, LastCheckpoint
 from firstlight.checkpoints.io import AtomicCheckpointIO
 from firstlight.errors import UsageError
-from tests.helpers import CONFIG, DDP, Ranks, newest
+from tests.helpers import CONFIG, DDP, Ranks, newest, repeatable_lines, results
 
 MINE = """
 import os, signal, time
@@ -90,12 +90,18 @@ def uninterrupted(tmp_path_factory):
     [
         pytest.param([], "mine.SignalAtStep --step=0", 1, marks=pytest.mark.slow),
         ([], "mine.SignalAtStep --step=57", 58),
-        pytest.param([], "mine.SignalAtStep --step=49", 50, id="a step that is logged"),
-        pytest.param(["--trainer.max_steps=50"], "mine.SignalAtStep --step=49", 50, id="the last step"),
-        pytest.param([], "mine.SignalAtStep --step=39", 40, id="the last batch of an epoch"),
+        pytest.param([], "mine.SignalAtStep --step=49", 50, id="a step that is logged", marks=pytest.mark.slow),
+        pytest.param(
+            ["--trainer.max_steps=50"], "mine.SignalAtStep --step=49", 50, id="the last step", marks=pytest.mark.slow
+        ),
+        pytest.param([], "mine.SignalAtStep --step=39", 40, id="the last batch of an epoch", marks=pytest.mark.slow),
         pytest.param([], "mine.SignalInValidation", 40, id="during the validation"),
         pytest.param(
-            ["--trainer.val_check_interval=20"], "mine.SignalAtStep --step=19", 21, id="a validation within an epoch"
+            ["--trainer.val_check_interval=20"],
+            "mine.SignalAtStep --step=19",
+            21,
+            id="a validation within an epoch",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -110,8 +116,11 @@ def test_interrupted_run_prints_how_to_resume_and_ends_with_the_same_bits(option
     run, printed = newest(tmp_path), stopped.stdout
     assert re.search(rf"interrupted at step {step}; resume with: firstlight fit --run \S*{run.name}\n", printed)
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
+    found = results(run)
+    assert found["error"] == "stopped by a signal, exit code 143" and found["facts"]["done_steps"] == step
     Ranks(main, ["fit", "--run", str(run), "--trainer.callbacks=[]"], cwd=tmp_path).succeed()
     assert same_end(expected, run)
+    assert "error" not in results(run) and not list(run.glob("results-until*"))
 
 
 def test_interrupted_run_without_checkpoints_says_that_none_is_left(tmp_path):
@@ -126,7 +135,7 @@ def test_interrupted_run_without_checkpoints_says_that_none_is_left(tmp_path):
 def same_end(one, other):
     """Return whether two runs ended with the same weights and logged the same lines."""
     ends = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other)]
-    curves = [Counter((run / "metrics.csv").read_text().splitlines()) for run in (one, other)]
+    curves = [Counter(repeatable_lines(run)) for run in (one, other)]
     weights = [end["state_dict"] for end in ends]
     return curves[0] == curves[1] and all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
@@ -205,7 +214,7 @@ class Data(LightningDataModule):
 """
 
 
-@pytest.mark.parametrize("data", ["firstlight.data.Digits", "slow.Data"])
+@pytest.mark.parametrize("data", ["firstlight.data.Digits", pytest.param("slow.Data", marks=pytest.mark.slow)])
 def test_signal_to_a_process_group_with_loader_workers_ends_the_run_cleanly(data, tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
     options = [*LONG, f"--data={data}", "--data.num_workers=1"]
@@ -220,7 +229,7 @@ def test_signal_to_a_process_group_with_loader_workers_ends_the_run_cleanly(data
     os.killpg(run.pid, signal.SIGTERM)
     printed, errors = run.communicate(timeout=60)
     assert run.returncode == 143, errors
-    others = [line for line in errors.splitlines() if "is undefined" not in line]  # A class has no sample here.
+    others = [line for line in errors.splitlines() if "is undefined" not in line and not line.startswith("epoch ")]
     assert "interrupted at step" in printed and not others
     assert not processes(tmp_path)
 
@@ -241,6 +250,7 @@ def test_torchrun_ends_all_processes_of_a_run(tmp_path):
     assert not processes(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_with_nothing_to_do_end_without_an_error(tmp_path):
     whole = ["fit", "--config", CONFIG, "--config", DDP, "--trainer.max_epochs=1"]
     Ranks(main, whole, cwd=tmp_path, ranks=2).succeed()
@@ -248,9 +258,12 @@ def test_two_processes_with_nothing_to_do_end_without_an_error(tmp_path):
     assert "nothing to do" in again.stdout
 
 
-@pytest.mark.parametrize("trials", [1, pytest.param(20, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("whom", [[0], [1], [0, 1]], ids=["rank 0", "rank 1", "both ranks"])
-def test_ranks_of_a_launcher_end_together_at_a_random_moment(trials, whom, tmp_path, figure):
+@pytest.mark.parametrize(
+    ("whom", "trials"),
+    [([1], 1), *(pytest.param(whom, 20, marks=pytest.mark.slow) for whom in ([0], [1], [0, 1]))],
+    ids=["rank 1-1", "rank 0-20", "rank 1-20", "both ranks-20"],
+)
+def test_ranks_of_a_launcher_end_together_at_a_random_moment(whom, trials, tmp_path, figure):
     moments = random.Random(trials + len(whom) + whom[-1])
     with figure(f"SIGTERM to {' and '.join(f'rank {rank}' for rank in whom)} at a random moment", trials) as case:
         for trial in range(trials):
@@ -302,7 +315,7 @@ def failing(rank, kind):
     return ["fit", "--config", CONFIG, "--config", DDP, *LONG, *fault, "--shutdown.timeout=5"]
 
 
-@pytest.mark.parametrize(("kind", "code"), [("raises", 1), ("is killed", -9)])
+@pytest.mark.parametrize(("kind", "code"), [pytest.param("raises", 1, marks=pytest.mark.slow), ("is killed", -9)])
 def test_failing_rank_of_a_launcher_ends_the_other_and_is_named(kind, code, tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     run = Ranks(main, failing(1, kind), cwd=tmp_path, ranks=2)

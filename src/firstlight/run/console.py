@@ -9,6 +9,7 @@ from firstlight.data.quality.finding import Finding
 
 _MAX_CLASSES = 3  # Classes with a line of their own.
 _MAX_FINDINGS = 5
+_MAX_SEEN = 3
 
 
 def resumed(run: Path, step: int, logged: int) -> str:
@@ -35,7 +36,7 @@ def data(sizes: Mapping[str, int], dropped: int, split_by: str = "") -> str:
 def findings(found: Sequence[Finding]) -> list[str]:
     """Return a line for each of the first five findings, and one that counts the others.
 
-    >>> findings([Finding("constant", "low", "column a has one value", {}, "leave it out")])
+    >>> findings([Finding("constant", "info", "column a has one value", {}, "leave it out")])
     ['data   column a has one value: leave it out']
     """
     lines = [f"data   {finding}" for finding in found[:_MAX_FINDINGS]]
@@ -44,10 +45,32 @@ def findings(found: Sequence[Finding]) -> list[str]:
     return [*lines, more] if others else lines
 
 
+def seen(found: Sequence[Finding], told: Collection[str] = ()) -> list[str]:
+    """Return lines for the findings of a run at its end: the first three that were not told before, and the others.
+
+    Args:
+        found: The findings, the likeliest cause first.
+        told: Names of those whose text stands above already.
+
+    >>> flat = Finding("plateau", "info", "val/loss is flat since epoch 7", {}, "stop there", epoch=6)
+    >>> seen([flat]), seen([flat], {"plateau"})
+    (['seen   val/loss is flat since epoch 7: stop there'], ['seen   still true at the end: plateau (epoch 7)'])
+    """
+    old, new = ([each for each in found if (each.name in told) == is_told] for is_told in (True, False))
+    lines = [f"seen   {finding}" for finding in new[:_MAX_SEEN]]
+    if len(new) > _MAX_SEEN:
+        lines.append(f"seen   {len(new) - _MAX_SEEN} more: see findings in results.json")
+    if old:
+        names = ", ".join(each.name + (f" (epoch {each.epoch + 1})" if each.epoch is not None else "") for each in old)
+        order = ", the likeliest cause first" if len(old) > 1 else ""
+        lines.insert(0 if found[0] in old else len(lines), f"seen   still true at the end{order}: {names}")
+    return lines
+
+
 def plan(parameters: int, total_steps: float, warmup_steps: int | None, caveat: str = "") -> str:
     """Return the number of trainable parameters, the length of the run, and what keeps the schedule from its end.
 
-    `None` warm-up steps: the module is no task, and its steps are those of its own loop.
+    `None` warm-up steps: the module is not a task, and its steps are those of its own loop.
 
     >>> plan(50826, 2400, 120)
     'plan   50,826 parameters, 2,400 optimiser steps, 120 of them warm-up'
@@ -105,6 +128,19 @@ def best(metrics: Mapping[str, float]) -> str:
     'best   epoch 3, step 120, val/loss 0.570126'
     """
     return f"best   {listed(metrics) or 'none: the run ended before its first validation'}"
+
+
+def refit(samples: int, steps: int, follows_fit: bool) -> str:
+    """Return what a refit trains on, for how long, and why.
+
+    >>> refit(1527, 144, follows_fit=True)
+    'refit  1,527 training and validation samples, 144 steps: the epochs and learning rates up to the best checkpoint'
+    >>> refit(1527, 80, follows_fit=False)
+    'refit  1,527 training and validation samples, 80 steps: as many as the best checkpoint, with a schedule of its own'
+    """
+    same = "the epochs and learning rates up to the best checkpoint"
+    how = same if follows_fit else "as many as the best checkpoint, with a schedule of its own"
+    return f"refit  {samples:,} training and validation samples, {steps:,} steps: {how}"
 
 
 def classes(found: Mapping[str, Mapping[str, Any]]) -> list[str]:

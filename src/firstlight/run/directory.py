@@ -11,10 +11,10 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
-from typing import Any, TextIO
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -34,7 +34,7 @@ def create(root: Path, experiment: str) -> Path:
         raise UsageError(f"experiment {experiment!r} is not a folder name")
     run = make_unique(root / experiment, timestamp())
     try:
-        _write_atomically(root / experiment / "latest", run.name + "\n")
+        write_text(root / experiment / "latest", run.name + "\n")
     except UsageError:
         discard(run)
         raise
@@ -45,9 +45,9 @@ def discard(run: Path) -> None:
     """Remove a run that never started, and folders that become empty; let `latest` name the newest started run."""
     with suppress(OSError, UsageError):  # A disk that fails must not hide why the run is discarded.
         shutil.rmtree(run)
-        started = _started_runs(run.parent)
+        started = started_runs(run.parent)
         if started:
-            _write_atomically(run.parent / "latest", started[-1].name + "\n")
+            write_text(run.parent / "latest", started[-1].name + "\n")
         else:
             (run.parent / "latest").unlink(missing_ok=True)
         for folder in (run.parent, run.parent.parent):
@@ -143,11 +143,11 @@ def _latest(path: Path) -> str:
 
 def find_resumable(experiment: Path) -> Path | None:
     """Return the newest started run of an experiment, if it has a last checkpoint."""
-    runs = _started_runs(experiment)
+    runs = started_runs(experiment)
     return runs[-1] if runs and (runs[-1] / "checkpoints" / "last.ckpt").is_file() else None
 
 
-def _started_runs(experiment: Path) -> list[Path]:
+def started_runs(experiment: Path) -> list[Path]:
     """Return the runs of an experiment that have started training, oldest first: `TIME`, `TIME-1`, ... `TIME-10`."""
     runs = [path.parent for path in experiment.glob("*/config.yaml")]
     return sorted(runs, key=lambda run: (run.name[:19], len(run.name), run.name))
@@ -180,11 +180,31 @@ def read_config(run: Path) -> str:
         raise UsageError(f"{path} cannot be read: {_reason(error)}") from error
 
 
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package, or None if it is imported from its source folder."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def write_results(folder: Path, results: Mapping[str, Any]) -> None:
-    """Write `results` and package versions to `results.json`; a different earlier file is kept under another name."""
+    """Write `results`, group and package versions to `results.json`.
+
+    A different earlier file gets another name, unless it is that of a run that failed or was stopped.
+    """
     packages = ("firstlight", "torch", "lightning", "torchmetrics", "scikit-learn")
-    versions = {"python": python_version(), **{package: version(package) for package in packages}}
-    _write_and_keep(folder / "results.json", json.dumps({**results, "versions": versions}, indent=2) + "\n")
+    versions = {"python": python_version(), **{package: version_of(package) for package in packages}}
+    group = read_group(folder)
+    every = {**results, **({"group": group} if group else {}), "versions": versions}
+    path, text = folder / "results.json", json.dumps(every, indent=2) + "\n"
+    is_unfinished = False
+    with suppress(UsageError):  # A damaged file is kept.
+        is_unfinished = path.is_file() and not is_finished(folder)
+    if is_unfinished:
+        write_text(path, text)
+    else:
+        _write_and_keep(path, text)
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -197,6 +217,34 @@ def read_results(folder: Path) -> dict[str, Any]:
     if not isinstance(results, dict) or not isinstance(results.get("metrics"), dict):
         raise UsageError(f"{path} holds no results with metrics; remove it")
     return results
+
+
+def is_finished(run: Path) -> bool:
+    """Return whether a run has results, and neither failed nor was stopped."""
+    return (run / "results.json").is_file() and "error" not in read_results(run)
+
+
+def write_group(run: Path, group: Mapping[str, Any]) -> None:
+    """Write the place of a run in its group of repetitions to `group.json`, and to `results.json` if there is one.
+
+    A killed run has no `results.json`, so that file alone could not tell which repetition to resume.
+    """
+    if read_group(run) == group:
+        return
+    write_text(run / "group.json", json.dumps(group) + "\n")
+    if (run / "results.json").is_file():
+        results = {**read_results(run), "group": group}
+        write_text(run / "results.json", json.dumps(results, indent=2) + "\n")
+
+
+def read_group(run: Path) -> dict[str, Any] | None:
+    """Return the place of a run in its group of repetitions: its `name`, `kind`, `index` and `count`; None without."""
+    with suppress(OSError, ValueError, RecursionError):
+        group = json.loads((run / "group.json").read_text(encoding="utf-8"))
+        kinds = {"name": str, "kind": str, "index": int, "count": int}
+        if isinstance(group, dict) and all(isinstance(group.get(key), kind) for key, kind in kinds.items()):
+            return group
+    return None
 
 
 def write_predictions(
@@ -222,7 +270,7 @@ def write_predictions(
         series["file"] = [file.encode(errors="surrogateescape").decode(errors="backslashreplace") for file in files]
     series |= named_columns(columns, class_names)
     path = folder / "predictions.csv"
-    with _atomic(path) as file:
+    with atomic(path) as file:
         csv.writer(file).writerows([[*series], *zip(*series.values(), strict=True)])
     return path
 
@@ -249,7 +297,7 @@ def named_columns(columns: Mapping[str, Sequence[Any]], class_names: Sequence[st
 
 def _write_and_keep(path: Path, text: str) -> None:
     """Write a file. A different earlier one, of a resumed run, is kept as `NAME-until-TIME`."""
-    with _atomic(path) as file:
+    with atomic(path) as file:
         file.write(text)
         file.flush()  # On a full disk it fails here, and the earlier file keeps its name.
         if path.is_file() and path.read_bytes() != text.encode():
@@ -262,21 +310,26 @@ def _write_and_keep(path: Path, text: str) -> None:
                 path.rename(kept)
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    with _atomic(path) as file:
+def write_text(path: Path, text: str) -> None:
+    """Write a file, so that a reader never sees half of it; or raise a `UsageError` if the disk fails."""
+    with atomic(path) as file:
         file.write(text)
 
 
 @contextmanager
-def _atomic(path: Path) -> Iterator[TextIO]:
+def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Yield a temporary file and move it into place, so that a reader never sees half a file.
+
+    Args:
+        path: The file.
+        mode: `"w"` for text, `"wb"` for bytes.
 
     Raises:
         UsageError: When the disk is full or fails. No temporary file stays.
     """
     beside = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        with beside.open("w", newline="", encoding="utf-8") as file:
+        with beside.open(mode, newline=None if "b" in mode else "", encoding=None if "b" in mode else "utf-8") as file:
             yield file
         beside.replace(path)
     except BaseException as error:

@@ -45,7 +45,7 @@ def find_ending(trainer: Trainer, callbacks: Sequence[Callback], own: Sequence[C
     Args:
         trainer: The trainer after the fit.
         callbacks: Its callbacks.
-        own: Those among them that are no default ones.
+        own: Those among them that are not default ones.
     """
     if not trainer.should_stop:
         return None
@@ -63,6 +63,11 @@ def find_ending(trainer: Trainer, callbacks: Sequence[Callback], own: Sequence[C
             if option := _REASONS.get(each.stopping_reason, ""):
                 return Ending(f"stopped early by {option}", f"change {prefix}{option}")
     return Ending("stopped by a callback or the module", "change it")
+
+
+def stopped_early(callbacks: Sequence[Callback]) -> bool:
+    """Return whether the monitored metric had stopped improving for the whole patience."""
+    return any(isinstance(each, EarlyStopping) and each.wait_count >= each.patience for each in callbacks)
 
 
 def missed_average(trainer: Trainer, callbacks: Sequence[Callback]) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.seed import reset_seed
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     LearningRateFinder,
@@ -19,23 +20,32 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
 from firstlight.callbacks import Progress
 from firstlight.callbacks.graceful_shutdown import interruptible
-from firstlight.checkpoints.io import raise_fault
-from firstlight.compat import let_loaders_predict
+from firstlight.checkpoints.io import has_seen_validation, raise_fault
 from firstlight.data import DataModule
-from firstlight.errors import UsageError, did_you_mean
+from firstlight.errors import UsageError, did_you_mean, emit, say
 from firstlight.metrics import SplitMetrics
 from firstlight.metrics.classes import per_class
 from firstlight.preflight.rules import refuse_no_step
 from firstlight.run import console, directory
 from firstlight.run.experiment import Experiment
+from firstlight.run.output_recorder import OutOfTimeError, OutputRecorder
+from firstlight.run.outputs import write_outputs
+from firstlight.run.resume import config_diff
 from firstlight.tasks.checks import describe
 
 _FIT_ONLY = (BatchSizeFinder, LearningRateFinder, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging)
 """Callbacks that an evaluation leaves out: after a fit, WeightAveraging would load the weights before the average."""
+
+_MAX_SECONDS = 2.0  # Of the pass over the validation split after a run.
+_CHANGES_OUTPUTS = ("model", "data", "trainer.limit_", "trainer.precision", "trainer.overfit", "trainer.fast_dev_run")
+"""Options that make an evaluation another one than that of the run."""
 
 
 def choose_checkpoint(verb: str, run: Path | None, ckpt: str | None, default: str = "best") -> Path:
@@ -49,15 +59,16 @@ def choose_checkpoint(verb: str, run: Path | None, ckpt: str | None, default: st
     likely = ("final",) if verb == "validate" else ("refit", "final")
     written = [name for name in likely if run and (run / "checkpoints" / f"{name}.ckpt").is_file()]
     name = ckpt or next(iter(written), default)
-    if verb == "validate" and name == "refit":
-        raise UsageError("refit.ckpt was trained on the validation samples, so it cannot be validated: use best")
     if name in directory.CHECKPOINTS:
         if run is None:
             raise UsageError(f"--ckpt {name} is a checkpoint of a run: add --run DIR")
-        return directory.checkpoint(run, name)
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise UsageError(f"there is no checkpoint {name}" + did_you_mean(name, directory.CHECKPOINTS))
+        path = directory.checkpoint(run, name)
+    else:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UsageError(f"there is no checkpoint {name}" + did_you_mean(name, directory.CHECKPOINTS))
+    if verb == "validate" and has_seen_validation(path):
+        raise UsageError(f"{path.name} was trained on the validation samples, so it cannot be validated: use best")
     return path
 
 
@@ -66,7 +77,9 @@ def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"
     default = "last" if experiment.monitored is None else "best"
     path = choose_checkpoint(verb, experiment.run_dir, ckpt, default)
     refuse_no_step(experiment.task, experiment.datamodule, verb)
-    outputs = _outputs(experiment, verb, path)
+    emit("start", verb=verb, checkpoint=str(path))
+    recorder = None if verb == "predict" else OutputRecorder(experiment.datamodule)
+    outputs = _outputs(experiment, verb, path, recorder)
     results = {"checkpoint": str(path), "seconds": round(time.monotonic() - experiment.started, 1)}
     # What was computed is printed first: the disk may be full.
     if verb == "predict":
@@ -78,22 +91,27 @@ def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"
             rows = experiment.datamodule.rows("test")[: len(rows)].tolist()
             class_names = experiment.datamodule.class_names
             files = experiment.datamodule.names("test")[: len(rows)]
-        print(f"predict  {len(rows):,} samples ({path})")
+        say(f"predict  {len(rows):,} samples ({path})", always=True)
     else:
         results["metrics"] = metrics = _metrics(outputs)
-        print(f"{verb:<8} {console.listed(metrics) or 'no metric was logged'} ({path})")
+        say(f"{verb:<8} {console.listed(metrics) or 'no metric was logged'} ({path})", always=True)
+        emit("metrics", verb=verb, metrics=metrics)
         results |= _per_class(experiment, verb)
     parent = (experiment.run_dir or experiment.experiment_dir) / "evaluations"
     wrote = folder = directory.make_unique(parent, f"{verb}-{directory.timestamp()}")
     try:
         if verb == "predict":
             wrote = directory.write_predictions(folder, columns, rows, class_names, files)
+        else:
+            own = experiment.run_dir if _is_of_run(experiment, verb, path, default) else None
+            results |= _write_outputs(experiment, recorder, "test" if verb == "test" else "val", own or folder)
         directory.write_results(folder, results)
     except UsageError:
         with suppress(OSError):
             folder.rmdir()  # It stays if it holds predictions.
         raise
-    print(f"wrote    {wrote}")
+    say(f"wrote    {wrote}", always=True)
+    emit("end", verb=verb, wrote=str(wrote), **results)
 
 
 def test_trained(experiment: Experiment) -> dict[str, Any]:
@@ -107,14 +125,63 @@ def test_trained(experiment: Experiment) -> dict[str, Any]:
         # The other processes have ended, and the metrics would wait for them.
         torch.distributed.destroy_process_group()
     path = choose_checkpoint("test", experiment.run_dir, None)
-    metrics = _metrics(_outputs(experiment, "test", path))
+    recorder = OutputRecorder(experiment.datamodule)
+    metrics = _metrics(_outputs(experiment, "test", path, recorder))
     which = {
         "best": "best checkpoint",
         "final": "final checkpoint: a callback changed the weights at the end",
         "refit": "refit checkpoint",
     }
-    print(f"test   {console.listed(metrics)} ({which[path.stem]})")
-    return {"metrics": metrics, **_per_class(experiment, "test")}
+    say(f"test   {console.listed(metrics)} ({which[path.stem]})", always=True)
+    emit("metrics", verb="test", metrics=metrics)
+    results = {"metrics": metrics, **_per_class(experiment, "test")}
+    stored = _write_outputs(experiment, recorder, "test", experiment.run_dir)["outputs"]
+    return {**results, "outputs": {**stored, **_validate_outputs(experiment)}}
+
+
+def _validate_outputs(experiment: Experiment) -> dict[str, Any]:
+    """Write the outputs of the validation split, if that takes at most two seconds."""
+    recorder = OutputRecorder(experiment.datamodule, _MAX_SECONDS)
+    assert experiment.run_dir is not None
+    try:
+        if not is_overridden("predict_step", experiment.task, LightningModule):
+            recorder.reason, recorder.is_expected = "there is no predict_step", True
+        else:
+            path = choose_checkpoint("validate", experiment.run_dir, None)
+            _outputs(experiment, "validate", path, recorder)
+    except UsageError as error:  # For example, a checkpoint that was trained on these samples.
+        recorder.reason, recorder.is_expected = str(error), True
+    except OutOfTimeError:
+        recorder.reason, recorder.is_expected = f"one pass takes more than {_MAX_SECONDS:g} s", True
+    return {**_write_outputs(experiment, recorder, "val", experiment.run_dir)["outputs"]}
+
+
+def _is_of_run(experiment: Experiment, verb: str, path: Path, default: str) -> bool:
+    """Return whether an evaluation is that of a run: its checkpoint, all its data, and its model."""
+    run, data = experiment.run_dir, experiment.datamodule
+    if run is None or path != choose_checkpoint(verb, run, None, default):
+        return False
+    if isinstance(data, DataModule) and not len(data.indices["train"]):
+        return False  # It is other data.
+    diff = config_diff(yaml.safe_load(directory.read_config(run)), yaml.safe_load(experiment.config))
+    return not any(name.startswith(_CHANGES_OUTPUTS) for name in diff)
+
+
+def _write_outputs(experiment: Experiment, recorder: OutputRecorder | None, split: Any, folder: Path) -> dict[str, Any]:
+    """Write what was recorded, and return the entry of `results.json`: by split, the file, or why there is none."""
+    if recorder is None:
+        return {}
+    arrays = recorder.arrays(experiment.task, split)
+    reason, is_expected = recorder.reason, recorder.is_expected
+    if not reason:
+        try:
+            path = write_outputs(folder, split, arrays)
+            return {"outputs": {split: path.relative_to(folder).as_posix()}}
+        except UsageError as error:  # The disk may be full; the metrics are still written.
+            reason, is_expected = str(error), False
+    if not is_expected:
+        say(f"outputs of the {split} samples are left out: {reason}")
+    return {"outputs": {split: f"left out: {reason}"}}
 
 
 def _per_class(experiment: Experiment, verb: str) -> dict[str, Any]:
@@ -129,7 +196,7 @@ def _per_class(experiment: Experiment, verb: str) -> dict[str, Any]:
         names = [str(index) for index in range(len(every))]
     found = dict(zip(names, every, strict=True))
     for line in console.classes(found):
-        print(line)
+        say(line)
     return {"per_class": found}
 
 
@@ -163,10 +230,15 @@ def joined_columns(module: LightningModule, outputs: list[Any]) -> dict[str, lis
     return {name: torch.cat([batch[name] for batch in batches]).tolist() for name in names}
 
 
-def _outputs(experiment: Experiment, verb: str, path: Path) -> list[Any]:
-    """Return what Lightning's `validate`, `test` or `predict` returns for a checkpoint."""
-    own = [each for each in experiment.own_callbacks if not isinstance(each, _FIT_ONLY)]
-    progress = [] if "progress" in experiment.disable else [Progress(**experiment.groups["progress"])]
+def _outputs(experiment: Experiment, verb: str, path: Path, recorder: OutputRecorder | None = None) -> list[Any]:
+    """Return what Lightning's `validate`, `test` or `predict` returns for a checkpoint.
+
+    With a time limit, the pass is only for the recorder: callbacks of the user are left out.
+    """
+    is_silent = recorder is not None and recorder.seconds is not None
+    own = [] if is_silent else [each for each in experiment.own_callbacks if not isinstance(each, _FIT_ONLY)]
+    is_shown = "progress" not in experiment.disable and not is_silent
+    progress = [Progress(**experiment.groups["progress"])] if is_shown else []
     trainer = experiment.trainer(
         # One process counts no sample twice.
         devices=1,
@@ -175,7 +247,7 @@ def _outputs(experiment: Experiment, verb: str, path: Path) -> list[Any]:
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=any(isinstance(each, ProgressBar) for each in [*own, *progress]),
-        callbacks=[*own, *progress],
+        callbacks=[*own, *progress, *([] if recorder is None else [recorder])],
     )
     reset_seed()  # A module that draws numbers draws the same ones in `run` and `test`.
     if verb == "predict":
@@ -194,3 +266,21 @@ def _outputs(experiment: Experiment, verb: str, path: Path) -> list[Any]:
     except Exception as error:
         raise_fault(error, path)
     return outputs
+
+
+def let_loaders_predict(datamodule: LightningDataModule) -> None:
+    """Let Lightning 2.6.6 predict from loaders that got their batch size by position, as `DataLoader(samples, 8)`.
+
+    It builds each loader again from the arguments that it recorded, and passes the batch size twice. Without that
+    record it reads the arguments from the loader. Remove this when Lightning passes them once.
+    """
+    own = datamodule.predict_dataloader
+
+    def predict_dataloader() -> Any:
+        found = own()
+        for loader in tree_leaves(found):
+            if type(loader) is DataLoader:
+                vars(loader).pop("__pl_saved_args", None)
+        return found
+
+    datamodule.predict_dataloader = predict_dataloader  # type: ignore[method-assign]

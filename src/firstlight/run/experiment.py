@@ -5,8 +5,9 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,24 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, LambdaCallback, LearningRateFinder, ProgressBar
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    EarlyStopping,
+    LambdaCallback,
+    LearningRateFinder,
+    ProgressBar,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from firstlight.callbacks import FinalCheckpoint, GracefulShutdown, defaults
+from firstlight.callbacks import FinalCheckpoint, GracefulShutdown, Insight, defaults
 from firstlight.callbacks.defaults import DEFAULTS, MONITORING, Monitored
+from firstlight.callbacks.facts import data_findings
 from firstlight.callbacks.graceful_shutdown import interruptible
-from firstlight.callbacks.gradient_norm import let_sharded_gradients_clip
-from firstlight.callbacks.progress import metrics_of_line
+from firstlight.callbacks.gradient_norm import let_fused_optimisers_clip, let_sharded_gradients_clip
+from firstlight.callbacks.progress import Progress, metrics_of_line
 from firstlight.callbacks.time_limit import TimeLimit, parse_time
 from firstlight.checkpoints.io import (
     AtomicCheckpointIO,
@@ -32,15 +42,19 @@ from firstlight.checkpoints.io import (
     read_checkpoint_metrics,
     remove_leftovers,
 )
-from firstlight.compat import let_fused_optimisers_clip, skip_nvml_check
 from firstlight.data import DataModule
-from firstlight.errors import TrainingError, UsageError
+from firstlight.data.quality.finding import Finding
+from firstlight.errors import TrainingError, UsageError, current_mode, emit, say
 from firstlight.fast_loop import fast_loop
-from firstlight.loggers import all_loggers, as_list, steps_done
-from firstlight.preflight import report, rules
+from firstlight.loggers import all_loggers, as_list, log_findings, steps_done
+from firstlight.optim import skip_nvml_check
+from firstlight.preflight import report as checks
+from firstlight.preflight import rules
 from firstlight.preflight.probe import probe_splits
-from firstlight.run import console, directory
-from firstlight.run.ending import caveat, find_ending, limit, missed_average
+from firstlight.preflight.rate_sweep import RangeTest, range_test
+from firstlight.run import board, console, directory, report
+from firstlight.run.ending import caveat, find_ending, limit, missed_average, stopped_early
+from firstlight.run.outputs import outputs_path
 from firstlight.run.resume import config_diff, refuse_inexact
 from firstlight.tasks import Task
 from firstlight.tasks.notices import repeated_samples
@@ -64,6 +78,9 @@ class Experiment:
         verb: The command that resumes the run, for messages.
         time_limit: The time that the run may take, for example `1h30m`; `None` is no limit.
         started: Time at which the command started, from `time.monotonic`.
+        group: Place of a new run in a group of repetitions, see `directory.read_group`. Without a name, the group is
+            named after the run. None: the run is in no group.
+        reads_test: Whether the samples of the test split are tried before the first step.
     """
 
     task: LightningModule
@@ -79,7 +96,10 @@ class Experiment:
     verb: str = "fit"
     time_limit: str | None = None
     started: float = field(default_factory=time.monotonic)
+    group: Mapping[str, Any] | None = None
+    reads_test: bool = True
     _trained: bool = field(default=False, init=False)
+    stopped_early: bool = field(default=False, init=False)
 
     @property
     def own_callbacks(self) -> list[Callback]:
@@ -102,17 +122,18 @@ class Experiment:
         groups = {**self.groups, "random_state": {"allow_inexact": self.allow_inexact}}
         default = defaults(self.monitored, folder / "checkpoints", self.disable, **groups)
         rules.refuse_collisions(self.own_callbacks, default)
-        limit = (
-            []
-            if self.time_limit is None
-            else [TimeLimit(parse_time(self.time_limit), self.started, self.verb == "run")]
-        )
-        return [*self.own_callbacks, *limit, *default]
+        if self.time_limit is not None:
+            default.insert(0, TimeLimit(parse_time(self.time_limit), self.started, self.verb == "run"))
+        return [*self.own_callbacks, *default]
 
-    def check(self) -> list[report.Result]:
+    def check(self) -> checks.Report:
         """Return what is right and wrong with a fit, without training."""
         self._check_time()
-        return report.check(self, self.run_dir or self.experiment_dir)
+        return checks.check(self, self.run_dir or self.experiment_dir, fast_loop)
+
+    def test_rates(self) -> RangeTest:
+        """Return the learning rate that a range test on copies of the module suggests."""
+        return range_test(self, fast_loop)
 
     def fit(self) -> dict[str, Any] | None:
         """Train in a new run directory, or resume `run_dir`.
@@ -129,7 +150,7 @@ class Experiment:
         is_first = is_first_process()
         rules.refuse_options(self.options)
         self._check_time()
-        probe_splits(self.task, self.datamodule)
+        probe_splits(self.task, self.datamodule, self.reads_test)
         checkpoint = None if self.run_dir is None else self._resume(self.run_dir)
         if is_first:
             rules.refuse_no_room(self.task, self.disable, self.run_dir or self.experiment_dir)
@@ -137,6 +158,8 @@ class Experiment:
             self.run_dir = self.experiment_dir  # Lightning gives the folder of the first process to the others.
             if is_first:
                 self.run_dir = directory.create(self.experiment_dir.parent, self.experiment_dir.name)
+                if self.group:
+                    directory.write_group(self.run_dir, {"name": self.run_dir.name, **self.group})
         try:
             with directory.lock(self.run_dir) if is_first else nullcontext():
                 if is_first:
@@ -147,35 +170,57 @@ class Experiment:
                 directory.discard(self.run_dir)
             raise
 
-    def refit(self, folder: Path, steps: int) -> None:
+    def refit(self, folder: Path, steps: int, stopped_early: bool) -> dict[str, int | bool]:
         """Train on the training and validation samples together, from new weights, and write `refit.ckpt`.
+
+        If the fit stopped early, further training did harm: the refit takes as many steps, and its schedule ends with
+        them. Otherwise the best step may have had too little training, and a schedule that ends there would train even
+        less: the refit takes as many epochs, at the learning rates of the fit.
 
         Args:
             folder: The run directory of the fit that found the steps.
-            steps: Optimiser steps.
+            steps: Optimiser steps of its best checkpoint.
+            stopped_early: Whether that fit stopped early.
+
+        Returns:
+            The number of `samples` and of `steps`, and whether the learning rate `follows_fit`.
 
         Raises:
             UsageError: When the samples cannot be joined or trained on.
         """
         if not isinstance(self.datamodule, DataModule):
             raise UsageError(
-                f"{type(self.datamodule).__name__} cannot join its splits: it is no firstlight.data module"
+                f"{type(self.datamodule).__name__} cannot join its splits: it is not a firstlight.data module"
             )
         if torch.distributed.is_initialized():
             raise UsageError("it needs a run of one process")
         if not self.task.automatic_optimization:
             raise UsageError("the best step of a run with manual optimisation counts batches, not optimiser steps")
+        if any(isinstance(each, StochasticWeightAveraging) for each in self.own_callbacks):
+            raise UsageError(
+                "StochasticWeightAveraging averages the last epochs, and a refit plans steps: use EMAWeightAveraging"
+            )
+        batches = len(self.datamodule.train_dataloader())
         self.datamodule.joins_validation = True
+        limits: dict[str, Any] = {"max_steps": steps, "max_epochs": -1}
+        if not stopped_early:
+            steps, limits = round(steps * len(self.datamodule.train_dataloader()) / batches), {}
         kept = [name for name in ("nonfinite", "progress") if name not in self.disable]
         default = [DEFAULTS[name](**self.groups.get(name, {})) for name in kept]
+        for each in default:
+            if isinstance(each, Progress):
+                each.last_step = steps
         own = [each for each in self.own_callbacks if not isinstance(each, EarlyStopping | Checkpoint)]
-        start = LambdaCallback(on_train_start=lambda trainer, _: rules.refuse_single_samples(trainer))
+        start = LambdaCallback(
+            on_train_start=lambda trainer, _: rules.refuse_single_samples(trainer),
+            on_save_checkpoint=lambda _trainer, _module, saved: saved.update(has_seen_validation=True),
+            on_train_batch_end=lambda trainer, *_: _stop_after(steps, trainer),
+        )
         trainer = self.trainer(
             default_root_dir=folder,
             logger=False,
             callbacks=[*own, *default, start],
-            max_steps=steps,
-            max_epochs=-1,
+            **limits,
             min_epochs=None,
             min_steps=None,
             max_time=None,
@@ -184,24 +229,36 @@ class Experiment:
             enable_progress_bar=any(isinstance(each, ProgressBar) for each in [*own, *default]),
         )
         again = f"firstlight {self.verb} --run {folder}"
+        samples, follows_fit = len(self.datamodule.rows("train")), not stopped_early
+        done: dict[str, int | bool] = {"samples": samples, "steps": steps, "follows_fit": follows_fit}
+        say(console.refit(samples, steps, follows_fit))
+        emit("start", verb="refit", run=str(folder), **{**done, "samples": {"train": done["samples"]}})
         with (
             directory.lock(folder),
             interruptible(trainer, lambda: f"interrupted; train on all samples again with: {again}"),
             _ignored_warnings(resumes=True),
             fast_loop(trainer),
         ):
-            trainer.fit(self.task, datamodule=self.datamodule)
+            try:
+                trainer.fit(self.task, datamodule=self.datamodule)
+            except MisconfigurationException as error:  # For example, a scheduler that reads a validation metric.
+                raise UsageError(" ".join(str(error).split())) from error
             trainer.save_checkpoint(folder / "checkpoints" / "refit.ckpt")
-        print(f"refit  {len(self.datamodule.rows('train')):,} training and validation samples, {steps:,} steps")
+        return {**done, "steps": steps_done(trainer)}
 
-    def write_results(self, results: dict[str, Any]) -> None:
-        """Write `results.json` of the run that was just trained, and print where the run is."""
+    def write_results(self, results: dict[str, Any], reports: bool = False) -> None:
+        """Write `results.json` of the run that was just trained, and a report; print where the run is."""
         assert self.run_dir is not None
         results["seconds"] = round(time.monotonic() - self.started, 1)
         directory.write_results(self.run_dir, results)
-        print(f"run    {self.run_dir}")
+        say(f"run    {self.run_dir}", always=True)
+        if reports:
+            report.keep_examples(self.run_dir, results, self.datamodule)
+            say(f"report {report.write(self.run_dir)}")
+        if self.options["logger"] is not False and results["metrics"] and isinstance(self.datamodule, DataModule):
+            board.show(self.run_dir, results, self.task, self.datamodule)
         if any(self.run_dir.glob("events.out.tfevents.*")):
-            print(f"look   tensorboard --logdir {self.run_dir.parent}")
+            say(f"look   tensorboard --logdir {self.run_dir.parent}  # http://localhost:6006/#custom_scalars")
 
     def _check_time(self) -> None:
         """Refuse a time limit that cannot be, and tell a task of it."""
@@ -223,7 +280,7 @@ class Experiment:
             self.datamodule.resume_exactly = False
         if is_first_process():
             for option, (before, now) in diff.items():
-                print(f"change {option}: {before} -> {now}")
+                say(f"change {option}: {before} -> {now}")
         # A CheckpointIO of the user may not write zip files, so its files are not verified.
         return checkpoint if self._has_own_io() else newest_resumable(checkpoint)
 
@@ -249,7 +306,7 @@ class Experiment:
         rules.refuse_sizes(self.datamodule, trainer)
         skip_nvml_check()
         if step is not None and is_first_process():
-            print(console.resumed(folder, step, directory.logged_steps(folder)))
+            say(console.resumed(folder, step, directory.logged_steps(folder)))
         try:
             with (
                 interruptible(trainer, lambda: self._interrupted(trainer, folder)),
@@ -259,7 +316,12 @@ class Experiment:
                 trainer.fit(self.task, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except MisconfigurationException as error:
             raise UsageError(f"trainer: {error}") from error
+        except SystemExit as stopped:
+            if trainer.interrupted:
+                self._write_unfinished(trainer, folder, f"stopped by a signal, exit code {stopped.code}")
+            raise
         except Exception as error:
+            self._write_unfinished(trainer, folder, str(error) or type(error).__name__)
             if isinstance(error, RuntimeError) and shutdown and shutdown.failed_rank:
                 raise TrainingError(f"{shutdown.failed_rank}\n{self._interrupted(trainer, folder)}") from error
             if _is_from_pickling(error):
@@ -272,13 +334,39 @@ class Experiment:
             rules.refuse_no_batches(trainer)
         if not trainer.is_global_zero:
             return None
+        self.stopped_early = stopped_early(trainer.callbacks)  # type: ignore[attr-defined]
         ending = find_ending(trainer, trainer.callbacks, self.own_callbacks)  # type: ignore[attr-defined]
         if not self._trained:
             cause, advice = (ending.cause, ending.advice) if ending else ("", f"increase {limit(trainer)}")
-            print(console.nothing_to_do(steps_done(trainer), cause, advice))
-            if (folder / "results.json").is_file():
+            say(console.nothing_to_do(steps_done(trainer), cause, advice), always=True)
+            if directory.is_finished(folder):
                 return None
         return self._results(trainer, folder, ending.cause if ending else "") | {"fast_loop": loop.reason or True}
+
+    def _write_unfinished(self, trainer: Trainer, folder: Path, error: str) -> None:
+        """Write `results.json` of a run that failed or was stopped after its start: why, and what is known of it."""
+        if not (self._trained and is_first_process()):
+            return
+        first = error.splitlines()[0]
+        results = {"metrics": {}, "best": {}, "steps": steps_done(trainer), "error": first}
+        with suppress(UsageError):  # The disk may be full, and the first error matters.
+            directory.write_results(folder, results | self._insight(trainer, first))
+
+    def _insight(self, trainer: Trainer, cause: str) -> dict[str, Any]:
+        """Return the findings in the data and in the run, and the facts of the run; print the findings of the run."""
+        found = data_findings(self.datamodule, self.task)
+        insight = next((each for each in trainer.callbacks if isinstance(each, Insight)), None)  # type: ignore[attr-defined]
+        seen = [] if insight is None else insight.finish(trainer, cause)
+        shown = [each for each in seen if current_mode() == "lines" or each.severity != "info"]
+        for text in console.seen(shown, () if insight is None else insight.told):
+            say(text, always=True)
+        others = [each for each in found if each not in seen]  # Of the data, which explain nothing in the run.
+        results: dict[str, Any] = {"findings": [finding.plain() for finding in [*seen, *others]]}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                log_findings(logger, results["findings"], steps_done(trainer))
+                logger.finalize("success")  # Again: it was open for the text.
+        return results if insight is None else results | {"facts": insight.facts(trainer)}
 
     def _start(self, trainer: Trainer, every: Sequence[Callback], folder: Path, slow: str | None) -> None:
         """Before the first step, write `config.yaml`, and print the data, the plan and why the fast loop is off."""
@@ -288,42 +376,57 @@ class Experiment:
             return  # The resumed run had stopped early.
         if trainer.is_global_zero:
             directory.write_config(folder, self.config)
-            (folder / "checkpoints" / "refit.ckpt").unlink(missing_ok=True)  # Of an earlier best checkpoint.
+            # They are of an earlier best checkpoint.
+            for stale in (folder / "checkpoints" / "refit.ckpt", *map(partial(outputs_path, folder), ("test", "val"))):
+                stale.unlink(missing_ok=True)
         self._trained = True
         if not trainer.is_global_zero:
             return
+        sizes: dict[str, int] = {}
         if isinstance(self.datamodule, DataModule):
             sizes = {str(split): len(rows) for split, rows in self.datamodule.indices.items()}
-            print(console.data(sizes, self.datamodule.dropped, self.datamodule.split_note))
-            if trainer.ckpt_path is None:  # A resumed run has said it.
-                for line in console.findings(self.datamodule.findings()):
-                    print(line)
+            say(console.data(sizes, self.datamodule.dropped, self.datamodule.split_note))
         total = self._planned(trainer)
         trainable = sum(parameter.numel() for parameter in self.task.parameters() if parameter.requires_grad)
+        emit(
+            "start",
+            verb=self.verb,
+            run=str(folder),
+            samples=sizes,
+            parameters=trainable,
+            steps=total,
+            epochs=trainer.max_epochs if (trainer.max_epochs or -1) >= 0 else None,
+            steps_done=steps_done(trainer),
+        )
+        if isinstance(self.datamodule, DataModule) and trainer.ckpt_path is None:  # A resumed run has said it.
+            found = data_findings(self.datamodule, self.task)
+            tell_findings(found)
+            for logger in trainer.loggers:
+                log_findings(logger, [finding.plain() for finding in found])
         note = caveat(trainer.callbacks, self.own_callbacks)  # type: ignore[attr-defined]
         if self.time_limit is None:
             warmup = self.task.warmup_steps if isinstance(self.task, Task) else None
-            print(console.plan(trainable, total, warmup, note), flush=True)
+            say(console.plan(trainable, total, warmup, note))
         else:
             limit = self.task.optimization.limit(trainer) if isinstance(self.task, Task) else total
-            print(console.timed_plan(trainable, self.time_limit, limit) + note, flush=True)
+            say(console.timed_plan(trainable, self.time_limit, limit) + note)
             if not (isinstance(self.task, Task) and self.task.optimization.has_schedule(trainer)):
                 name = type(self.task).__name__
-                print(f"time   {name} has a schedule of its own: the time stops the run, and plans no schedule")
+                say(f"time   {name} has a schedule of its own: the time stops the run, and plans no schedule")
         if note := rules.long_accumulation(trainer):
-            print(f"steps  {note}", flush=True)
+            say(f"steps  {note}")
         repeated = repeated_samples("val", trainer.val_dataloaders, trainer.world_size)
         if repeated and not isinstance(self.task, Task):  # A task says it.
-            print(f"val    {repeated}", flush=True)
+            say(f"val    {repeated}")
         log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
         if trainer.loggers and not 0 < log_every <= total:
             option = f"--trainer.log_every_n_steps is {log_every:,}"
-            print(f"log    no training metrics: {option}, the run has {total:,} steps", flush=True)
+            say(f"log    no training metrics: {option}, the run has {total:,} steps")
         if self.monitored is None and (off := [name for name in MONITORING if name not in self.disable]):
             module = type(self.task).__name__
-            print(f"best   {', '.join(off)} are off: {module} declares no monitor, give --monitor NAME and --mode")
+            say(f"best   {', '.join(off)} are off: {module} declares no monitor, give --monitor NAME and --mode")
         if slow:
-            print(f"loop   the fast loop is off, so steps take longer: {slow}", flush=True)
+            say(f"loop   the fast loop is off, so steps take longer: {slow}")
 
     def _planned(self, trainer: Trainer) -> float:
         """Return how many steps are planned, infinite if unknown. With manual optimisation they are batches."""
@@ -342,12 +445,10 @@ class Experiment:
         """Return the content of `results.json`, and print it."""
         best = folder / "checkpoints" / "best.ckpt"
         steps = steps_done(trainer)
-        print(console.fitted(trainer.current_epoch, steps, self._planned(trainer), cause))
+        say(console.fitted(trainer.current_epoch, steps, self._planned(trainer), cause))
         if missed := missed_average(trainer, trainer.callbacks):  # type: ignore[attr-defined]
-            print(missed)
+            say(missed, always=True)
         results: dict[str, Any] = {"metrics": {}, "best": {}, "steps": steps}
-        if isinstance(self.datamodule, DataModule):
-            results["findings"] = [finding.plain() for finding in self.datamodule.findings()]
         if best.is_file():
             results |= {"best": read_checkpoint_metrics(best), "checkpoint": "checkpoints/best.ckpt"}
         if (folder / "checkpoints" / "final.ckpt").is_file():
@@ -355,8 +456,23 @@ class Experiment:
         if best.is_file() or (self.monitored and "best" not in self.disable):
             others = {name: value for name, value in results["best"].items() if not name.startswith("val/")}
             monitor = self.monitored.monitor if self.monitored else ""
-            print(console.best(others | metrics_of_line(results["best"], monitor)))
-        return results
+            say(console.best(others | metrics_of_line(results["best"], monitor)), always=True)
+        return results | self._insight(trainer, cause)
+
+
+def tell_findings(found: Sequence[Finding]) -> None:
+    """Print findings: the first ones as lines, with `--quiet` only warnings and faults, with `--json` all."""
+    for each in found:
+        emit("finding", **each.plain())
+    shown = [each for each in found if current_mode() == "lines" or each.severity != "info"]
+    for line in console.findings(shown):
+        say(line, always=True)
+
+
+def _stop_after(steps: int, trainer: Trainer) -> None:
+    """Stop training after optimiser steps that are no limit of the trainer, whose schedule would end with them."""
+    if steps_done(trainer) >= steps:
+        trainer.should_stop = True
 
 
 def is_first_process() -> bool:

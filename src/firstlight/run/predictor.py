@@ -17,9 +17,8 @@ from torch import Tensor
 
 from firstlight.checkpoints.io import raise_fault, read
 from firstlight.checkpoints.trust import fill_locations, only_trusted, stored_config
-from firstlight.compat import innermost_statement
 from firstlight.data import DataModule
-from firstlight.errors import UsageError, root_cause
+from firstlight.errors import UsageError, innermost_statement, root_cause
 from firstlight.run import directory
 from firstlight.run.evaluate import choose_checkpoint, joined_columns
 
@@ -63,7 +62,7 @@ class Predictor:
 
     @property
     def class_names(self) -> list[str]:
-        """Name of each class; empty if predictions are no classes."""
+        """Name of each class; empty if predictions are not classes."""
         return self.datamodule.class_names
 
     def predict(self, raw: Any) -> "pandas.DataFrame":

@@ -21,10 +21,15 @@ def model_card(description: Mapping[str, Any], form: Format, facts: Mapping[str,
     Args:
         description: What a program must know to use the model.
         form: The format of the model's file.
-        facts: `name`, `data`, `splits`, `validation`, `test`, `findings`, `config` and `largest`.
+        facts: `name`, `data`, `splits`, `validation`, `refit_steps`, `test`, `findings`, `config` and `largest`.
     """
     inputs, classes = description["inputs"], description["class_names"]
     shape = ", ".join(map(str, inputs["shape"]))
+    validation, refit_steps = console.listed(facts["validation"]), facts["refit_steps"]
+    checkpoint = [f"- checkpoint: {validation}"]
+    if refit_steps is not None:
+        checkpoint = [f"- checkpoint: {refit_steps:,} steps on the training and validation samples"]
+        checkpoint += [f"- best checkpoint, of the training samples alone: {validation}"] if validation else []
     lines = [
         f"# {facts['name']}",
         "",
@@ -44,14 +49,15 @@ def model_card(description: Mapping[str, Any], form: Format, facts: Mapping[str,
         "",
         "## Data",
         "",
-        f"{facts['data']}: {', '.join(f'{size:,} {split}' for split, size in facts['splits'].items())} samples.",
+        f"{facts['data']}: {', '.join(f'{size:,} {split}' for split, size in facts['splits'].items())} samples."
+        + " The model has seen those of train and val." * (refit_steps is not None),
         "",
         "## Metrics",
         "",
-        f"- checkpoint: {console.listed(facts['validation'])}",
+        *checkpoint,
         *([f"- test split: {console.listed(facts['test'])}"] if facts["test"] else []),
         f"- the file against the checkpoint on the test split: largest difference {facts['largest']:.2g}, as a share "
-        "of the largest output",
+        "of the largest value of an output, or of its integers",
         "",
     ]
     if facts["findings"]:

@@ -69,7 +69,7 @@ outputs = dict(zip(description["outputs"], session.run(None, {"inputs": inputs})
                     program, input_names=["inputs"], output_names=description["outputs"], dynamo=True, verbose=False
                 )
             except torch.onnx.errors.OnnxExporterError as error:
-                raise UsageError(f"{_network(model)} has no ONNX form: {_last_line(error)}") from error
+                raise UsageError(f"{_network(model)} has no ONNX form: {_first_line(error)}") from error
         exported.model.metadata_props["firstlight"] = json.dumps(description)
         exported.save(str(file), external_data=False)
 
@@ -97,7 +97,9 @@ outputs = model(inputs)"""
 
     def write(self, model: nn.Module, sample: Tensor, description: Mapping[str, Any], file: Path) -> None:
         """Write one file with weights and the description."""
-        torch.export.save(traced(model, sample), file, extra_files={"description.json": json.dumps(description)})
+        program = traced(model, sample)
+        with _quiet():  # torch 2.14 warns of channels-last weights, and writes them right.
+            torch.export.save(program, file, extra_files={"description.json": json.dumps(description)})
 
     def load(self, file: Path, model: nn.Module) -> Callable[[Tensor], Outputs]:
         """Return the traced model."""
@@ -154,7 +156,7 @@ def traced(model: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
         try:
             return torch.export.export(model, (sample,), dynamic_shapes=(sizes,))
         except Exception as error:  # Tracing calls the network, so any error is possible.
-            raise UsageError(f"{_network(model)} cannot be traced: {_last_line(error)}") from error
+            raise UsageError(f"{_network(model)} cannot be traced: {_first_line(error)}") from error
 
 
 def _without_gradients(module: nn.Module) -> Callable[[Tensor], Outputs]:
@@ -170,7 +172,7 @@ def _network(model: Any) -> str:
     return type(model.task.network).__name__
 
 
-def _last_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """Return the first line of the innermost message."""
     while error.__cause__ is not None:
         error = error.__cause__
