@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from firstlight.errors import UsageError, about, check_range, did_you_mean, root_cause
+from firstlight.errors import UsageError, about, check_range, did_you_mean, innermost_statement, root_cause
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,15 @@ def test_root_cause_is_the_first_usage_error_or_the_end_of_the_chain():
     outer.__cause__ = bug
     assert root_cause(outer) is bug
     assert root_cause(bug) is bug
+
+
+def test_innermost_statement_drops_the_outer_lines():
+    message = """Parser key "trainer":
+      Does not validate against any of the Union subtypes
+      Subtypes: [<class 'int'>, <class 'NoneType'>]
+      Errors:
+        - Expected a <class 'int'>. Got value: abc
+        - Expected a <class 'NoneType'>
+      Given value type: <class 'str'>
+      Given value: abc"""
+    assert innermost_statement(message) == "expected int, got abc"

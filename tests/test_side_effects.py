@@ -16,6 +16,7 @@ from torch import nn
 
 from firstlight import callbacks
 from firstlight.__main__ import main
+from firstlight.cli.side_effects import without_side_effects
 from firstlight.data import Digits, Tensors
 from firstlight.networks import MLP
 from firstlight.schedules import Constant
@@ -44,10 +45,11 @@ FIT = ["fit", "--config", CONFIG, "--trainer.max_epochs=1", "--trainer.limit_tra
     [
         [*FIT, "--trainer.deterministic=true"],
         ["check", *FIT[1:]],
+        ["lr", *FIT[1:]],
         ["fit", "--config", CONFIG, "--data.batch_size=0"],
         ["fit", "--config", "missing.yaml"],
     ],
-    ids=["fit", "check", "refused", "no file"],
+    ids=["fit", "check", "lr", "refused", "no file"],
 )
 def test_a_command_leaves_the_process_as_it_was(args, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -99,3 +101,12 @@ def test_an_error_in_a_user_module_keeps_its_message_and_line(option, source, li
     done = called("fit", "--config", CONFIG, f"--{option}=bad_mod.Part", cwd=tmp_path, code=2)
     assert done.stderr.startswith(f"firstlight: {option}: importing it failed in bad_mod.py, line {line}: {told}")
     assert done.stderr.count("\n") == 1
+
+
+def test_known_warnings_are_silent_and_others_are_not():
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with without_side_effects():
+            warnings.warn("The 'train_dataloader' does not have many workers which may be a bottleneck.", stacklevel=1)
+            warnings.warn("another warning", stacklevel=1)
+    assert [str(each.message) for each in shown] == ["another warning"]

@@ -1,19 +1,38 @@
-"""Errors that end the command line without a traceback, and helpers for their messages."""
+"""What a command tells its user: errors without a traceback, and lines, or JSON objects, on standard output."""
 
 import difflib
+import json
 import math
 import operator
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import UnionType
+from typing import Any, Literal, TextIO
+
+_OUTER_LINES = (
+    "Parser key",
+    "Problem with given class_path",
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "Type typing.Callable",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+    "Expected a dot import path",
+    "Unexpected import path format",
+)
+"""Beginnings of the lines of a jsonargparse 4.53 error that only lead to the cause. `tests/cli` tests the wording."""
+
+Mode = Literal["lines", "quiet", "json", "silent"]
 
 
 class UsageError(Exception):
     """Wrong use: an option, file or part that cannot be right.
 
-    The message is one line: what was found, where, and what would be right. Line breaks, and the indentation after
-    them, become one space.
-    The command line prints the message and exits with code 2.
+    The message is one line: what was found, where, and what would be right. A line break and the spaces around it
+    become one space. The command line prints the message and exits with code 2.
 
     >>> print(UsageError("a cell of two" + chr(10) + "    lines"))
     a cell of two lines
@@ -77,7 +96,7 @@ def check_range(owner: str, interval: str, **values: float | Sequence[float]) ->
 
 
 def check_saved(owner: str, state: object, **kinds: type | UnionType) -> None:
-    """Refuse the saved state of `owner` if it is not a mapping whose entries have these types; a bool is no int.
+    """Refuse the saved state of `owner` if it is not a mapping whose entries have these types; a bool is not an int.
 
     >>> check_saved("the loader", {"epoch": 1}, epoch=int)
     >>> check_saved("the loader", {"epoch": "x"}, epoch=int)
@@ -124,6 +143,96 @@ def closest(word: str, known: Iterable[str]) -> str:
     return close[0] if close else ""
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of cells as lines with columns of equal width.
+
+    >>> aligned([["", "run"], ["seed 0", "a"]])
+    ['        run', 'seed 0  a']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def root_cause(error: BaseException) -> BaseException:
     """Return the first `UsageError` in a chain of causes, or the exception that started the chain."""
     return error if isinstance(error, UsageError) or error.__cause__ is None else root_cause(error.__cause__)
+
+
+def innermost_statement(message: str) -> str:
+    """Return the innermost statement of a jsonargparse 4.53 error, whose message nests several explanations."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    kept = [line for line in lines if line and not line.startswith(_OUTER_LINES)]
+    text = "; ".join(dict.fromkeys(kept)) or " ".join(message.split())
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("typing.Literal", "one of ")
+    text = re.sub(r"Expected an? ", "expected ", text)
+    text = re.sub(r"\. Got value: Namespace\(.*", "", text)
+    text = re.sub(r"\. Got value: (.+?)(?=;|$)", r", got \1", text)
+    given = re.findall(r"^\s*Given value: (?!NestedArg|Namespace|{'class_path')(.+)$", message, re.MULTILINE)
+    return f"{text}, got {given[-1].split('. Got value')[0].strip()}" if given and "got " not in text else text
+
+
+def refuse_other_trainer(owner: str, trainer: Any) -> None:
+    """Refuse a trainer of `pytorch_lightning`, whose classes are others: each `isinstance` would be false."""
+    if type(trainer).__module__.startswith("pytorch_lightning."):
+        raise UsageError(
+            f"{owner} was given to a Trainer of pytorch_lightning, but works with the package lightning: "
+            "import Trainer, LightningModule and LightningDataModule from lightning.pytorch"
+        )
+
+
+class _Printing:
+    """How this process prints, and the stream of the JSON objects."""
+
+    mode: Mode = "lines"
+    objects: TextIO | None = None
+
+
+@contextmanager
+def printing(mode: Mode, objects: TextIO | None = None) -> Iterator[None]:
+    """Print as `mode` says in this context.
+
+    Args:
+        mode: `lines`: all lines. `quiet`: only what went wrong, and the result. `json`: objects instead of lines.
+            `silent`: nothing.
+        objects: The stream of the JSON objects.
+    """
+    before = _Printing.mode, _Printing.objects
+    _Printing.mode, _Printing.objects = mode, objects if mode == "json" else None
+    try:
+        yield
+    finally:
+        _Printing.mode, _Printing.objects = before
+
+
+def current_mode() -> Mode:
+    """Return how this process prints."""
+    return _Printing.mode
+
+
+def say(line: str, always: bool = False) -> None:
+    """Print a line for people. With `always`, `--quiet` prints it too: it is what went wrong, or the result."""
+    if _Printing.mode == "lines" or (always and _Printing.mode == "quiet"):
+        print(line, flush=True)
+
+
+def emit(event: str, **values: Any) -> None:
+    """With `--json`, print an object with `event` and these plain values. Numbers that are not finite become null.
+
+    >>> import sys
+    >>> with printing("json", sys.stdout):
+    ...     emit("epoch", epoch=3, metrics={"val/loss": 0.25, "val/auroc": math.nan})
+    {"event": "epoch", "epoch": 3, "metrics": {"val/loss": 0.25, "val/auroc": null}}
+    """
+    if _Printing.objects is not None:
+        # One write, because several processes may write at the same time.
+        _Printing.objects.write(json.dumps({"event": event, **_finite(values)}, default=str) + "\n")
+        _Printing.objects.flush()
+
+
+def _finite(value: Any) -> Any:
+    """Return plain values with None in place of the numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

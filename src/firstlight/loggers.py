@@ -4,8 +4,9 @@ import csv
 import errno
 import logging
 import os
+import re
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from numbers import Number
 from pathlib import Path
@@ -108,7 +109,7 @@ class _SurvivesDiskErrors:
     _failed = False
 
     @contextmanager
-    def _guard(self, path: str | Path) -> Iterator[None]:
+    def guard(self, path: str | Path) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:
@@ -126,6 +127,12 @@ class TensorBoard(_SurvivesDiskErrors, TensorBoardLogger):
     Lightning 2.6.6 waits for the disk at each logging, writes an empty `hparams.yaml`, and stops the training when the
     disk is full. It writes one event for each number, which takes more than three times as long for four numbers.
 
+    Besides what is logged, it writes:
+
+    - at each validation, `Epoch/val/*` and the newest `Epoch/train/*` of that epoch, whose step is the number of the
+      epoch, from 1: TensorBoard's x-axis is the step, and cannot be another curve. The capital puts them first.
+    - the layout of the page Custom Scalars: train against validation in one chart, learning rate and gradient norms.
+
     Args:
         folder: Folder of the event files.
         from_step: First index of a resumed run. TensorBoard hides events of the interrupted run at this index or later.
@@ -135,11 +142,13 @@ class TensorBoard(_SurvivesDiskErrors, TensorBoardLogger):
         super().__init__(folder, name="", version="", default_hp_metric=False, flush_secs=5, purge_step=from_step)
         self._buffer: list[tuple[str, float]] = []
         self._step: int | None = None
+        self._newest: dict[str, float] = {}  # `train/*` of this epoch.
+        self._charted: set[str] = set()
 
     @property
     def experiment(self) -> Any:
         """TensorBoard's writer, or one that does nothing: on other ranks than 0, and after a disk error."""
-        with self._guard(str(self.save_dir)):
+        with self.guard(str(self.save_dir)):
             if not self._failed:
                 writer = super().experiment
                 if events := vars(writer).get("file_writer"):
@@ -164,39 +173,71 @@ class TensorBoard(_SurvivesDiskErrors, TensorBoardLogger):
         numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, Number | Tensor)}
         self.buffer_metrics(numbers, step)
         self.save()
+        self._write_curves(numbers)
         others = {name: value for name, value in metrics.items() if name not in numbers}
         if others and not self._failed:
-            with self._guard(str(self.save_dir)):
+            with self.guard(str(self.save_dir)):
                 super().log_metrics(others, step)
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Pass `params` to TensorBoard's writer thread."""
-        if not self._failed:
-            with self._guard(str(self.save_dir)):
-                super().log_hyperparams(params, *args, **kwargs)
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, metrics: Mapping[str, float] | None = None, step: int | None = None
+    ) -> None:
+        """Log `metrics`, and write them with `params` for the page HParams; without metrics, do nothing.
+
+        Lightning 2.6.6 also writes a list of all columns. TensorBoard would show the list of one run for all of them;
+        without any, it shows the columns of all runs, those that differ first. It takes each curve in the folder of the
+        hyper-parameters for a metric, so they have a folder of their own, `hparams`.
+        """
+        if metrics:
+            self.log_metrics(metrics, step)
+        if metrics and not self._failed:
+            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard.summary import hparams
+
+            _, start, end = hparams(self._sanitize_params(dict(params)), {})  # type: ignore[no-untyped-call]
+            with self.guard(str(self.save_dir)), SummaryWriter(Path(self.log_dir) / "hparams") as writer:
+                for summary in (_scalars(metrics.items()), start, end):
+                    writer._get_file_writer().add_summary(summary, step)
 
     @rank_zero_only
     def save(self) -> None:
         """Pass the buffered metrics to TensorBoard's writer thread, which writes within five seconds."""
         numbers, self._buffer = self._buffer, []
-        if not numbers or self._failed:
+        if numbers:
+            self._write([_scalars(numbers)], self._step)
+
+    def _write(self, summaries: Iterable[Any], step: int | None) -> None:
+        """Pass summaries to TensorBoard's writer thread."""
+        if self._failed:
             return
-        with self._guard(str(self.save_dir)):
+        with self.guard(str(self.save_dir)):
             writer = self.experiment
             if not self._failed:
-                # Imported here because commands that log nothing do not need it.
-                from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
-
-                values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers]
                 events = writer._get_file_writer()  # Opens another file after `finalize`.
                 _hide_traceback(events)
-                events.add_summary(Summary(value=values), self._step)
+                for summary in summaries:
+                    events.add_summary(summary, step)
+
+    def _write_curves(self, numbers: Mapping[str, float]) -> None:
+        """Write the curves by epoch at a validation, and the layout of the charts if there are new metrics."""
+        if not self._charted >= numbers.keys():
+            self._charted |= numbers.keys()
+            if charts := chart_layout(self._charted):
+                from torch.utils.tensorboard.summary import custom_scalars
+
+                self._write([custom_scalars(charts)], None)  # type: ignore[no-untyped-call]
+        self._newest |= {name: value for name, value in numbers.items() if name.startswith("train")}
+        validated = {name: value for name, value in numbers.items() if name.startswith("val")}
+        if validated and "epoch" in numbers:
+            curves = [(f"Epoch/{name}", value) for name, value in (self._newest | validated).items()]
+            self._newest = {}
+            self._write([_scalars(curves)], int(numbers["epoch"]) + 1)
 
     def finalize(self, status: str) -> None:
         """Write everything and close the file."""
         self.save()
-        with self._guard(str(self.save_dir)):
+        with self.guard(str(self.save_dir)):
             super().finalize(status)
 
 
@@ -235,7 +276,7 @@ class MetricsCSV(_SurvivesDiskErrors, _NumbersOnly):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append one line for each of `metrics`; an `epoch` that this step already has is not repeated."""
-        with self._guard(self.path):
+        with self.guard(self.path):
             if self._failed:
                 return
             if self._file is None:
@@ -253,7 +294,7 @@ class MetricsCSV(_SurvivesDiskErrors, _NumbersOnly):
     def save(self) -> None:
         """Pass the appended lines to the operating system."""
         if self._file is not None and not self._failed:
-            with self._guard(self.path):
+            with self.guard(self.path):
                 self._file.flush()
 
     @rank_zero_only
@@ -278,11 +319,14 @@ class History(_NumbersOnly):
     >>> history.log_metrics({"val/loss": 0.25}, step=19)
     >>> history["val/loss"]
     ([9, 19], [0.5, 0.25])
+
+    Attributes:
+        logged: Steps and values of each name. A run that is resumed with the same logger repeats steps.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._logged: dict[str, tuple[list[int], list[float]]] = {}
+        self.logged: dict[str, tuple[list[int], list[float]]] = {}
 
     def __getitem__(self, name: str) -> tuple[list[int], list[float]]:
         """Return the steps at which `name` was logged, and its values.
@@ -290,16 +334,16 @@ class History(_NumbersOnly):
         Raises:
             UsageError: When nothing was logged under that name.
         """
-        if name not in self._logged:
-            available = ", ".join(self._logged) or "nothing"
-            raise UsageError(f"{name} was not logged; available: {available}" + did_you_mean(name, self._logged))
-        return self._logged[name]
+        if name not in self.logged:
+            available = ", ".join(self.logged) or "nothing"
+            raise UsageError(f"{name} was not logged; available: {available}" + did_you_mean(name, self.logged))
+        return self.logged[name]
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Keep each of `metrics`."""
         for name, value in metrics.items():
-            steps, values = self._logged.setdefault(name, ([], []))
+            steps, values = self.logged.setdefault(name, ([], []))
             steps.append(step or 0)
             values.append(float(value))
 
@@ -321,6 +365,53 @@ def all_loggers(folder: Path, requested: Any, from_step: int | None = None) -> l
 def as_list(value: Any) -> list[Any]:
     """Return an option of `Trainer` that takes `None`, one object or a list, always as a list."""
     return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def chart_layout(names: Iterable[str]) -> dict[str, dict[str, tuple[str, list[str]]]]:
+    """Return categories of charts for `SummaryWriter.add_custom_scalars`: title of a chart to its kind and its curves.
+
+    Each metric has a chart with its `train/NAME` and `val/NAME`, or `train_NAME` and `val_NAME`; the loss comes first.
+
+    >>> chart_layout(["train/loss", "lr", "val/loss"])["train and validation"]
+    {'loss': ('Multiline', ['^train/loss$', '^val/loss$'])}
+    """
+    found = {match[2]: match[1] for name in sorted(names) if (match := re.fullmatch(r"(?:train|val)([/_])(.+)", name))}
+    metrics = sorted(found, key=lambda name: (name != "loss", name))
+    if not metrics:
+        return {}
+    pairs = {name: [f"{split}{found[name]}{re.escape(name)}$" for split in ("train", "val")] for name in metrics}
+    return {
+        "train and validation": {name: ("Multiline", [f"^{each}" for each in pair]) for name, pair in pairs.items()},
+        "optimisation": {
+            "learning rate": ("Multiline", [r"^lr(/\d+)?$"]),
+            "gradient norm": ("Multiline", ["^grad_norm/"]),
+        },
+        "by epoch": {name: ("Multiline", [f"^Epoch/{each}" for each in pair]) for name, pair in pairs.items()},
+    }
+
+
+def log_findings(logger: Logger, findings: Sequence[Mapping[str, Any]], step: int = 0) -> None:
+    """Write findings as text to a TensorBoard logger; other loggers take none.
+
+    Args:
+        logger: Any logger.
+        findings: Plain findings, as `results.json` holds them.
+        step: Optimiser step at which they are shown.
+    """
+    if findings and isinstance(logger, TensorBoardLogger):
+        lines = []
+        for each in findings:
+            where = "" if each.get("epoch") is None else f", epoch {each['epoch'] + 1}"
+            lines.append(f"**{each['severity']}** {each['name']}{where}: {each['text']}. *{each['advice']}*")
+        logger.experiment.add_text("findings", "\n\n".join(lines), step)
+
+
+def _scalars(numbers: Iterable[tuple[str, float]]) -> Any:
+    """Return one summary of all numbers."""
+    # Imported here because commands that log nothing do not need it.
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+
+    return Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in numbers])
 
 
 def _drop_incomplete_line(path: Path) -> int:

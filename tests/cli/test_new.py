@@ -1,6 +1,8 @@
 """`firstlight new` on each kind of data: what it writes runs, and its own tests pass."""
 
+import ast
 import csv
+import shutil
 import sys
 
 import nbformat
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.helpers import ROOT, called, newest, results
+from tests.helpers import ROOT, called, newest, quick_or_slow, results
 
 GENERATOR = np.random.default_rng(0)
 
@@ -74,7 +76,7 @@ def test_table_is_described_and_every_choice_has_its_reason(table):
 
 def test_table_runs_is_predicted_and_learns(table):
     new(table, "--data", "customers.csv", "--target", "status")
-    called("run", "--config", "config.yaml", "--trainer.max_epochs=12", cwd=table / "churn")
+    called("run", "--config", "config.yaml", "--trainer.max_epochs=12", "--report=false", cwd=table / "churn")
     run = newest(table / "churn", "config")
     assert results(run)["metrics"]["test/accuracy"] > 0.7
     saved = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["network"]["init_args"]
@@ -117,6 +119,15 @@ def arrays(tmp_path):
     return "arrays.npz"
 
 
+def split_arrays(tmp_path):
+    inputs = GENERATOR.normal(size=(150, 6))
+    targets = (inputs[:, 0] > 0).astype(int)
+    np.savez(
+        tmp_path / "arrays.npz", x_train=inputs[:110], y_train=targets[:110], x_test=inputs[110:], y_test=targets[110:]
+    )
+    return "arrays.npz"
+
+
 def images_in_arrays(tmp_path):
     inputs = GENERATOR.integers(0, 256, (90, 12, 12), np.uint8)
     np.savez(tmp_path / "arrays.npz", images=inputs, labels=np.arange(90) % 3)
@@ -125,6 +136,7 @@ def images_in_arrays(tmp_path):
 
 KINDS = {
     "arrays": arrays,
+    "arrays of splits": split_arrays,
     "images in arrays": images_in_arrays,
     "images": folder_of_images,
     "texts": labelled_texts,
@@ -134,7 +146,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", quick_or_slow(KINDS, {"images in arrays", "texts", "digits"}))
 def test_tests_of_the_written_package_pass(kind, tmp_path):
     data = KINDS[kind] and ["--data", KINDS[kind](tmp_path)]
     new(tmp_path, *(data or []))
@@ -164,6 +176,28 @@ def test_missing_values_in_arrays_are_filled(tmp_path):
     assert "missing: a value in 0.7% of the samples" in output
     assert config(tmp_path)["data"]["init_args"]["missing"] == "mean"
     called("check", "--config", "config.yaml", cwd=tmp_path / "churn")
+
+
+def test_target_names_one_of_two_arrays(tmp_path):
+    inputs = GENERATOR.normal(size=(150, 6))
+    np.savez(tmp_path / "arrays.npz", windows=inputs, activity=np.where(inputs[:, 0] > 0, "run", "sit"))
+    error = new(tmp_path, "--data", "arrays.npz", code=2).stderr
+    assert "arrays.npz holds windows (150, 6), activity (150,), and none of the usual names" in error
+    assert "--target of firstlight new" in error
+    assert "target class: 2 classes" in new(tmp_path, "--data", "arrays.npz", "--target", "activity").stdout
+    assert config(tmp_path)["data"]["init_args"]["targets_name"] == "activity"
+    called("check", "--config", "config.yaml", cwd=tmp_path / "churn")
+
+
+def test_inputs_of_several_axes_are_predicted_without_targets(tmp_path):
+    inputs = GENERATOR.normal(size=(150, 3, 4))
+    np.savez(tmp_path / "arrays.npz", X=inputs, y=np.where(inputs[:, 0, 0] > 0, "run", "sit"))
+    np.savez(tmp_path / "inputs.npz", X=inputs[:7])
+    new(tmp_path, "--data", "arrays.npz")
+    folder = tmp_path / "churn"
+    called("run", "--config", "config.yaml", "--trainer.max_epochs=1", "--refit=false", "--report=false", cwd=folder)
+    done = called("predict", "--run", "runs/config/latest", "--data.path=../inputs.npz", cwd=folder)
+    assert "predict  7 samples" in done.stdout
 
 
 @pytest.mark.slow
@@ -197,6 +231,15 @@ def test_other_separators_are_read(separator, tmp_path):
     assert "200 rows, 7 columns" in new(tmp_path, "--data", "customers.csv", "--target", "status").stdout
 
 
+@pytest.mark.parametrize("name", ['my "data"', '"""', "back\\slash", "'''", "ends\\"])
+def test_folder_may_have_any_name(name, tmp_path):
+    called("new", name, cwd=tmp_path)
+    (package,) = {path.parent for path in (tmp_path / name).glob("*/network.py")}
+    assert ast.get_docstring(ast.parse((package / "__init__.py").read_text())) == f"The parts of {name}."
+    assert yaml.safe_load((tmp_path / name / "config.yaml").read_text())["data"]
+    nbformat.validate(nbformat.read(tmp_path / name / "notebook.ipynb", as_version=4))
+
+
 def test_nothing_is_overwritten(table):
     (table / "churn").mkdir()
     (table / "churn" / "README.md").write_text("mine")
@@ -206,7 +249,7 @@ def test_nothing_is_overwritten(table):
 
 
 REFUSED = {
-    "target of a folder": (["--data", "folder.csv", "--target", "status"], "names a column of a table, but folder.csv"),
+    "target of a folder": (["--data", "folder.csv", "--target", "status"], "names a column of a table or an array"),
     "no target": (["--data", "customers.csv"], "which column of customers.csv is to be predicted? Give --target NAME"),
     "another target": (
         ["--data", "customers.csv", "--target", "stats"],
@@ -229,21 +272,137 @@ def test_wrong_use_is_refused_in_one_line(options, message, table):
 
 
 @pytest.mark.slow
-def test_notebook_of_the_written_package_runs(table):
-    new(table, "--data", "customers.csv", "--target", "status")
-    called("run", "--config", "config.yaml", "--trainer.max_epochs=3", cwd=table / "churn")
+@pytest.mark.parametrize("kind", ["table", "arrays", "digits"])
+def test_notebook_of_the_written_package_draws_and_predicts(kind, table):
+    options = {
+        "table": ["--data", "customers.csv", "--target", "status"],
+        "arrays": ["--data", arrays(table)],
+        "digits": [],
+    }
+    new(table, *options[kind])
+    called("run", "--config", "config.yaml", "--trainer.max_epochs=2", "--refit=false", cwd=table / "churn")
     notebook = nbformat.read(table / "churn" / "notebook.ipynb", as_version=4)
     nbclient = pytest.importorskip("nbclient")
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(table / "churn")}}).execute()
     assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
+    (last,) = [output for output in notebook.cells[-1].outputs if "data" in output]
+    assert "prediction" in last["data"]["text/html"]
 
 
-def test_numbers_in_a_notation_for_people_are_told(tmp_path):
-    rows = [[*row[:-1], f"{index % 9}%", f"{index},{100 + index}", row[-1]] for index, row in enumerate(customers())]
-    write_csv(tmp_path / "customers.csv", [*HEADER[:-1], "discount", "income", "status"], rows)
+def test_splits_of_arrays_are_told(tmp_path):
+    output = new(tmp_path, "--data", split_arrays(tmp_path)).stdout
+    assert "split     the arrays: 110 train, of which 15 % become val, 40 test" in output
+    assert "refit     the best steps are found on the validation rows" in output
+
+
+def folder_of_squares(folder, count, side):
+    from PIL import Image
+
+    for index in range(count):
+        path = folder / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (side, side), 100 + 100 * (index % 2) + index % 50).save(path)
+    return str(folder)
+
+
+def chosen_for_images(tmp_path, count, side):
+    """Return what `new` prints and writes for a folder of grey squares."""
+    output = new(tmp_path, "--data", folder_of_squares(tmp_path / "images", count, side)).stdout
+    written = config(tmp_path)
+    network, data = written["model"]["init_args"]["network"], written["data"]["init_args"]
+    return output, network["class_path"].rpartition(".")[2], network["init_args"], data, written
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "widths", "augment", "size", "epochs"),
+    [
+        (120, 72, [16, 32, 64, 128], ["firstlight.data.RandomShift"], 64, 100),
+        (300, 28, [16, 32, 64, 128], ["firstlight.data.RandomShift"], None, 43),
+        (1200, 8, [32, 64, 128], [], None, 43),
+        (20, 3, [128], [], None, 100),
+    ],
+)
+def test_few_images_get_a_small_network(count, side, widths, augment, size, epochs, tmp_path):
+    output, network, options, data, written = chosen_for_images(tmp_path, count, side)
+    assert f"network   ConvNet with {len(widths)} stages: with few images, better and faster" in output
+    assert ("augment   RandomShift, by at most 1/8 of height and width" in output) == bool(augment)
+    assert (network, options["widths"]) == ("ConvNet", widths)
+    assert (data["augment"], data["size"], written["trainer"]["max_epochs"]) == (augment, size, epochs)
+    assert written["early_stopping"]["patience"] == epochs
+    called("check", "--config", "config.yaml", cwd=tmp_path / "churn")
+
+
+def test_many_images_get_a_residual_network(tmp_path):
+    output, network, options, data, _ = chosen_for_images(tmp_path, 2000, 8)
+    assert "network   ResNet with 14 layers: the form for small images" in output
+    assert (network, options, data["augment"]) == ("ResNet", {"depth": 14}, [])
+
+
+def test_images_that_cannot_be_read_are_counted_and_dropped(tmp_path):
+    images = shutil.copytree(folder_of_images(tmp_path), tmp_path / "images")
+    first, second = sorted(images.rglob("*.*"))[:2]
+    first.write_bytes(first.read_bytes()[:-200])
+    second.write_bytes(b"nothing")
+    count = sum(path.is_file() for path in images.rglob("*"))
+    output = new(tmp_path, "--data", "images").stdout
+    assert f"cannot be read: 2 of {count}, like {first.relative_to(images)}" in output
+    assert "missing   images that cannot be read are dropped, and the run names them" in output
+    assert config(tmp_path)["data"]["init_args"]["missing"] == "drop"
+    called("check", "--config", "config.yaml", cwd=tmp_path / "churn")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "left_out"),
+    [
+        ("year", lambda row: row + 1960, ""),
+        ("number", lambda row: row + 1, "it numbers the rows"),
+        ("number", lambda row: row, "it numbers the rows"),
+        ("number", lambda row: 60 - row, ""),
+        ("number", lambda row: "" if row == 59 else row, ""),
+        ("order_id", lambda row: (row * 7) % 61 + 500, "another integer in each row, and its name: identifiers"),
+    ],
+)
+def test_only_integers_that_number_the_rows_are_left_out(column, values, left_out, tmp_path):
+    rows = [[values(row), row * 5 % 7, "ab"[row % 3 > 0]] for row in range(60)]
+    write_csv(tmp_path / "table.csv", [column, "other", "target"], rows)
+    output = new(tmp_path, "--data", "table.csv").stdout
+    assert config(tmp_path)["data"]["init_args"]["ignore"] == [column] * bool(left_out)
+    assert (f"left out: {column} ({left_out})" in output) == bool(left_out)
+
+
+def test_numbers_in_a_notation_for_people_are_read_and_told(tmp_path):
+    notations = [
+        lambda n: f"{n % 9}%",
+        lambda n: f"${1000 + 37 * n:,}",
+        lambda n: f"{n},{100 + n}",
+        lambda n: f"{n}.5 kg",
+    ]
+    rows = [[*row[:-1], *(each(index) for each in notations), row[-1]] for index, row in enumerate(customers())]
+    columns = ["discount", "income", "size", "weight"]
+    write_csv(tmp_path / "customers.csv", [*HEADER[:-1], *columns, "status"], rows)
     output = new(tmp_path, "--data", "customers.csv", "--target", "status").stdout
-    assert "discount counts as categories, because 0% is a percentage: write the number alone" in output
-    assert "income (0,100 is a number with a decimal comma: write a decimal point)" in output
+    assert "read as numbers: discount (0% is 0), income ($1,000 is 1000), size (0,100 is 0.100)\n" in output
+    assert "weight (0.5 kg is a number with a unit: write the number alone)" in output
+    marks = config(tmp_path)["data"]["init_args"]["decimal_marks"]
+    assert marks == {"discount": ".", "income": ".", "size": ","}
+    printed = called("check", "--config", "config.yaml", cwd=tmp_path / "churn").stdout
+    assert "FAIL" not in printed
+
+
+def test_target_in_a_notation_for_people_is_a_number(tmp_path):
+    rows = [[str(index * 7 % 53), f"${1000 + 37 * index:,}.50"] for index in range(60)]
+    write_csv(tmp_path / "prices.csv", ["size", "price"], rows)
+    output = new(tmp_path, "--data", "prices.csv", "--target", "price").stdout
+    assert "read as numbers: price ($1,000.50 is 1000.50)" in output
+    assert "target price: numbers from 1000.5 to 3183.5" in output
+    assert config(tmp_path)["data"]["init_args"]["kind"] == "regression"
+
+
+def test_ambiguous_numbers_are_not_guessed(tmp_path):
+    rows = [[f"{index},{100 + index}", f"{10 + index},{200 + index}"] for index in range(1, 61)]
+    write_csv(tmp_path / "prices.csv", ["size", "price"], rows)
+    message = new(tmp_path, "--data", "prices.csv", "--target", "price", code=2).stderr
+    assert "11,201 is a number with a thousands separator or a decimal comma: write 1234 or 1.234" in message
 
 
 def test_suspicious_columns_are_told(tmp_path):

@@ -1,12 +1,17 @@
 """Sizes that are left out follow from the data."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.demos.boring_classes import BoringDataModule
 
 from firstlight.cli.parser import CLI
-from firstlight.cli.sizes import SIZES
+from firstlight.cli.sizes import SIZES, Holes
+from firstlight.data import Digits
 from tests.helpers import called, newest
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -65,7 +70,7 @@ trainer: {max_epochs: 1, limit_train_batches: 2}
 
 def test_a_run_without_sizes_is_tested_resumed_and_tested_from_its_checkpoint_alone(tmp_path):
     (tmp_path / "mine.yaml").write_text(CONFIG)
-    called("run", "--config", "mine.yaml", cwd=tmp_path)
+    called("run", "--config", "mine.yaml", "--report=false", cwd=tmp_path)
     run = newest(tmp_path, "mine")
     model = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
     assert model["classes"] == model["network"]["init_args"]["out_features"] == 10
@@ -119,6 +124,86 @@ class Net(nn.Sequential):
 def test_an_argument_of_another_type_than_a_size_stays_as_it_is(tmp_path):
     (tmp_path / "mine.yaml").write_text(CONFIG)
     (tmp_path / "mine_sizes.py").write_text(LABELLED_NETWORK)
-    called("run", "--config", "mine.yaml", "--model.network=mine_sizes.Net", cwd=tmp_path)
+    network = {"class_path": "mine_sizes.Net", "init_args": {"out_features": None}}  # As if it were left out.
+    (tmp_path / "null.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"network": network}}}))
+    called("run", "--config", "mine.yaml", "--config", "null.yaml", "--report=false", cwd=tmp_path)
     network = yaml.safe_load((newest(tmp_path, "mine") / "config.yaml").read_text())["model"]["init_args"]["network"]
     assert network["init_args"] == {"in_features": 64, "out_features": 10, "labels": None}
+
+
+PREPARED = """
+import os, time
+from pathlib import Path
+from firstlight.data import Digits
+
+class Data(Digits):
+    def prepare_data(self):
+        time.sleep(1)
+        with open("calls", "a") as file:
+            file.write(os.environ.get("LOCAL_RANK", "0"))
+
+    def setup(self, stage=None):
+        assert Path("calls").exists(), "setup before prepare_data"
+        super().setup(stage)
+"""
+
+
+def without_classes():
+    init_args = Namespace(classes=None)
+    return Namespace(model=Namespace(class_path="firstlight.tasks.Classification", init_args=init_args))
+
+
+@pytest.mark.parametrize(
+    ("environment", "calls"),
+    [
+        ({}, 1),
+        ({"LOCAL_RANK": "1"}, 0),
+        ({"NODE_RANK": "1"}, 1),
+        ({"LOCAL_RANK": "1", "RANK": "1"}, 1),
+    ],
+)
+def test_the_first_process_of_a_node_prepares_the_data(environment, calls, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    data, found = Digits(), []
+    data.prepare_data = lambda: found.append(1)
+    Holes(without_classes()).fill(data)
+    assert len(found) == calls
+    data.prepare_data_per_node = False
+    Holes(without_classes()).fill(data)
+    assert len(found) == calls * (2 if "NODE_RANK" not in environment else 1)
+
+
+def test_data_without_sizes_are_not_prepared_for_them(monkeypatch):
+    data = BoringDataModule()
+    monkeypatch.setattr(data, "setup", lambda stage: pytest.fail("setup was called"))
+    config = without_classes()
+    Holes(config).fill(data)
+    assert config.model.init_args.classes is None
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_wait_until_the_first_has_prepared_the_data(tmp_path):
+    (tmp_path / "mine.yaml").write_text(CONFIG)
+    (tmp_path / "mine_data.py").write_text(PREPARED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "firstlight"]
+    options = ["--config", str(CONFIGS / "overlays" / "ddp.yaml"), "--data=mine_data.Data"]
+    done = subprocess.run(
+        [*launch, "fit", "--config", "mine.yaml", *options], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calls").read_text() == "00"  # For the sizes, and for the fit.
+
+
+@pytest.mark.slow  # Only a new interpreter has not imported the parser yet.
+def test_whole_numbers_of_the_trainer_stay_whole_whatever_was_imported_before(tmp_path):
+    """1 is one batch, and 1.0 all of them. After scikit-learn, typing returned Lightning's types in another order."""
+    program = (
+        "import sklearn.metrics\n"
+        "from firstlight.cli.parser import CLI\n"
+        "limits = ['--trainer.limit_test_batches=1', '--trainer.limit_val_batches=1.0']\n"
+        "trainer = CLI('fit', ['--config=firstlight:wine', *limits]).config.trainer\n"
+        "print(repr(trainer.limit_test_batches), repr(trainer.limit_val_batches))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "1 1.0\n", done.stderr

@@ -134,6 +134,8 @@ def test_bash_completes_verbs_options_and_classes(tmp_path):
     assert "--trainer.max_epochs" in completed("firstlight", "fit", "--trainer.max_e")
     assert completed("firstlight", "run", "--model.network", "Res") == ["ResNet"]
     assert completed("firstlight", "run", "--disable", "early") == ["early_stopping"]
+    assert completed("firstlight", "report", "--f") == ["--format"]
+    assert completed("firstlight", "report", "--format", "h") == ["html"]
 
 
 def test_an_unknown_shell_is_refused_with_the_known_ones(tmp_path):

@@ -1,4 +1,4 @@
-"""The wording of jsonargparse's errors that `parser_errors` and `compat` depend on, in real errors."""
+"""The wording of jsonargparse's errors that `parser_errors` and `errors` depend on, in real errors."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from firstlight import compat
+from firstlight import errors
 from firstlight.cli.class_help import ShortHelp
 from firstlight.cli.parser import CLI
 from firstlight.cli.parser_errors import WORDING
@@ -82,7 +82,7 @@ def test_wording_of_jsonargparse_is_recognised(kind, raw_error):
 def test_outer_lines_of_jsonargparse_still_occur(raw_error):
     options = [*CAUSES.values(), ["--model.optimizer=[1]"], ["--model.network=1"], ["--model.network.norm=bach"]]
     lines = [line.strip().removeprefix("- ") for each in options for line in raw_error(each).splitlines()]
-    assert [start for start in compat._OUTER_LINES if not any(line.startswith(start) for line in lines)] == []
+    assert [start for start in errors._OUTER_LINES if not any(line.startswith(start) for line in lines)] == []
 
 
 @pytest.mark.parametrize(("formatter", "lists"), [(DefaultHelpFormatter, True), (ShortHelp, False)])

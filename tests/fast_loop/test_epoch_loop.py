@@ -1,4 +1,3 @@
-import csv
 import gc
 import os
 import re
@@ -18,11 +17,11 @@ from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
 from torchmetrics import MetricCollection
 
 from firstlight.__main__ import main
-from firstlight.fast_loop import fast_loop, known
+from firstlight.fast_loop import fast_loop, find_change
 from firstlight.fast_loop.epoch_loop import FastEpochLoop
 from firstlight.loggers import MetricsCSV, TensorBoard
 from tests.fast_loop.helpers import Busy, Scheduled, assert_same, fitted
-from tests.helpers import CONFIG, newest
+from tests.helpers import CONFIG, newest, repeatable_lines
 
 
 class Swaps(Scheduled):
@@ -53,7 +52,7 @@ class GivesNoLossAtTimes(Busy):
 
 
 def test_this_lightning_is_the_one_that_the_loop_was_written_for():
-    assert known.find_change() is None
+    assert find_change() is None
 
 
 @pytest.mark.parametrize(
@@ -177,8 +176,7 @@ def test_a_run_enters_few_contexts_a_step_and_gives_the_numbers_of_the_plain_pat
         assert main([*command, "--trainer.num_sanity_val_steps=0"]) == 0
         contexts.append(len(entered) / 120)
         run = newest(folder)
-        with (run / "metrics.csv").open() as file:
-            found.append(list(csv.reader(file)))
+        found.append(repeatable_lines(run))
         found.append(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
     (numbers, weights, plain_numbers, plain_weights) = found
     assert numbers == plain_numbers and len(numbers) > 50

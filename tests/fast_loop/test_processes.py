@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from firstlight.fast_loop import fast_loop
 from tests.fast_loop.helpers import Recording, Scheduled
-from tests.helpers import Ranks
+from tests.helpers import Ranks, quick_or_slow
 
 
 def fit(is_fast, handles_signals):
@@ -61,7 +61,7 @@ def test_of_two_processes_none_leaves_out_a_step(tmp_path):
     Ranks(leave_out, cwd=tmp_path, ranks=2).succeed()
 
 
-@pytest.mark.parametrize("handles_signals", [True, False])
+@pytest.mark.parametrize("handles_signals", quick_or_slow([True, False], [True]))
 def test_two_processes_call_the_same_hooks_and_end_with_the_same_weights(handles_signals, tmp_path):
     found = {}
     for is_fast in (True, False):

@@ -24,7 +24,7 @@ SEARCH_PATHS = {
 }
 """Modules with the public classes of an option, by the last key of the option."""
 
-_NOT_CONFIGURABLE = {"Task", "Samples", "Optimizer"}
+_NOT_CONFIGURABLE = {"Task", "Samples", "Optimizer", "RandomShift"}
 """Public classes that a configuration cannot name, besides abstract ones."""
 
 

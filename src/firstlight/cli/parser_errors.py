@@ -6,15 +6,14 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from firstlight.cli.class_help import near_class
-from firstlight.compat import innermost_statement
-from firstlight.errors import UsageError, closest, did_you_mean
+from firstlight.errors import UsageError, closest, did_you_mean, innermost_statement
 
 WORDING = {
     "key": r'Parser key "([^"]+)"',
@@ -127,7 +126,7 @@ def refuse_huge_yaml(path: Path) -> None:
         with path.expanduser().open(encoding="utf-8") as file:
             text = file.read(_MOST_CHARACTERS + 1)  # It may be a device without an end.
         if len(text) > _MOST_CHARACTERS:
-            raise UsageError(f"{path} has more than {_MOST_CHARACTERS:,} characters: it is no configuration")
+            raise UsageError(f"{path} has more than {_MOST_CHARACTERS:,} characters: it is not a configuration")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None and size(node) > _MOST_VALUES:
             raise UsageError(f"{path} holds YAML aliases that expand to more than {_MOST_VALUES:,} values")
@@ -157,7 +156,7 @@ def import_fault(error: BaseException) -> str:
         text = str(cause)
         if isinstance(cause, SyntaxError):
             frames, text = [*frames, (str(cause.filename), cause.lineno or 0)], cause.msg
-        own = [place for place in frames[parser[-1] + 1 :] if not _is_library(place[0])] if parser else []
+        own = [place for place in frames[parser[-1] + 1 :] if not is_library(place[0])] if parser else []
         if own:
             place = f"{Path(own[-1][0]).name}, line {own[-1][1]}"
             return f"{where}: importing it failed in {place}: {type(cause).__name__}: {text}"
@@ -165,7 +164,8 @@ def import_fault(error: BaseException) -> str:
     return ""
 
 
-def _is_library(file: str) -> bool:
+def is_library(file: str) -> bool:
+    """Return whether a file belongs to a library, to Python or to firstlight, and is not a module of the user."""
     return not Path(file).is_absolute() or file.startswith(_LIBRARIES)  # A frame of a compiled library has no path.
 
 
@@ -179,7 +179,11 @@ def _is_of_other_package(class_path: str) -> bool:
 def _module_hint(module: str) -> str:
     """Return how to make a missing module available: the extra that installs it, or the folder to run in."""
     name = module.split(".")[0]
-    for needed in requires("firstlight") or []:
+    try:
+        requirements = requires("firstlight") or []
+    except PackageNotFoundError:  # It is imported from its source folder, without an installation.
+        requirements = []
+    for needed in requirements:
         # `notebooks` repeats packages of other extras.
         if extra := re.match(rf"{name}\b.*extra == ['\"](?!notebooks)(\w+)['\"]", needed):
             return f", which is in firstlight's extra {extra[1]}: pip install -e '.[{extra[1]}]'"
@@ -224,7 +228,7 @@ def _constructor_options(kind: type) -> list[str]:
                 break  # Options are not passed on to the base class.
     if any(each.__name__ == "Optimizer" for each in inspect.getmro(kind)):
         names.pop("params", None)  # The task passes the parameters.
-    return list(names)
+    return [name for name in names if not name.startswith("_")]
 
 
 def _near_option(option: str, in_files: Iterable[str], options: Iterable[str]) -> str:

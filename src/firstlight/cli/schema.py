@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from firstlight.callbacks.defaults import DEFAULTS
 from firstlight.cli import TOOLS, VERBS
 from firstlight.cli.class_help import SEARCH_PATHS, public_classes
+from firstlight.cli.compare import FORMATS
 from firstlight.cli.parser import CLI
 from firstlight.errors import UsageError, did_you_mean
 
@@ -98,6 +99,14 @@ def completion_script(shell: str) -> str:
         _option(parser, "--disable").choices = list(DEFAULTS)
     for tool, line in TOOLS.items():
         parser = verbs.add_parser(tool, help=line, add_help=False)
+        if tool == "compare":
+            parser.add_argument("runs", nargs="*").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+            parser.add_argument("--metric")
+            parser.add_argument("--split", choices=("test", "val"))
+            parser.add_argument("--format", choices=list(FORMATS))
+        if tool == "report":
+            parser.add_argument("--run").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+            parser.add_argument("--format", choices=("html", "md"))
         if tool == "new":
             parser.add_argument("--data").complete = shtab.FILE  # type: ignore[attr-defined]
             parser.add_argument("--target")

@@ -1,10 +1,19 @@
-"""The verbs that help to write an experiment or a command: `new`, `configs`, `schema` and `completion`."""
+"""The verbs that train nothing: `compare`, `new`, `report`, `configs`, `schema` and `completion`."""
 
+import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from firstlight.cli import packaged
 from firstlight.errors import UsageError
+
+
+def compare(args: list[str]) -> None:
+    """Compare runs."""
+    from firstlight.cli.compare import compare as print_comparison
+
+    print_comparison(args)
 
 
 def new(args: list[str]) -> None:
@@ -12,6 +21,24 @@ def new(args: list[str]) -> None:
     from firstlight.cli.new import new as write
 
     write(args)
+
+
+def report(args: Sequence[str]) -> None:
+    """Write the report of a run into its directory."""
+    usage = "firstlight report --run DIR [--format html|md]"
+    parser = argparse.ArgumentParser("firstlight report", usage, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--run", type=Path, metavar="DIR", help="Folder of the run, or runs/EXPERIMENT/latest.")
+    parser.add_argument("--format", choices=("html", "md"), default="html", help="One page, or Markdown with charts.")
+    try:
+        found, unknown = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from error
+    if unknown or found.run is None:
+        raise UsageError(f"report {f'does not take {unknown[0]}' if unknown else 'needs a run'}: {usage}")
+    from firstlight.run import directory
+    from firstlight.run.report import write
+
+    print(f"report {write(directory.find(found.run.expanduser()), found.format)}")
 
 
 def configs(args: Sequence[str]) -> None:

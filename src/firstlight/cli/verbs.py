@@ -1,17 +1,23 @@
-"""The verbs of the command line: `run`, `fit`, `check`, `validate`, `test`, `predict` and `export`."""
+"""The verbs of the command line: `run`, `repeat`, `fit`, `check`, `lr`, `validate`, `test`, `predict` and `export`."""
 
 import logging
+import sys
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from firstlight.checkpoints.io import read_checkpoint_metrics
 from firstlight.cli.parser import CLI
-from firstlight.compat import without_side_effects
-from firstlight.errors import UsageError
-from firstlight.preflight.report import CHECKS
+from firstlight.cli.side_effects import isolated, without_side_effects
+from firstlight.data import DataModule
+from firstlight.errors import TrainingError, UsageError, check_range, current_mode, emit, say
+from firstlight.preflight.draw import refuse_plot
+from firstlight.preflight.report import CHECKS, told
 from firstlight.preflight.rules import refuse_no_step
-from firstlight.run import directory
+from firstlight.run import directory, group
 from firstlight.run.evaluate import evaluate, test_trained
-from firstlight.run.experiment import is_first_process
+from firstlight.run.experiment import Experiment, is_first_process
 from firstlight.run.export import export as export_checkpoint
 from firstlight.run.export.formats import FORMATS
 
@@ -19,7 +25,10 @@ from firstlight.run.export.formats import FORMATS
 @without_side_effects()
 def run(args: list[str]) -> None:
     """Fit, then test the best checkpoint."""
-    cli = CLI("run", args)
+    _run(CLI("run", args), args)
+
+
+def _run(cli: CLI, args: list[str]) -> None:
     experiment = cli.training()
     if experiment.monitored is None:
         module = type(experiment.task).__name__
@@ -35,13 +44,100 @@ def run(args: list[str]) -> None:
         # The run was trained before. It is tested now, unless it was tested then.
         results = directory.read_results(experiment.run_dir)
         if results["metrics"] and not _lacks_refit(cli):
+            _tell_end(experiment, results)
             return
     if results is not None:
         try:
             _refit(cli, args, results)
             results |= test_trained(experiment)
         finally:
-            experiment.write_results(results)
+            experiment.write_results(results, cli.config.report)
+        _tell_end(experiment, results)
+
+
+def sweep(args: list[str]) -> None:
+    """Search for good settings."""
+    from firstlight.cli.sweep import sweep as search
+
+    search(args)
+
+
+def repeat(args: list[str]) -> None:
+    """Run with several seeds, or on several folds, one after the other; print the mean of each metric."""
+    with isolated():
+        cli = CLI("repeat", args)
+        repetitions = _repetitions(cli)
+        monitor = cli.experiment.monitored.monitor if cli.experiment.monitored else ""
+        allow_inexact = cli.config.allow_inexact
+        name, runs = "", dict[int, Path]()
+        if cli.config.resume:
+            name, runs = group.find_group(cli.experiment_dir, repetitions, yaml.safe_load(cli.experiment.config))
+        del cli
+    failed = []
+    for index in range(repetitions.count):
+        place = {"kind": repetitions.kind, "index": index, "count": repetitions.count}
+        title = f"{repetitions.label(index)}, {index + 1} of {repetitions.count}"
+        if index in runs:
+            directory.write_group(runs[index], {"name": name, **place})  # The count may have grown.
+            if group.is_finished(runs[index]):
+                say(f"repeat {title}: finished in {runs[index]}")
+                continue
+        say(f"repeat {title}")
+        with isolated():
+            options = [*args, *repetitions.options(index)]
+            if index in runs:
+                options = ["--run", str(runs[index]), *(["--allow_inexact"] if allow_inexact else [])]
+            try:
+                cli = CLI("repeat", options)
+                cli.experiment.group = {"name": name, **place} if name else place
+                _run(cli, options)
+            except TrainingError as error:
+                failed.append(repetitions.label(index))
+                sys.stderr.write(f"firstlight: {error}\n")
+                emit("error", kind="training", message=str(error), exit_code=1)
+            except (KeyboardInterrupt, SystemExit):
+                say("repeat interrupted; continue with the same command and --resume", always=True)
+                raise
+            run = cli.experiment.run_dir
+            del cli
+        if run is not None and (made := directory.read_group(run)):
+            name, runs[index] = made["name"], run
+    finished = {index: run for index, run in runs.items() if group.is_finished(run)}
+    if finished:
+        _tell_group(name, repetitions, finished, monitor)
+    if failed:
+        raise TrainingError(f"{len(failed)} of {repetitions.count} repetitions failed: {', '.join(failed)}")
+
+
+def _tell_group(name: str, repetitions: group.Repetitions, runs: dict[int, Path], monitor: str) -> None:
+    """Print the finished runs of a group, and the mean of each metric."""
+    lines = [
+        f"group  {name}: {len(runs)} of {repetitions.count} {repetitions.kind}",
+        *group.table(repetitions, runs, monitor),
+    ]
+    found = group.statistics(repetitions, runs.values()) if len(runs) > 1 else {}
+    for line in [*lines, *(group.means(repetitions, found) if found else [])]:
+        say(line, always=True)
+    emit("group", name=name, kind=repetitions.kind, runs=[str(run) for run in runs.values()], metrics=found)
+
+
+def _repetitions(cli: CLI) -> group.Repetitions:
+    """Return what `repeat` repeats, or refuse what it cannot repeat."""
+    seeds, folds, experiment = cli.config.seeds, cli.config.folds, cli.training()
+    if (seeds is None) == (folds is None):
+        raise UsageError("repeat needs --seeds N or --folds N, one of them")
+    check_range("repeat", "[2, inf)", **({"seeds": seeds} if folds is None else {"folds": folds}))
+    if cli.run_dir is not None:
+        raise UsageError(f"repeat starts new runs: in place of --run, give --config {cli.run_dir / 'config.yaml'}")
+    if folds and not isinstance(experiment.datamodule, DataModule):
+        name = type(experiment.datamodule).__name__
+        raise UsageError(f"--folds needs a firstlight.data module, and {name} is not one: use --seeds")
+    if (processes := experiment.trainer(logger=False).world_size) > 1:
+        raise UsageError(f"repeat trains in one process, but the trainer has {processes}: add --trainer.devices=1")
+    seed = cli.config.seed_everything
+    return group.Repetitions(
+        "seeds" if folds is None else "folds", seeds or folds, 0 if isinstance(seed, bool) else seed
+    )
 
 
 @without_side_effects()
@@ -53,11 +149,20 @@ def fit(args: list[str]) -> None:
     if results is None and _lacks_refit(cli):
         assert experiment.run_dir is not None
         results = directory.read_results(experiment.run_dir)
+    elif results is None and is_first_process() and current_mode() == "json":
+        assert experiment.run_dir is not None
+        _tell_end(experiment, directory.read_results(experiment.run_dir))
     if results is not None:
         try:
             _refit(cli, args, results)
         finally:
             experiment.write_results(results)
+        _tell_end(experiment, results)
+
+
+def _tell_end(experiment: Experiment, results: dict[str, Any]) -> None:
+    """With `--json`, print that a run has ended, and its results."""
+    emit("end", verb=experiment.verb, run=str(experiment.run_dir), **results)
 
 
 def _lacks_refit(cli: CLI) -> bool:
@@ -79,23 +184,45 @@ def _refit(cli: CLI, args: list[str], results: dict[str, Any]) -> None:
         logging.disable(level)
     try:
         best = directory.checkpoint(cli.experiment.run_dir, "best")  # A run that never validated has none.
-        again.refit(cli.experiment.run_dir, int(read_checkpoint_metrics(best)["step"]))
+        steps = int(read_checkpoint_metrics(best)["step"])
+        results["refit"] = again.refit(cli.experiment.run_dir, steps, cli.experiment.stopped_early)
         results["checkpoint"] = "checkpoints/refit.ckpt"
     except UsageError as error:
-        print(f"refit  skipped: {error}")
+        say(f"refit  skipped: {error}", always=True)
 
 
 @without_side_effects()
 def check(args: list[str]) -> None:
-    """Print what is right and wrong with a fit, without training."""
-    results = CLI("check", args).training().check()
-    for result in results:
-        print(result)
-    tried = {result.check for result in results}
-    if failed := [result.check for result in results if result.state == "FAIL"]:
-        untried = len(CHECKS) - len(tried)
-        more = f"; {untried} more check{'s' * (untried > 1)} not tried" if untried else ""
-        raise UsageError(f"{len(failed)} of {len(tried)} checks failed: {', '.join(failed)}{more}")
+    """Print what is wrong with a fit, its plan and its time, without training."""
+    cli = CLI("check", args)
+    plot = None if cli.config.plot is None else Path(cli.config.plot).expanduser()
+    if plot is not None:
+        refuse_plot(plot)
+    experiment = cli.training()
+    emit("start", verb="check")
+    found = experiment.check()
+    for finding in found.findings:
+        say(f"{finding.severity:<8} {finding.name}: {told(finding)}", always=finding.severity != "info")
+        emit("finding", **finding.plain())
+    for result in found.results:
+        emit("check", name=result.check, state=result.state.lower(), text=result.text)
+    for line in found.lines(cli.config.verbose):
+        say(line)
+    if plot is not None:
+        found.plot(plot)
+        say(f"plot     {plot}")
+    if found.failed:
+        tried = len(CHECKS) - found.untried
+        more = f"; {found.untried} more check{'s' * (found.untried > 1)} not tried" if found.untried else ""
+        raise UsageError(f"{len(found.failed)} of {tried} checks failed: {', '.join(found.failed)}{more}")
+    emit("end", verb="check", seconds=found.facts.seconds)
+
+
+def lr(args: list[str]) -> None:
+    """Suggest a learning rate."""
+    from firstlight.cli.rate import suggest_rate
+
+    suggest_rate(args)
 
 
 @without_side_effects()

@@ -1,8 +1,4 @@
-"""Lightning's loops over batches without their overhead.
-
-If only the module and the callbacks act on a batch, the code here calls the same hooks with the same arguments in the
-same order, and keeps the same counters. Any other batch takes Lightning's own path.
-"""
+"""Lightning's loops over batches without their overhead: the same hooks in the same order, the same counters."""
 
 from typing import Any
 
@@ -82,13 +78,6 @@ class FastEpochLoop(_TrainingEpochLoop):
         progress = self.automatic_optimization.optim_progress.optimizer
         result: ClosureResult | None = None
 
-        def zero_grad() -> None:
-            progress.zero_grad.increment_ready()
-            path.call_hook("on_before_zero_grad", optimizer)
-            progress.zero_grad.increment_started()
-            path.call_as("optimizer_zero_grad", module.optimizer_zero_grad, trainer.current_epoch, batch_idx, optimizer)
-            progress.zero_grad.increment_completed()
-
         def backward(loss: Tensor) -> None:
             path.strategy.pre_backward(loss)
             path.call_hook("on_before_backward", loss)
@@ -104,7 +93,12 @@ class FastEpochLoop(_TrainingEpochLoop):
             is_simple = window == 1 and isinstance(found, Tensor)  # Without a division by 1 and its gradient.
             result = ClosureResult(found) if is_simple else ClosureResult.from_training_step_output(found, window)
             if batch_idx % window == 0:
-                zero_grad()
+                progress.zero_grad.increment_ready()
+                path.call_hook("on_before_zero_grad", optimizer)
+                progress.zero_grad.increment_started()
+                zero_grad = module.optimizer_zero_grad
+                path.call_as("optimizer_zero_grad", zero_grad, trainer.current_epoch, batch_idx, optimizer)
+                progress.zero_grad.increment_completed()
             if result.closure_loss is None:
                 Closure.warning_cache.warn("`training_step` returned `None`. If this was on purpose, ignore this ...")
             else:

@@ -15,6 +15,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection, _ResultMetric
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,6 +28,19 @@ class NullProfiler(PassThroughProfiler):
 
     def profile(self, action_name: str, context: Any = nullcontext()) -> Any:  # noqa: B008, D102
         return context
+
+
+class LoggedValue(_ResultMetric):
+    """A logged value. Lightning's `to` copies its description, a third of the time of `log`, even if nothing moves."""
+
+    def to(self, *args: Any, **options: Any) -> Any:  # noqa: D102
+        return self if self.is_tensor and args == (self.value.device,) else super().to(*args, **options)
+
+
+class LoggedValues(_ResultCollection):  # noqa: D101
+    def __setitem__(self, key: str, value: Any) -> None:
+        value.__class__ = LoggedValue
+        super().__setitem__(key, value)
 
 
 class FastPath:

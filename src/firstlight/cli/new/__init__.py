@@ -9,6 +9,7 @@ from firstlight.errors import UsageError
 
 _MAX_FINDINGS = 4
 _HELP = """firstlight new DIR --data PATH --target NAME    a table: predict the column NAME
+       firstlight new DIR --data PATH --target NAME    arrays: the targets are the array NAME of the .npz
        firstlight new DIR --data PATH                  a folder of images, a text, arrays, or a table with a column
                                                        named target, label, class, y or outcome
        firstlight new DIR                              digits, as a first example"""
@@ -21,7 +22,7 @@ def new(args: list[str]) -> None:
         "dir", type=Path, nargs="?", metavar="DIR", help="Folder to write; its name becomes that of the package."
     )
     parser.add_argument("--data", type=Path, metavar="PATH", help="A table, text, arrays, or a folder of images.")
-    parser.add_argument("--target", metavar="NAME", help="Column of the table to predict.")
+    parser.add_argument("--target", metavar="NAME", help="Column of the table, or array, to predict.")
     try:
         found, unknown = parser.parse_known_args(args)
     except argparse.ArgumentError as error:

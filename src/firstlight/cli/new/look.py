@@ -1,5 +1,6 @@
 """Look at a person's data, and decide how to train on it."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from firstlight.data.amounts import Mark, find_decimal_marks, read_amount
 from firstlight.data.cells import is_missing, same
 from firstlight.data.columns import (
     Column,
@@ -29,12 +31,26 @@ _WORDS = 1.5
 """Words in a text, on average, from which a column is a text to read and not a name."""
 _MAX_NAMED = 6
 
+_MAX_DECODED = 500
+"""Images that are decoded to see whether they can be read."""
+_FEW_IMAGES = 2000
+"""Images below which a small network is better. Measured: docs/data.md."""
+_LEAST_SHIFTED = 16
+"""Pixels of the shorter side from which images are shifted: one pixel of 8 changes too much."""
+_MIN_STEPS = 600
+"""Steps for which a small network trains at least, within 100 epochs."""
+_REFIT = "refit     the best steps are found on the validation rows; then all but the test rows are trained on"
+
 TASKS = {
     "regression": ("Regression", "torch.nn.MSELoss"),
     "binary": ("BinaryClassification", "torch.nn.BCEWithLogitsLoss"),
     "multiclass": ("Classification", "torch.nn.CrossEntropyLoss"),
     "multilabel": ("MultilabelClassification", "torch.nn.BCEWithLogitsLoss"),
 }
+
+
+class Text(str):
+    """Text that a configuration holds as it is, in a comment or as YAML. Other values are written as YAML."""
 
 
 @dataclass
@@ -69,22 +85,28 @@ def look_at(path: Path | None, target: str | None) -> Look:
         raise UsageError(f"there is no {path}")
     suffix = path.suffix.lower()
     is_table = path.is_file() and (suffix in _TABLES or (target is not None and suffix not in _ARRAYS))
-    if target and not is_table:
-        raise UsageError(f"--target {target} names a column of a table, but {path} is none")
+    if target and not (is_table or suffix == ".npz"):
+        raise UsageError(f"--target {target} names a column of a table or an array of a .npz, but {path} is neither")
     if path.is_dir():
         return _look_at_images(path)
     if suffix in _ARRAYS:
-        return _look_at_arrays(path)
+        return _look_at_arrays(path, target)
     return _look_at_table(path, target) if is_table else _look_at_corpus(path)
 
 
 def _look_at_table(path: Path, target: str | None) -> Look:
     file = read_table(str(path))
     table = {name: [row[index] for row in file.rows] for index, name in enumerate(file.header)}
+    marks = find_decimal_marks(table)
+    examples = {name: next(value for value in table[name] if not is_missing(value)) for name in marks}
+    read = {name: [_plain(value, mark) for value in table[name]] for name, mark in marks.items()}
     if target is None:
         target = _find_target(path, table)
     elif problem := missing_column(str(path), [target], file.header):
         raise UsageError(problem)
+    if target in read and infer_kind({target: read[target]}) != "regression":
+        del marks[target], read[target]  # A few values like 10% are classes.
+    table |= read
     labels = [value for value in table[target] if not is_missing(value)]
     counts = Counter(map(same, labels))
     if len(counts) < 2:
@@ -93,7 +115,8 @@ def _look_at_table(path: Path, target: str | None) -> Look:
     kind = infer_kind({target: labels})
     if kind == "multiclass" and len(counts) > len(labels) / 2:
         found = f"{path}: column {target} has {len(counts):,} different texts in {len(labels):,} rows"
-        raise UsageError(f"{found}: it is neither a class nor a number to predict")
+        means = number_for_people(labels)
+        raise UsageError(f"{found}: " + (means or "it is neither a class nor a number to predict"))
     splits = [name for name in table if {*map(str.strip, table[name])} <= {"train", "val", "test"}]
     split = splits[0] if splits and {"train", "test"} <= {*map(str.strip, table[splits[0]])} else None
     columns = [describe_column(name, values) for name, values in table.items() if name not in (target, split)]
@@ -105,7 +128,12 @@ def _look_at_table(path: Path, target: str | None) -> Look:
     if not used:
         reasons = "; ".join(f"{column.name}: {column.reason}" for column in columns)
         raise UsageError(f"{path} has no column to learn from ({reasons or 'only the target'})")
+    marks = {name: mark for name, mark in marks.items() if name == target or name in [c.name for c in used]}
+    if marks:
+        numbers = [f"{name} ({examples[name]} is {_plain(examples[name], mark)})" for name, mark in marks.items()]
+        seen.append("read as numbers: " + _listed(numbers))
     look = _table(path, file, target, kind, split, columns, counts, seen)
+    look.values["decimal_marks"] = marks
     unread = [column.name for column in texts if column.kind == "ignore"]
     if unread and kind in ("binary", "multiclass"):
         look.chosen.append(
@@ -145,11 +173,11 @@ def _table(
     train = splits["train"] if splits else round(0.7 * rows)
     look = Look("table", seen)
     look.values = {
-        "file": path.name,
+        "file": Text(path.name),
         "target": target,
         "kind": kind,
-        "task": task,
-        "loss": loss,
+        "task": Text(task),
+        "loss": Text(loss),
         "split": split,
         "categorical": [c.name for c in by_kind["category"]],
         "dates": [c.name for c in by_kind["date"]],
@@ -166,15 +194,13 @@ def _table(
         "binary": f"two classes, {' and '.join(sorted(counts))}",
         "multiclass": f"{len(counts):,} classes",
     }
-    look.values["task_reason"] = why[kind]
+    look.values["task_reason"] = Text(why[kind])
     look.chosen.append(f"task      {task}: {target} has {why[kind]}")
     look.chosen.append("network   TabM: many small networks in one, strong on tables of any size")
     told = f"the column {split}: " + ", ".join(f"{n:,} {each}" for each, n in splits.items()) if splits else ""
-    look.values["split_reason"] = told or "70 % train, 15 % val, 15 % test"
+    look.values["split_reason"] = Text(told or "70 % train, 15 % val, 15 % test")
     look.chosen.append(f"split     {told or '70 % train, 15 % val, 15 % test, drawn with a fixed seed'}")
-    look.chosen.append(
-        "refit     the best steps are found on the validation rows; then all but the test rows are trained on"
-    )
+    look.chosen.append(_REFIT)
     if gaps:
         look.chosen.append(
             "missing   the median of the training rows, and a feature that says that the value is missing"
@@ -182,6 +208,12 @@ def _table(
     if without:
         look.chosen.append(f"targets   {without:,} rows without a {target} are dropped")
     return look
+
+
+def _plain(value: str, mark: Mark) -> str:
+    """Return a number for people as a computer writes it; other values as they are."""
+    amount = read_amount(value, mark)
+    return amount[0] if amount else value
 
 
 def _described_target(target: str, kind: str, counts: Counter[str]) -> str:
@@ -207,24 +239,25 @@ def _text(
     look = Look("text", seen)
     look.chosen.append(f"task      Classification: {target} has {len(counts):,} classes")
     look.chosen.append("network   NgramClassifier: it reads pieces of words, fast and strong on short texts")
+    look.chosen.append(_REFIT)
     without = sum(map(is_missing, table[target]))
     if without:
         look.chosen.append(f"targets   {without:,} rows without a {target} are dropped")
-    look.values = {"file": path.name, "text": text, "target": target, "rows": len(table[text]), "split": split}
+    look.values = {"file": Text(path.name), "text": text, "target": target, "rows": len(table[text]), "split": split}
     look.values["missing_targets"] = "drop" if without else "refuse"
     empty = table[text].count("")
     if empty:
         look.chosen.append(f"missing   {empty:,} row{'s' * (empty != 1)} without a {text}: dropped")
     look.values["missing"] = "drop" if empty else "refuse"
-    look.values["split_reason"] = f"the column {split}" if split else "70 % train, 15 % val, 15 % test"
-    look.values["task_reason"] = f"{len(counts):,} classes"
+    look.values["split_reason"] = Text(f"the column {split}" if split else "70 % train, 15 % val, 15 % test")
+    look.values["task_reason"] = Text(f"{len(counts):,} classes")
     return look
 
 
 def _look_at_images(path: Path) -> Look:
     import torch  # Imported here: it takes seconds.
 
-    from firstlight.data.pictures import in_threads, read_header
+    from firstlight.data.pictures import decode, in_threads, read_header
     from firstlight.data.sources.image_folder import find_images, read_layout
 
     images, ignored = find_images(path, str(path))
@@ -238,58 +271,85 @@ def _look_at_images(path: Path) -> Look:
         raise UsageError(f"{path} holds the class {next(iter(counts))} only: there is nothing to predict")
 
     def read(name: str) -> Any:
-        with suppress(Exception):  # The run names the files that cannot be read.
+        with suppress(Exception):  # Pillow raises errors of many classes.
+            decode((path / name).read_bytes(), (32, 32), 1, "stretch")
             return read_header(path / name)
 
-    headers = [each for each in in_threads(read, images[:: max(1, len(images) // 1000)]) if each]
+    looked_at = images[:: -(-len(images) // _MAX_DECODED)]
+    read_headers = [*in_threads(read, looked_at)]
+    headers = [each for each in read_headers if each]
+    unreadable = [name for name, header in zip(looked_at, read_headers, strict=True) if not header]
     sides = sorted(min(each.height, each.width) for each in headers) or [32]
     seen = [f"{path.name}: {len(images):,} images in {len(counts):,} folders of classes"]
     grey = sum(each.is_grey for each in headers)
     colours = "grey" if grey == len(headers) else "in colour" if not grey else "grey and in colour"
     seen.append(f"shorter side {sides[0]} to {sides[-1]} pixels, median {sides[len(sides) // 2]}, {colours}")
+    if unreadable:
+        of = f"{len(images):,}" if len(looked_at) == len(images) else f"{len(looked_at):,} that were looked at"
+        seen.append(f"cannot be read: {len(unreadable):,} of {of}, like {unreadable[0]}")
     if ignored:
-        seen.append(f"left out: {len(ignored):,} files that are no images or have no class, like {ignored[0]}")
+        seen.append(f"left out: {len(ignored):,} other files, without an image or a class, like {ignored[0]}")
     seen.append(_described_target("class", "multiclass", counts))
-    is_small = sides[len(sides) // 2] < 64
     look = Look("images", seen)
-    network = "ResNet" if is_small else "ImageNetResNet"
-    depth = 14 if is_small else 18
-    why = "the form for small images" if is_small else "the form for photographs"
     look.chosen.append(f"task      Classification: {len(counts):,} classes")
-    look.chosen.append(f"network   {network} with {depth} layers: {why}")
+    side, batch_size = sides[len(sides) // 2], 16 if len(images) < 1000 else 64
     has_splits = Counter(each for each in splits if each)
+    is_small, are_few = side < 64, len(images) < _FEW_IMAGES
+    augment = ""
+    if are_few:
+        widths = [128 >> step for step in reversed(range(min(4, max(1, side.bit_length() - 1))))]
+        network, options = "ConvNet", f"widths: {widths}, dropout: 0.2"
+        steps = math.ceil((has_splits["train"] or round(0.7 * len(images))) / batch_size)  # An epoch
+        max_epochs = patience = min(100, max(30, math.ceil(_MIN_STEPS / steps)))
+        look.chosen.append(
+            f"network   ConvNet with {len(widths)} stages: with few images, better and faster than a large network"
+        )
+        if side >= _LEAST_SHIFTED:
+            augment = "firstlight.data.RandomShift"
+            look.chosen.append("augment   RandomShift, by at most 1/8 of height and width: images keep their classes")
+    else:
+        network, depth = ("ResNet", 14) if is_small else ("ImageNetResNet", 18)
+        options, why = f"depth: {depth}", "the form for small images" if is_small else "the form for photographs"
+        max_epochs, patience = 30 if len(images) < 5000 else 20, 8
+        look.chosen.append(f"network   {network} with {depth} layers: {why}")
     told = ", ".join(f"{count:,} {name}" for name, count in has_splits.items())
     look.chosen.append(
         "split     " + (f"the folders: {told}" if told else "70 % train, 15 % val, 15 % test, with a seed")
     )
-    has_gpu = torch.accelerator.is_available()
-    size = None if is_small or has_gpu else 64
-    told = "what fits the files" if size is None else "64 x 64 pixels, because there is no GPU"
+    size = None if is_small or (torch.accelerator.is_available() and not are_few) else 64
+    why = "there are few images" if are_few else "there is no GPU"
+    told = "what fits the files" if size is None else f"64 x 64 pixels, because {why}"
     look.chosen.append(f"size      {told}")
+    if unreadable:
+        look.chosen.append("missing   images that cannot be read are dropped, and the run names them")
     look.values = {
-        "file": path.name,
-        "network_class": network,
-        "network": f"depth: {depth}",
+        "file": Text(path.name),
+        "network_class": Text(network),
+        "network": Text(options),
         "is_image": True,
         "size": size,
-        "batch_size": 16 if len(images) < 1000 else 64,
-        "max_epochs": 30 if len(images) < 5000 else 20,
+        "missing": "drop" if unreadable else "refuse",
+        "augment": Text(augment),
+        "lr": 0.003 if are_few else 0.001,
+        "batch_size": batch_size,
+        "max_epochs": max_epochs,
+        "patience": patience,
     }
     return look
 
 
-def _look_at_arrays(path: Path) -> Look:
+def _look_at_arrays(path: Path, target: str | None) -> Look:
     from firstlight.data.sources.arrays import Arrays  # It imports torch.
     from firstlight.data.stored import Stored
 
     if path.suffix.lower() == ".npy":
         raise UsageError(f"{path} holds one array: write inputs and targets into one .npz, numpy.savez(PATH, X=, y=)")
-    samples = Arrays(str(path), in_memory=False).load()
+    samples = Arrays(str(path), targets_name=target, in_memory=False).load()
     inputs, targets, names = samples.inputs, samples.targets, samples.class_names
     if not len(inputs):
         raise UsageError(f"{path} holds no sample")
     if targets is None:
-        raise UsageError(f"{path} holds no targets: name them y, targets or labels")
+        raise UsageError(f"{path} holds no targets: name them y, targets or labels, or give --target NAME")
     if inputs.dtype.kind == "i":
         raise UsageError(
             f"{path} holds integers, which are tokens: if they are numbers, save X.astype('float32'); for tokens, "
@@ -317,12 +377,20 @@ def _look_at_arrays(path: Path) -> Look:
     network, options = ("ConvNet", "widths: [32, 64, 128], dropout: 0.2") if is_image else ("TabM", "")
     look.chosen.append(f"task      {task}: " + (f"{len(names):,} classes" if names else "the targets are numbers"))
     look.chosen.append(f"network   {network}: the samples are {'images' if is_image else 'numbers'}")
-    look.chosen.append("split     70 % train, 15 % val, 15 % test, drawn with a fixed seed")
+    splits = Counter() if samples.split is None else Counter(samples.split.tolist())
+    if splits and "val" not in splits:
+        told = f"the arrays: {splits['train']:,} train, of which 15 % become val, {splits['test']:,} test"
+    else:
+        told = "the arrays: " + ", ".join(f"{count:,} {name}" for name, count in splits.items())
+    look.chosen.append(f"split     {told if splits else '70 % train, 15 % val, 15 % test, drawn with a fixed seed'}")
+    look.chosen.append(_REFIT)
     if gaps:
         look.chosen.append("missing   the mean of the training samples")
-    look.values = {"file": path.name, "task": task, "loss": loss, "network_class": network, "network": options}
+    look.values = {"file": Text(path.name), "task": Text(task), "loss": Text(loss)}
+    look.values |= {"network_class": Text(network), "network": Text(options)}
     look.values["missing"] = "mean" if gaps else "refuse"
-    look.values |= {"train": round(0.7 * len(inputs)), "is_image": is_image}
+    train = splits["train"] if "val" in splits else round(0.85 * splits["train"]) or round(0.7 * len(inputs))
+    look.values |= {"train": train, "is_image": is_image, "target": target}
     return look
 
 
@@ -334,7 +402,7 @@ def _look_at_corpus(path: Path) -> Look:
         "network   TransformerLM: attention over the bytes before",
         "split     the text in order: train, then val, then test",
     ]
-    return Look("corpus", seen, chosen, {"file": path.name, "size": size})
+    return Look("corpus", seen, chosen, {"file": Text(path.name), "size": size})
 
 
 def _find_target(path: Path, table: Mapping[str, Sequence[str]]) -> str:

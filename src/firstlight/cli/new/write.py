@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from firstlight.cli.new.look import Look
+from firstlight.cli.new.look import Look, Text
 from firstlight.data.quality.finding import Finding
 from firstlight.errors import UsageError
 
@@ -44,7 +44,8 @@ _MAX_EMBEDDED = 4096
 def package_files(folder: Path, look: Look, data: Path | None) -> dict[str, str]:
     """Return the content of the files of an experiment, by name in its folder."""
     package = _package_name(folder)
-    values = {**look.values, "package": package, "title": folder.resolve().name}
+    title = folder.resolve().name
+    values: dict[str, Any] = {**look.values, "package": Text(package), "title": title}
     values["path"] = None if data is None else os.path.relpath(data.resolve(), folder.resolve())
     values["summary"] = " ".join(look.seen[:1]) + "."
     values["data_class"] = _DATA[look.template]
@@ -57,16 +58,17 @@ def package_files(folder: Path, look: Look, data: Path | None) -> dict[str, str]
     if look.template == "corpus":
         values |= _corpus_values(values["size"])
     names = {name: values.get(name) for name in ("target", "text")}
-    values |= {f"{name}_name": value for name, value in names.items()}
+    values |= {f"{name}_name": Text(value) for name, value in names.items()}  # For comments.
+    quoted = title.replace("\\", "\\\\").replace('"', '\\"')
     return {
         "config.yaml": _fill(f"{look.template}.yaml", values, as_yaml=True),
         "README.md": _fill("README.md.txt", values),
-        f"{package}/__init__.py": f'"""The parts of {values["title"]}."""\n',
+        f"{package}/__init__.py": f'"""The parts of {quoted}."""\n',
         f"{package}/network.py": _fill(f"network_{network}.py.txt", values),
         f"{package}/data.py": _fill("data.py.txt", values),
         f"{package}/callback.py": _fill("callback.py.txt", values),
         "tests/test_parts.py": _fill("test_parts.py.txt", values),
-        "notebook.ipynb": _notebook(values["title"]),
+        "notebook.ipynb": _notebook(title, values["path"]),
     }
 
 
@@ -104,22 +106,8 @@ def find_in(config: str, data: Path) -> list[Finding]:
 
 def _fill(template: str, values: dict[str, Any], as_yaml: bool = False) -> str:
     text = (files("firstlight.cli.new") / "templates" / template).read_text(encoding="utf-8")
-    names = {
-        "package",
-        "task_reason",
-        "split_reason",
-        "network",
-        "windows",
-        "file",
-        "loss",
-        "task",
-        "network_class",
-    }
     if as_yaml:
-        values = {
-            name: _one_line(value) if name in names or name.endswith("_name") else _yaml(value)
-            for name, value in values.items()
-        }
+        values = {name: _one_line(value) if isinstance(value, Text) else _yaml(value) for name, value in values.items()}
     return Template(text).substitute(values)
 
 
@@ -152,7 +140,7 @@ def _table_values(values: dict[str, Any]) -> dict[str, Any]:
     width = 16 if numbers * 16 <= _MAX_EMBEDDED else max(2, _MAX_EMBEDDED // numbers)
     return {
         **_training(train),
-        "network": "" if width == 16 else f"embedding: {width}",
+        "network": Text("" if width == 16 else f"embedding: {width}"),
         "min_frequency": max(1, min(5, train // 20)),
         "indicators": values["has_gaps"],
         "missing_targets": "drop" if values["drop_targets"] else "refuse",
@@ -162,13 +150,15 @@ def _table_values(values: dict[str, Any]) -> dict[str, Any]:
 def _corpus_values(size: int) -> dict[str, Any]:
     if size < 300_000:
         return {
-            "network": "width: 64, layers: 2, heads: 2, dropout: 0.1",
-            "windows": "length: 64, context: 32, stride: 16, batch_size: 16, val_fraction: 0.1, test_fraction: 0.1",
+            "network": Text("width: 64, layers: 2, heads: 2, dropout: 0.1"),
+            "windows": Text(
+                "length: 64, context: 32, stride: 16, batch_size: 16, val_fraction: 0.1, test_fraction: 0.1"
+            ),
             "max_epochs": 10,
         }
     return {
-        "network": "width: 128, layers: 4, heads: 2, dropout: 0.05",
-        "windows": "length: 256, stride: 128, batch_size: 8, val_fraction: 0.05, test_fraction: 0.1",
+        "network": Text("width: 128, layers: 4, heads: 2, dropout: 0.05"),
+        "windows": Text("length: 256, stride: 128, batch_size: 8, val_fraction: 0.05, test_fraction: 0.1"),
         "max_epochs": 5,
     }
 
@@ -180,7 +170,11 @@ def _package_name(folder: Path) -> str:
     return f"my_{name}" if name == "tests" or importlib.util.find_spec(name) else name
 
 
-def _notebook(title: str) -> str:
+def _notebook(title: str, path: str | None) -> str:
+    predict = ["predictor = firstlight.load(run)", f"predictor.predict({path!r}).head()"]
+    if path is None:
+        predict[1] = 'predictor.predict(load_digits().images[:5].astype("uint8"))'
+        predict.insert(0, "from sklearn.datasets import load_digits\n")
     cells = [
         ("markdown", f"# {title}\n\nRun `firstlight run --config config.yaml` first."),
         ("code", "from pathlib import Path\n\nimport pandas as pd\n\nimport firstlight"),
@@ -191,7 +185,7 @@ def _notebook(title: str) -> str:
             'curves = metrics.pivot_table(index="step", columns="name", values="value", aggfunc="last")',
         ),
         ("code", 'curves[["train/loss"]].dropna().plot()\ncurves[["val/loss"]].dropna().plot();'),
-        ("code", "predictor = firstlight.load(run)\npredictor"),
+        ("code", "\n".join(predict)),
     ]
     content = {
         "cells": [
