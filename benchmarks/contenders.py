@@ -337,21 +337,23 @@ def transformers(work: Work) -> None:
 
 def firstlight(work: Work) -> None:
     """Train with firstlight, with everything on."""
-    from firstlight.__main__ import main
-
-    if code := main(["fit", "--config", str(work.config), "--runs", str(work.folder), *work.endless, *sys.argv[4:]]):
-        sys.exit(code)
+    _firstlight(work)
 
 
 def firstlight_ddp(work: Work) -> None:
     """Train with firstlight on two processes, with everything on."""
-    from firstlight.__main__ import main
-
     options = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
     options.append(f"--trainer.limit_train_batches={work.steps}")
-    if code := main(
-        ["fit", "--config", str(work.config), "--runs", str(work.folder), *work.endless, *options, *sys.argv[4:]]
-    ):
+    _firstlight(work, *options)
+
+
+def _firstlight(work: Work, *options: str) -> None:
+    from firstlight.__main__ import main
+    from firstlight.tasks import Task
+
+    work.stamps.take_from_steps(Task)
+    places = ["--config", str(work.config), "--runs", str(work.folder)]
+    if code := main(["fit", *places, *work.endless, *options, *sys.argv[4:]]):
         sys.exit(code)
 
 

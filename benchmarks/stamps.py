@@ -22,28 +22,49 @@ class Stamps:
     def __init__(self, kind: Any, path: str | None) -> None:
         self.trained: list[float] = []
         self.validated: list[float] = []
-        forward, clock = kind.forward, time.perf_counter
+        clock, forward = time.perf_counter, kind.forward
+        self._takes_network = True
         if path is None:
 
-            def stamped(module: Any, inputs: Any) -> Any:
-                (self.trained if module.training else self.validated).append(clock())
-                return forward(module, inputs)
+            def record(is_training: bool) -> None:
+                (self.trained if is_training else self.validated).append(clock())
 
         else:
             unwritten, last = array("d"), clock()
 
-            def stamped(module: Any, inputs: Any) -> Any:
+            def record(is_training: bool) -> None:
                 nonlocal last
                 now = clock()
-                unwritten.append(now if module.training else -now)
+                unwritten.append(now if is_training else -now)
                 if now - last > 0.5:
                     with Path(path).open("ab") as file:
                         file.write(unwritten.tobytes())
                     del unwritten[:]
                     last = now
-                return forward(module, inputs)
+
+        self._record = record
+
+        def stamped(module: Any, inputs: Any) -> Any:
+            if self._takes_network:
+                record(module.training)
+            return forward(module, inputs)
 
         kind.forward = stamped
+
+    def take_from_steps(self, module: Any) -> None:
+        """Record the steps of a LightningModule instead, whose callbacks may call the network for measurements."""
+        self._takes_network = False
+        record, train, validate = self._record, module.training_step, module.validation_step
+
+        def training_step(self: Any, *args: Any) -> Any:
+            record(True)
+            return train(self, *args)
+
+        def validation_step(self: Any, *args: Any) -> Any:
+            record(False)
+            return validate(self, *args)
+
+        module.training_step, module.validation_step = training_step, validation_step
 
 
 def read(path: str | os.PathLike[str]) -> tuple[list[float], list[float]]:
