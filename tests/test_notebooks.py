@@ -18,6 +18,7 @@ CHAPTERS = [
     "05_regularisation",
     "06_normalisation",
     "07_pipeline",
+    "08_what_is_wrong_with_this_run",
 ]
 every_chapter = pytest.mark.parametrize("chapter", CHAPTERS)
 
