@@ -12,6 +12,8 @@ from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from firstlight.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +22,17 @@ DDP = str(ROOT / "configs" / "overlays" / "ddp.yaml")
 
 # A process forked from one that has imported everything starts in a tenth of the time.
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["firstlight.cli.parser"])
+_processes.set_forkserver_preload(["firstlight.cli.verbs", "firstlight.networks", "torch.utils.tensorboard"])
+
+QUICK_CONFIGS = {
+    ROOT / "configs" / f"{name}.yaml" for name in ("corpus_lm", "diabetes", "digits_mlp_batchnorm", "digits_supcon")
+}
+"""Configurations of four tasks. Tests of all configurations mark the others as slow."""
+
+
+def quick_or_slow(values, quick):
+    """Return the values as parameters of a test; those that are not in `quick` are marked as slow."""
+    return [each if each in quick else pytest.param(each, marks=pytest.mark.slow) for each in values]
 
 
 def firstlight(*args, cwd, code=0):
@@ -63,6 +75,11 @@ def logged(run, name):
     """Return the pairs (step, value) of a name in metrics.csv."""
     with (run / "metrics.csv").open() as file:
         return [(int(row["step"]), float(row["value"])) for row in csv.DictReader(file) if row["name"] == name]
+
+
+def repeatable_lines(run):
+    """Return the lines of metrics.csv without times, which no two runs share."""
+    return [line for line in (run / "metrics.csv").read_text().splitlines() if ",seconds/" not in line]
 
 
 def results(folder):

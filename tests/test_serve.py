@@ -19,7 +19,7 @@ PAGE = (ROOT / "docs" / "serve.md").read_text()
 
 def test_page_serves_a_run_behind_an_address(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    called("run", "--config", "configs/wine.yaml", "--trainer.max_epochs=1", cwd=tmp_path)
+    called("run", "--config", "configs/wine.yaml", "--trainer.max_epochs=1", "--report=false", cwd=tmp_path)
     (code,) = re.findall(r"```python\n(# serve.py\n.*?)```", PAGE, re.DOTALL)
     (tmp_path / "serve.py").write_text(code)
     with chdir(tmp_path):
@@ -37,7 +37,7 @@ def test_page_serves_a_run_behind_an_address(tmp_path):
 def test_page_reads_an_exported_file_without_torch(tmp_path):
     pytest.importorskip("onnxruntime")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    called("run", "--config", "configs/wine.yaml", "--trainer.max_epochs=1", cwd=tmp_path)
+    called("run", "--config", "configs/wine.yaml", "--trainer.max_epochs=1", "--report=false", cwd=tmp_path)
     called("export", "--run", "runs/wine/latest", "--to", "onnx", cwd=tmp_path)
     (code,) = re.findall(r"```python\n# without torch.*?\n(.*?)```", PAGE, re.DOTALL)
     code += "\nimport sys; assert 'torch' not in sys.modules"

@@ -92,6 +92,7 @@ def run_script(name, *args):
     runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_contenders_train_and_print_their_figures(tmp_path):
     for name in ("prepare", "floor", "firstlight"):
         done = Ranks(run_script, "contenders.py", name, "tiny", str(tmp_path), cwd=tmp_path).succeed()
@@ -159,3 +160,22 @@ def test_gpu_benchmark_runs_on_a_machine_without_a_gpu(tmp_path):
     figures = json.loads((tmp_path / "figures").read_text())
     assert figures["about"]["tiny"] == {"flops": 323584, "samples": 32, "parameters": 2410}
     assert {name: len(steps) for name, steps in figures["results"]["tiny"].items()} == {"floor": 2, "firstlight": 2}
+
+
+def test_rates_of_a_configuration_are_compared_with_the_best_of_the_grid(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import lr
+
+    runs = {f"{rate:.3g} 0": {"loss": 2.0} for rate in lr.GRID}
+    runs[f"{lr.GRID[3]:.3g} 0"], runs["0.002 0"] = {"loss": 1.0}, {"loss": 1.02}
+    found = {"rate": 0.002, "low": 0.001, "high": 0.003}
+    chosen, other = (
+        lr.Configuration(name, {"runs": runs, "epochs": 3, "suggestion": found}) for name in ("bicycles", "x")
+    )
+    other.entry = {**other.entry, "runs": {**runs, "0.002 0": {"loss": 1.04}}}
+    assert chosen.difference(0) == pytest.approx(0.02) and chosen.difference(1) is None
+    assert "within 3 % of the best of 12 rates: 1 of 2; of those with \\*," in lr.table([chosen, other], 1).lower()
+    runs |= {"0.002 1": {"loss": 0.9}, f"{lr.GRID[3]:.3g} 1": {"loss": 1.2}}
+    assert chosen.difference(1) == pytest.approx(-0.25)
+    row = "| bicycles | 3 | 0.002 | 0.001 to 0.003 | 1.02 | 0.00023 | 1 | +2.0 % | -25.0 % |"
+    assert row in lr.table([chosen], 1).splitlines()

@@ -23,7 +23,7 @@ from firstlight.data import Digits, Tensors
 from firstlight.networks import MLP
 from firstlight.schedules import Constant
 from firstlight.tasks import Classification
-from tests.helpers import CONFIG, DDP, Ranks, called
+from tests.helpers import CONFIG, DDP, Ranks, called, quick_or_slow
 
 SIZES = (3, 7, 31, 64, 65, 73, 97)
 
@@ -92,7 +92,7 @@ def score(ranks):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", quick_or_slow([1, 2, 3], [2]))
 def test_validation_and_test_count_each_sample_once(ranks, figure, tmp_path):
     found = found_by(score, ranks, tmp_path)
     case = "validation and test of awkward sizes on 1, 2 and 3 processes: each sample once, the values of one process"
