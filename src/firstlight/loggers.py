@@ -50,6 +50,16 @@ def steps_done(trainer: Trainer) -> int:
     return int(batches.processed)
 
 
+def split_of(name: str) -> str:
+    """Return the split that a metric belongs to by its name: `"train"`, `"val"`, or `""`.
+
+    >>> [split_of(name) for name in ("val/loss", "validation_acc", "train_loss", "value_loss", "trainable")]
+    ['val', 'val', 'train', '', '']
+    """
+    found = re.match(r"(train|val)(?:ing|id|idation)?(?![a-z])", name)
+    return found[1] if found else ""
+
+
 def should_log(trainer: Trainer) -> bool:
     """Return whether the current optimiser step is logged."""
     return is_logged_step(current_step(trainer), trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set outside
@@ -227,8 +237,8 @@ class TensorBoard(_SurvivesDiskErrors, TensorBoardLogger):
                 from torch.utils.tensorboard.summary import custom_scalars
 
                 self._write([custom_scalars(charts)], None)  # type: ignore[no-untyped-call]
-        self._newest |= {name: value for name, value in numbers.items() if name.startswith("train")}
-        validated = {name: value for name, value in numbers.items() if name.startswith("val")}
+        self._newest |= {name: value for name, value in numbers.items() if split_of(name) == "train"}
+        validated = {name: value for name, value in numbers.items() if split_of(name) == "val"}
         if validated and "epoch" in numbers:
             curves = [(f"Epoch/{name}", value) for name, value in (self._newest | validated).items()]
             self._newest = {}

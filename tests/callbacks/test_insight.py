@@ -276,7 +276,7 @@ def test_a_network_without_a_nonlinearity_is_affine(activation, is_affine, tmp_p
     network = MLP(64, [16, 16], 10, activation=activation, norm="batch", dropout=0.1)
     task = Classification(network, nn.CrossEntropyLoss(), torch.optim.SGD, Constant(), 10)
     insight, trainer = fit(task, tmp_path, Digits(), limit_train_batches=1)
-    assert insight.facts(trainer)["is_affine"] is is_affine
+    assert (insight.facts(trainer)["affine_error"] < 1e-4) is is_affine
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -394,7 +394,8 @@ def test_a_fault_in_the_rules_does_not_end_a_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr("firstlight.callbacks.insight.find", fails)
     called("fit", "--config", CONFIG, *SHORT, cwd=tmp_path)
-    assert results(newest(tmp_path))["findings"] == []
+    found = results(newest(tmp_path))
+    assert found["findings"] == [] and found["facts"]["not_recorded"] == ["ZeroDivisionError: "]
 
 
 def test_checkpoints_do_not_depend_on_the_time_that_a_loader_takes(tmp_path):
@@ -434,6 +435,7 @@ def test_between_loggings_the_record_adds_at_most_six_python_calls_a_step(tmp_pa
     command = ("fit", "--config", CONFIG, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=50")
     called(*command, cwd=tmp_path)
     called(*command, "--disable=[insight]", cwd=tmp_path)
+    assert len(counts) == 80
     for step, (on, off) in counts.items():
         if step > 2 and step % 40 != 1 and step % 50:
             assert on - off <= 6, step

@@ -421,6 +421,14 @@ def test_two_processes_decide_alike_when_one_has_an_infinite_loss(action, accumu
         assert said[0].startswith("skipped 1, ")
 
 
+def test_a_second_fit_counts_its_own_skipped_steps(tmp_path):
+    guard = NonFinite("skip")
+    fit(Net(), tmp_path / "first", guard)
+    assert guard.skipped == 1
+    fit(Net(), tmp_path / "second", guard, data=loader(bad=None))
+    assert guard.skipped == 0
+
+
 def test_a_resumed_run_continues_the_count_of_skipped_steps():
     before, now = NonFinite("skip"), NonFinite("stop")
     before.skipped = 3

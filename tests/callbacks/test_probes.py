@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from firstlight.callbacks.facts import of_order
 from firstlight.callbacks.probes import (
@@ -19,9 +20,9 @@ from firstlight.callbacks.probes import (
     of_relation,
     of_token_offset,
 )
-from firstlight.networks import MLP
+from firstlight.networks import MLP, TransformerLM
 from firstlight.schedules import Constant
-from firstlight.tasks import BinaryClassification, Classification, Regression
+from firstlight.tasks import BinaryClassification, Classification, LanguageModel, Regression, Task
 from tests.callbacks.test_insight import Foreign, fit
 
 INPUTS = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
@@ -79,6 +80,9 @@ def test_a_loss_that_compares_each_output_with_all_targets_is_seen():
     assert of_path((outputs - targets).square().mean())["loss_broadcasts"]
     assert of_path(F.mse_loss(outputs, targets))["loss_broadcasts"]
     assert not of_path(F.mse_loss(outputs, targets[:, None]))["loss_broadcasts"]
+    mean, _ = Ends(lambda outputs: outputs, 2)(INPUTS).unbind(1)
+    assert of_path((mean - targets[:, None]).square().mean())["loss_broadcasts"]
+    assert not of_path((mean - targets).square().mean())["loss_broadcasts"]
     assert not of_path((outputs - outputs.T - (targets[:, None] - targets)).square().mean())["loss_broadcasts"]
 
 
@@ -156,6 +160,81 @@ def test_free_outputs_do_not_become_right_by_a_wrong_loss(kind, loss, shows):
         assert found[shows] < 0.2
 
 
+class Likelihood(Task):
+    """A task of a user: the network returns a mean and the logarithm of a variance."""
+
+    def __init__(self, compare):
+        super().__init__(network=MLP(4, [8], 2), loss=None, optimizer=SGD, schedule=Constant(), metrics={})
+        self.compare = compare
+
+    def compute_loss(self, outputs, targets):
+        mean, log_variance = outputs.unbind(1)
+        return (log_variance + self.compare(mean, targets).square() * torch.exp(-log_variance)).mean()
+
+
+COMPARED = {
+    "its own target": (lambda mean, targets: mean - targets[:, 0], True),
+    "all targets": (lambda mean, targets: mean - targets, False),
+    "no target": (lambda mean, targets: mean, None),
+}
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize("name", COMPARED)
+def test_the_first_loss_of_a_users_task_shows_with_which_targets_outputs_are_compared(name, tmp_path):
+    compare, expected = COMPARED[name]
+    batches = DataLoader(TensorDataset(INPUTS, INPUTS[:, :1]), 8)
+    insight, trainer = fit(Likelihood(compare), tmp_path, batches)
+    assert insight.facts(trainer)["loss_pairs"] is expected
+    insight.evaluate(trainer)
+    assert ["wrong_loss"] * (expected is False) == [each.name for each in insight.findings if each.name == "wrong_loss"]
+
+
+class Recurrent(nn.Module):
+    def __init__(self, bidirectional):
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.gru = nn.GRU(8, 8, batch_first=True, bidirectional=bidirectional)
+        self.output = nn.Linear(16 if bidirectional else 8, 20)
+
+    def forward(self, tokens):
+        return self.output(self.gru(self.embedding(tokens))[0])
+
+
+class Masked(nn.Module):
+    """A transformer whose mask is boolean, as torch asks for, or a float that is added to the scores."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.embedding, self.output = nn.Embedding(20, 8), nn.Linear(8, 20)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.mask = torch.ones(12, 12).triu(1).to(dtype)
+
+    def forward(self, tokens):
+        embedded = self.embedding(tokens)
+        return self.output(self.attention(embedded, embedded, embedded, attn_mask=self.mask, need_weights=False)[0])
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize(
+    ("network", "sees"),
+    [
+        (TransformerLM(vocabulary=20, max_length=12, width=8, heads=2, layers=1), False),
+        (Recurrent(bidirectional=False), False),
+        (Recurrent(bidirectional=True), True),
+        (Masked(torch.bool), False),
+        (Masked(torch.float), True),
+    ],
+    ids=["TransformerLM", "a GRU", "a bidirectional GRU", "a boolean mask", "a mask of floats"],
+)
+def test_a_language_model_that_sees_later_tokens_is_named(network, sees, tmp_path):
+    tokens = torch.randint(1, 20, (16, 12), generator=torch.Generator().manual_seed(0))
+    task = LanguageModel(network, nn.CrossEntropyLoss(), SGD, Constant())
+    insight, trainer = fit(task, tmp_path, DataLoader(TensorDataset(tokens, tokens.roll(-1, 1)), 8))
+    insight.evaluate(trainer)
+    assert ("sees_future" in [each.name for each in insight.findings]) is sees
+
+
 @pytest.mark.parametrize("shape", [(200, 5), (200, 12), (200, 1, 6, 6)])
 def test_a_relation_of_targets_to_inputs_is_told_from_chance(shape):
     torch.manual_seed(0)
@@ -228,7 +307,8 @@ class OfItsPlace(nn.Module):
 
 def test_a_network_whose_outputs_depend_on_the_place_in_the_batch_is_seen(tmp_path):
     insight, trainer = fit(Foreign(OfItsPlace()), tmp_path)
-    assert insight.facts(trainer)["mixes_samples"] > 0.1
+    facts = insight.facts(trainer)
+    assert facts["mixes_samples"] == 0 and facts["depends_on_order"] > 0.1
 
 
 def test_a_network_that_mixes_the_samples_of_a_batch_is_seen(tmp_path):

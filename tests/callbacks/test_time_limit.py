@@ -89,7 +89,7 @@ def test_steps_that_fit_equal_a_count_of_steps_and_pauses():
             used, count = used + step, count + 1
             if count >= until_pause and (count - until_pause) % per_pause == 0:
                 used += pause
-        assert abs(steps_that_fit(seconds, step, pause, until_pause, per_pause) - count) <= 1e-9
+        assert steps_that_fit(seconds, step, pause, until_pause, per_pause) == count
     assert steps_that_fit(10, 1, 0, 1, math.inf) == 10
 
 
@@ -150,6 +150,20 @@ def test_the_fit_ends_with_its_time_and_its_schedule_at_any_speed(speed, options
     warmup = machine.rates.index(max(machine.rates))
     assert max(abs(after - before) for before, after in pairwise(machine.rates[warmup:])) < 0.03
     assert machine.rates[: warmup + 1] == sorted(machine.rates[: warmup + 1])
+
+
+def test_a_second_fit_has_the_whole_time_again(tmp_path):
+    machine = Machine()
+    limit = TimeLimit(10, clock=machine)
+    steps = []
+    for name in ("first", "second"):
+        batches = loader(torch.randn(40, 6), torch.randint(0, 3, (40,)), batch_size=4)
+        sgd = partial(torch.optim.SGD, lr=1.0)
+        task = Classification(MLP(6, [], 3), nn.CrossEntropyLoss(), sgd, WarmupCosine(), classes=3)
+        fitting = trainer(tmp_path / name, callbacks=[limit, machine], max_epochs=-1, num_sanity_val_steps=0)
+        fitting.fit(task, batches, batches)
+        steps.append(fitting.global_step)
+    assert steps[0] == steps[1] > 50
 
 
 def test_time_is_left_for_the_test_at_the_end(tmp_path):

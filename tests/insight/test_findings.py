@@ -111,6 +111,7 @@ CASES = {
     ),
     "worse_than_simple": (HALF_LEARNED, {"relation": {"r2": 0.9, "p_value": 0.025, "samples": 400}}),
     "mixes_samples": (HALF_LEARNED, {"mixes_samples": 0.12}),
+    "sees_future": ({}, {"token_offset": 1, "sees_future": 0.4}),
     "no_learning": ({**STUCK} | with_layers("update/ratio", 0.09, 0.09, 0.09), {}),
     "underfitting": (
         SLOW | {"fixed/accuracy_eval": np.full(EPOCHS, 0.2), "val/accuracy": np.full(EPOCHS, 0.2)},
@@ -172,6 +173,11 @@ WRONG_LOSSES = {
         POOR_NUMBERS,
         REGRESSION | {"loss_path": ["MseLoss", "Sigmoid"], "head": "in [0, 1]"},
         "sigmoid",
+    ),
+    "a softmax by hand for standardised numbers": (
+        POOR_NUMBERS,
+        REGRESSION | {"loss_path": ["MseLoss"], "head": "probabilities"},
+        "stay between 0 and 1",
     ),
     "a forgotten log-softmax": ({}, {"loss_path": ["NllLoss"]}, "log_softmax"),
     "a forgotten softmax": ({}, {"loss_path": ["NllLoss", "Log", "Clamp"], "loss_fit": 0.3}, "CrossEntropyLoss"),
@@ -366,11 +372,59 @@ def test_rules_accept_series_of_one_value_and_of_nan(name):
         find(sound_run({name: values}))
 
 
+def test_warm_up_in_steps_is_shortened_in_steps():
+    changes = {"warmup_steps": 300, "schedule": {"class": "WarmupCosine", "warmup_steps": 300}}
+    (found,) = find(sound_run({}, changes))
+    assert found.name == "schedule_mismatch"
+    assert found.advice == f"shorten the warm-up: --model.schedule.warmup_steps {round(0.05 * FACTS['planned_steps'])}"
+
+
+def test_network_that_reads_the_place_in_the_batch_is_told_apart_from_one_that_reads_other_samples():
+    texts = [
+        find(sound_run({}, {"mixes_samples": a, "depends_on_order": b}))[0].text for a, b in ((0.2, 0.3), (0, 0.3))
+    ]
+    assert "another sample changes it by 20%" in texts[0] and "another order changes it by 30%" in texts[1]
+
+
+def test_network_that_labels_each_token_may_see_later_ones():
+    assert find(sound_run({}, {"token_offset": 0, "kind": None, "sees_future": 0.4}))[:1] != ["sees_future"]
+    found = find(sound_run({}, {"token_offset": None, "sees_future": 0.4}))
+    assert "sees_future" not in [each.name for each in found]
+
+
+def test_schedule_that_steps_once_an_epoch_by_mistake_is_told_what_to_change():
+    epochs = np.arange(40) // 4
+    (found,) = find(sound_run({"lr": 1e-4 * (epochs + 1)}, {"warmup_steps": None}))
+    assert found.name == "schedule_mismatch" and "'interval': 'step'" in found.advice
+
+
+@pytest.mark.parametrize(("losses", "is_named"), [((1.0, -1.22, -1.221, -1.219), False), ((1.0, -1.2, -0.2), True)])
+def test_loss_that_may_be_negative_overfits_if_it_rises_by_a_part_of_what_was_gained(losses, is_named):
+    ends = np.interp(np.linspace(0, 1, EPOCHS), np.linspace(0, 1, len(losses)), losses)
+    gone = {name: None for name in ("val/accuracy", "fixed/accuracy_eval", "fixed/loss_train")}
+    record = sound_run({**gone, "val/loss": ends, "fixed/loss_eval": np.linspace(1, -2.5, EPOCHS)})
+    assert ("overfitting" in [each.name for each in find(record)]) is is_named
+
+
+def test_gradient_that_overflows_later_explodes_at_its_largest_finite_value():
+    values = np.ones(40)
+    values[5], values[6] = 5000, np.inf
+    record = sound_run({"grad_norm/total": values})
+    found = next(each for each in find(record) if each.name == "exploding_gradient")
+    assert found.evidence["largest"] == 5000 and found.step == record.series["grad_norm/total"].steps[5]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_advice_for_another_module_names_no_options_of_a_task(name):
+    changes, facts = CASES[name]
+    found = find(sound_run(changes, {**facts, "kind": None, "schedule": None, "early_stopping": None}))
+    assert not [each.advice for each in found if "--model." in each.advice]
+
+
 def test_each_name_of_a_rule_has_a_place_in_the_order():
     assert len(RULES) == len({*RULES})
     names = (*MEASURED, *CAUSES, *SYMPTOMS)
-    assert {*CASES} <= {*names}
-    assert len(names) == len({*names})
+    assert sorted(rule.__name__ for rule in RULES) == sorted(names)
 
 
 def test_causes_come_before_symptoms_and_information_comes_last():

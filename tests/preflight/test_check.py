@@ -87,22 +87,22 @@ def test_parameter_without_a_gradient_is_named(capsys):
 
 def test_leak_between_samples_is_found(capsys):
     table, _ = checked(capsys, network(broken.Leaking), code=2)
-    assert "FAIL" in table["leak"]
-    assert "Leaking mixes the samples" in table["leak"]
+    assert "FAIL" in table["mixing"]
+    assert "Leaking mixes the samples" in table["mixing"]
     assert re.search(
         r"replacing one of 8 samples changes the outputs of the others by [\d.]+% ",
-        table["leak"],
+        table["mixing"],
     )
 
 
 def test_dropout_is_not_a_leak(capsys):
     table, _ = checked(capsys, network(broken.Noisy))
-    assert " ok " in table["leak"]
+    assert " ok " in table["mixing"]
 
 
 def test_batch_normalisation_may_mix_samples_in_training_mode(capsys):
     table, _ = checked(capsys, "--model.network.norm=batch")
-    assert " ok " in table["leak"] and "batch normalisation mixes them by design" in table["leak"]
+    assert " ok " in table["mixing"] and "batch normalisation mixes them by design" in table["mixing"]
 
 
 RATES = {

@@ -39,6 +39,11 @@ def test_cause_comes_before_its_symptoms_and_a_fault_before_a_warning():
     assert "symptom" in ordered[1].advice and judge.in_order(found[:1])[0].advice == "own"
 
 
+def test_frozen_network_is_the_cause_of_no_learning():
+    found = [Finding(name, "fault", "", {}, "own") for name in ("no_learning", "frozen_parameters")]
+    assert [each.name for each in judge.in_order(found)] == ["frozen_parameters", "no_learning"]
+
+
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [(2.5, []), (8.0, ["info"]), (30.0, ["warning"]), (0.5, ["warning"]), (math.nan, ["fault"])],
@@ -133,6 +138,24 @@ def test_layers_have_their_shapes_dead_units_and_memory():
     ]
     assert seen.layers[1].dead == 1 and seen.layers[3].saturated == 1
     assert seen.kept_bytes == 4 * (5 * 4 + 5 * 3 + 5 * 2)  # Inputs, outputs of the ReLU and of the tanh.
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (5, 3, 7), (5, 3, 4, 6)], ids=["tokens", "Conv1d", "images"])
+def test_dead_units_are_those_of_features(shape):
+    outputs = torch.ones(shape)
+    outputs.select(shape.index(3), 0).zero_()  # One of three units.
+    network = nn.Sequential(nn.ReLU())
+    with watched(network) as seen:
+        network(outputs)
+    assert seen.layers[0].dead == pytest.approx(1 / 3)
+
+
+def test_parameter_of_the_module_itself_belongs_to_a_module_that_is_called():
+    network = nn.Sequential(nn.Linear(2, 2))
+    network.scale = nn.Parameter(torch.ones(1))
+    with watched(network) as seen:
+        network(torch.ones(1, 2))
+    assert seen.owner_was_called("scale") and seen.owner_was_called("0.weight")
 
 
 @pytest.mark.parametrize("interval", ["step", "epoch"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from firstlight.callbacks.probes import leak_between_samples
+from firstlight.callbacks.probes import mixed_samples
 from firstlight.preflight.measure import gradients, overfit
 
 
@@ -42,9 +42,15 @@ class Mean(nn.Module):
 
 def test_leak_is_the_largest_change_relative_to_the_largest_output():
     inputs = torch.tensor([[1.0], [2.0], [4.0]])
-    assert leak_between_samples(nn.Identity(), inputs) == 0
+    assert mixed_samples(nn.Identity(), inputs, reorders=True) == (0, 0)
     # The second sample replaces the first: the mean rises by 1/3, each output by 1/30; the largest was 4 + 7/30.
-    assert leak_between_samples(Mean(), inputs) == pytest.approx((1 / 30) / (4 + 7 / 30), rel=1e-4)
+    assert mixed_samples(Mean(), inputs) == (pytest.approx((1 / 30) / (4 + 7 / 30), rel=1e-4), 0)
+
+
+def test_network_that_reads_the_place_in_the_batch_depends_on_the_order_only():
+    inputs = torch.tensor([[1.0], [2.0], [4.0]])
+    replaced, reordered = mixed_samples(lambda given: given + torch.arange(3.0)[:, None], inputs, reorders=True)
+    assert replaced == 0 and reordered == pytest.approx(2 / 6)
 
 
 @pytest.mark.parametrize(
@@ -56,4 +62,4 @@ def test_leak_is_the_largest_change_relative_to_the_largest_output():
 )
 def test_leak_that_cannot_be_measured_is_refused(network, inputs, reason):
     with pytest.raises(ValueError, match=reason):
-        leak_between_samples(network, inputs)
+        mixed_samples(network, inputs)

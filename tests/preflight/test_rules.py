@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -23,6 +23,7 @@ from firstlight.preflight.rules import (
     checkpoint_bytes,
     refuse_collisions,
     refuse_no_room,
+    refuse_no_validation,
     refuse_options,
     refuse_single_samples,
     refuse_sizes,
@@ -205,6 +206,50 @@ def test_check_counts_the_samples_that_each_process_will_get(tmp_path):
     options = ["--config", DDP, "--data.batch_size=2", "--data.batch_size_is=global"]
     found = called("check", "--config", BATCHNORM, *options, cwd=tmp_path, code=2)
     assert "a training batch has one sample, and MLP cannot train on it" in found.stdout
+
+
+class Pictures(LightningModule):
+    """A module of a user whose network normalises pictures: one of them has many pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+
+    def training_step(self, batch):
+        return self.network(batch["image"] if isinstance(batch, dict) else batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        lambda image: {"image": image, "label": 1},
+        lambda image: (image, 1, 2),
+        lambda image: ([image], 1),
+    ],
+    ids=["a dict", "three parts", "inputs in a list"],
+)
+def test_last_batch_of_one_sample_of_another_form_is_left_to_the_module(sample, tmp_path):
+    samples = [sample(torch.randn(1, 5, 5)) for _ in range(9)]
+    module = Pictures()
+    if isinstance(samples[0], tuple) and isinstance(samples[0][0], list):
+        module.training_step = lambda batch: module.network(batch[0][0]).square().mean()
+    refuse = LambdaCallback(on_train_start=lambda trainer, _: refuse_single_samples(trainer))
+    run = Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, callbacks=[refuse], enable_checkpointing=False,
+        enable_progress_bar=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    run.fit(module, DataLoader(samples, batch_size=8))
+    assert run.global_step == 2
+
+
+def test_metric_whose_name_only_begins_with_val_needs_no_validation():
+    run = Trainer(max_epochs=1, accelerator="cpu", logger=False, limit_val_batches=0, enable_checkpointing=False)
+    refuse_no_validation(run, [EarlyStopping("value_loss")])
+    with pytest.raises(UsageError, match="which these callbacks need: EarlyStopping; remove them from trainer"):
+        refuse_no_validation(run, [EarlyStopping("train/loss"), EarlyStopping("val_loss")])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ MOST = 40
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 _SAMPLE = 2**16
-"""Of larger tensors, about this many numbers are measured."""
+"""Tensors with more numbers are thinned, to at least 16 samples."""
 
 _NAMES = {
     "Relu": "ReLU", "Threshold": "ReLU", "LeakyRelu": "LeakyReLU", "Sigmoid": "Sigmoid", "Tanh": "Tanh",
@@ -119,7 +119,6 @@ def measure_layer(layer: nn.Module, inputs: Any, outputs: Any) -> tuple[str, dic
         outputs = outputs[0]
     if isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.numel() and outputs.ndim > 1:
         values = _sample(outputs.detach()).float()
-        # torch's `std` takes ten times as long.
         found["std"] = (values - values.mean(0)).square_().mean(0).sqrt_().mean()
     return activation, found
 

@@ -18,9 +18,9 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from firstlight.callbacks.activations import NORMS, activation_before, layers, main_weight
 from firstlight.callbacks.fixed_sample import undisturbed
-from firstlight.callbacks.probes import leak_between_samples, look, of_head, of_loss, of_relation
+from firstlight.callbacks.probes import look, mixed_samples, of_head, of_loss, of_relation, seen_future
 from firstlight.data import DataModule
-from firstlight.data.loader import Loader
+from firstlight.data.loader import Loader, per_process
 from firstlight.data.quality.finding import Finding, most_severe_first
 from firstlight.data.samples import TensorBatches
 from firstlight.tasks import (
@@ -45,7 +45,6 @@ _MOST_TARGETS = 20_000  # From which the loss of the best constant is computed.
 _MOST_CLASSES = 1_000
 _RELATED = 400  # Samples, so that it takes less than a tenth of a second.
 _FEW = 8  # Samples that show whether they are mixed.
-_AFFINE = 1e-3  # Far above the rounding of float32, and far below what one ReLU does.
 
 
 def of_configuration(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
@@ -58,6 +57,8 @@ def of_configuration(trainer: Trainer, module: LightningModule) -> dict[str, Any
     planned = trainer.estimated_stepping_batches if task is None else task.total_steps
     stopping = next((each for each in trainer.callbacks if isinstance(each, EarlyStopping)), None)  # type: ignore[attr-defined]
     batch_size = getattr(data, "batch_size", None) or getattr(loader, "batch_size", None)
+    if isinstance(data, DataModule):
+        batch_size = per_process(data.batch_size, data.batch_size_is, trainer.world_size)
     return {
         "task": type(module).__name__,
         "network": type(task.network).__name__ if task else None,
@@ -192,16 +193,23 @@ def weighs_classes(module: LightningModule) -> bool:
     return any(getattr(loss, name, None) is not None for name in ("weight", "pos_weight"))
 
 
-def data_findings(data: object, module: LightningModule) -> list[Finding]:
-    """Return what looks wrong in the data; an imbalance of classes that the loss weighs is information."""
-    found = data.findings() if isinstance(data, DataModule) else []
+def data_findings(data: object, module: LightningModule) -> list[Finding] | None:
+    """Return what looks wrong in the data; an imbalance of classes that the loss weighs is information.
+
+    None if the data are not known, because another data module than one of firstlight loads them.
+    """
+    if not isinstance(data, DataModule):
+        return None
+    found = data.findings()
     if not weighs_classes(module):
         return found
     weighed = [replace(each, severity="info") if each.name == "class_imbalance" else each for each in found]
     return most_severe_first(weighed)
 
 
-def of_data(data: object, targets: Tensor | None, kind: str | None, findings: Sequence[Finding] = ()) -> dict[str, Any]:
+def of_data(
+    data: object, targets: Tensor | None, kind: str | None, findings: Sequence[Finding] | None = ()
+) -> dict[str, Any]:
     """Return classes and their counts for training targets `(N, ...)`, and the findings in the data."""
     names = data.class_names if isinstance(data, DataModule) else []
     counts = None
@@ -217,7 +225,7 @@ def of_data(data: object, targets: Tensor | None, kind: str | None, findings: Se
         "classes": len(counts) if counts is not None else len(names) or None,
         "class_names": names if is_short else None,
         "class_counts": counts if is_short else None,
-        "data_findings": [each.plain() for each in findings],
+        "data_findings": None if findings is None else [each.plain() for each in findings],
     }
 
 
@@ -232,7 +240,7 @@ def of_inputs(inputs: Any) -> dict[str, Any] | None:
         return None
     if not inputs.is_floating_point():
         return {"kind": "tokens", "min": int(inputs.min()), "max": int(inputs.max())}
-    values = inputs.detach().double().transpose(0, min(1, inputs.ndim - 1)).flatten(1) if inputs.ndim > 1 else inputs
+    values = inputs.detach().double().transpose(0, 1).flatten(1) if inputs.ndim > 1 else inputs
     deviations = values.std(-1, correction=0)
     deviations = deviations[deviations > 0]
     return {
@@ -268,12 +276,14 @@ def of_first_outputs(trainer: Trainer, module: LightningModule, inputs: Any) -> 
         module.eval()
         error = affine_error(network, inputs)
         found |= of_head(network, inputs)
-        found["mixes_samples"] = None
+        found |= {"mixes_samples": None, "depends_on_order": None, "sees_future": None}
         if isinstance(inputs, Tensor):
             called = module if isinstance(module, Task) else network
+            found["sees_future"] = seen_future(called, inputs[:_FEW])
             with suppress(ValueError):
-                found["mixes_samples"] = leak_between_samples(called, inputs[:_FEW], reorders=True)
-    return {**found, "affine_error": error, "is_affine": None if error is None else error < _AFFINE}
+                shares = mixed_samples(called, inputs[:_FEW], reorders=True)
+                found["mixes_samples"], found["depends_on_order"] = shares
+    return {**found, "affine_error": error}
 
 
 def synchronises(module: nn.Module) -> bool:

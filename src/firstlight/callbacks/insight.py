@@ -1,7 +1,6 @@
 """Record how a run learns, and say in words what the record shows."""
 
 import math
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -12,13 +11,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from firstlight.callbacks import facts
 from firstlight.callbacks.activations import Update, gradient_norms, layers, main_weight, measure_layer, read
 from firstlight.callbacks.fixed_sample import FixedSample, undisturbed
-from firstlight.callbacks.probes import of_first_loss, of_path, of_token_offset
+from firstlight.callbacks.gradient_norm import dense
+from firstlight.callbacks.probes import meets_own_targets, of_first_loss, of_path, of_token_offset
 from firstlight.data import DataModule
 from firstlight.data.quality.finding import Finding
 from firstlight.data.samples import TensorBatches
@@ -34,7 +35,6 @@ _GROWTH = 1.25
 """Findings are evaluated when a run has this many times the steps of the last time, so that they take little time."""
 _WATCHED = 64  # Batches of an epoch whose targets are compared with chance.
 _REPEATED = 4  # Batches of an epoch that are compared with those of the next one.
-_LOSSES = 32  # The last ones are kept, for a run that fails between two loggings.
 _MOST_CLASSES = 20
 _FAILURES = 5  # Reasons that are kept.
 
@@ -68,7 +68,6 @@ class Insight(Callback):
         self._values: dict[str, Tensor] = {}
         self._updates: list[Update] = []
         self._stepped: set[int] = set()
-        self._losses: deque[Tensor] = deque(maxlen=_LOSSES)
         self._scale = 1  # Lightning divides the loss of a batch by the batches of a step.
         self._activations: set[str] = set()
         self._evaluated = 0
@@ -151,7 +150,7 @@ class Insight(Callback):
         samples, kind = _samples(trainer), self._configuration.get("kind")
         targets = None if samples is None else next(samples.target_chunks()).cpu()
         data = getattr(trainer, "datamodule", None)
-        findings = self._try(lambda: facts.data_findings(data, module)) or []
+        findings = self._try(lambda: facts.data_findings(data, module))
         self.measured |= self._try(lambda: facts.of_data(data, targets, kind, findings)) or {}
         self.measured["relation"] = self._try(lambda: facts.relation(trainer, samples))
         if self._fixed is not None:
@@ -228,11 +227,14 @@ class Insight(Callback):
             every = targets if samples is None else next(samples.target_chunks()).to(targets.device)
             found = of_first_loss(loss * self._scale, outputs, targets, every)
             self.measured |= {**found, **self.measured} if isinstance(module, Task) else found
+            if isinstance(module, Task) and self.measured.get("loss_pairs") is None and not module.members:
+                with isolate_rng():
+                    self.measured["loss_pairs"] = self._try(lambda: meets_own_targets(module, outputs, targets))
 
     def _check_gradients(self, trainer: Trainer) -> None:
         parameters = [p for each in trainer.optimizers for group in each.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        self.measured["zero_grad_seen"] = not any(bool(each.count_nonzero()) for each in map(_values, gradients))
+        self.measured["zero_grad_seen"] = not any(bool(each.count_nonzero()) for each in map(dense, gradients))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """In a logged step, measure the gradient and keep the weights."""
@@ -246,7 +248,7 @@ class Insight(Callback):
         weights = {name: weight for name, weight in self._weights.items() if id(weight) in optimized}
         self._values |= {f"gradient/norm/{name}": value for name, value in gradient_norms(weights).items()}
         if trainer.gradient_clip_val:
-            every = [_values(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            every = [dense(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             by_value = self._configuration.get("clip_algorithm") == "value"
             total = nn.utils.get_total_norm(every, norm_type=math.inf if by_value else 2.0)
             self._values["clipped"] = (total > trainer.gradient_clip_val).float()
@@ -260,14 +262,11 @@ class Insight(Callback):
             return
         now = self._ended = perf_counter()
         self._trained += now - self._started
-        loss = outputs.get("loss") if type(outputs) is dict else outputs
-        if isinstance(loss, Tensor) and loss.numel() == 1:
-            self._losses.append(loss)
         if self._probe is not None:  # Nothing has called backward.
             self._probe.remove()
             self._probe = self._outputs = self._first_batch = None
         if "initial_loss" not in self.measured:
-            self._try(lambda: self._end_first_batch(trainer, pl_module))
+            self._try(lambda: self._end_first_batch(trainer, pl_module, outputs))
         if self._has_stepped:
             if "zero_grad_seen" not in self.measured:
                 self._try(lambda: self._end_first_step(trainer, pl_module))
@@ -278,11 +277,12 @@ class Insight(Callback):
                 self._disarm()
                 self._ended = perf_counter()
 
-    def _end_first_batch(self, trainer: Trainer, module: LightningModule) -> None:
+    def _end_first_batch(self, trainer: Trainer, module: LightningModule, outputs: Any) -> None:
         self.measured["initial_loss"] = None
         self.measured["modules_in_eval"] = facts.evaluating(module)
-        if self._losses:
-            loss = float(self._losses[0]) * self._scale
+        first = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(first, Tensor) and first.numel() == 1:
+            loss = float(first) * self._scale
             self.measured["initial_loss"] = loss if math.isfinite(loss) else None
             log(trainer, {"initial/loss": loss})
 
@@ -358,7 +358,7 @@ class Insight(Callback):
         """
         if self._fixed is None:
             return math.inf
-        return 2 * len(self._fixed.batches) / 3 / max(trainer_accumulate(self._configuration), 1) / _SHARE
+        return 2 * len(self._fixed.batches) / 3 / (self._configuration.get("accumulate") or 1) / _SHARE
 
     def _score_fixed(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         fixed = self._fixed
@@ -405,14 +405,11 @@ class Insight(Callback):
 
     def facts(self, trainer: Trainer) -> dict[str, Any]:
         """Return what is known of the run, as plain values."""
-        losses = [each.detach().float().reshape(()) for each in self._losses]
-        last = self._try(lambda: torch.stack(losses).tolist()) if losses else []
         progress = {
             "shuffled": self._try(self._order_facts),
             "done_steps": self._try(lambda: steps_done(trainer)),
             "done_epochs": trainer.current_epoch,
             "not_recorded": list(self._failures),
-            "last_losses": [each * self._scale for each in last or []],
         }
         modules = {"activations": self.measured.get("activation_modules")}  # Until a logged step shows the others.
         return facts.merged(self._configuration, modules, self.measured, progress)
@@ -472,14 +469,9 @@ def line(finding: Finding, epoch: int) -> str:
     """Return a finding as a run prints it when it becomes true, with epochs from 1.
 
     >>> line(Finding("plateau", "info", "val/loss is flat", {}, "stop here", epoch=6), 9)
-    'seen   epoch 7: val/loss is flat: stop here'
+    'seen   epoch 7: info plateau: val/loss is flat: stop here'
     """
-    return f"seen   epoch {(epoch if finding.epoch is None else finding.epoch) + 1}: {finding}"
-
-
-def trainer_accumulate(configuration: Mapping[str, Any]) -> int:
-    """Return the batches of an optimiser step."""
-    return int(configuration.get("accumulate") or 1)
+    return f"seen   epoch {(epoch if finding.epoch is None else finding.epoch) + 1}: {finding.line}"
 
 
 def _weights(measured: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
@@ -501,7 +493,3 @@ def _samples(trainer: Trainer) -> TensorBatches | None:
 def _by_kind(values: Mapping[str, float]) -> dict[str, float]:
     """Return the values of each kind together, in the order in which the network called its layers."""
     return dict(sorted(values.items(), key=lambda item: item[0].split("/")[:2]))
-
-
-def _values(gradient: Tensor) -> Tensor:
-    return gradient.coalesce().values() if gradient.is_sparse else gradient

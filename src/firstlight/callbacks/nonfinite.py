@@ -98,6 +98,11 @@ class NonFinite(Callback):
         """Continue the count."""
         self.skipped = state_dict["skipped"]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the count of an earlier fit; a checkpoint restores that of its own fit afterwards."""
+        if stage == "fit":
+            self.skipped = 0
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an earlier fit, and copy the buffers if a step may be skipped."""
         self._reset()

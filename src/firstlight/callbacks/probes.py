@@ -5,6 +5,7 @@ Shapes: `B` batch, `N` samples, `C` classes, `K` outputs; `...` the shape of one
 
 from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -106,16 +107,16 @@ def look(values: Tensor) -> str:
 
 
 @torch.no_grad()
-def leak_between_samples(network: Callable[[Tensor], Tensor], inputs: Tensor, reorders: bool = False) -> float:
-    """Return how much the outputs of the other samples change when the first sample of `inputs` `(B, ...)` is replaced.
+def mixed_samples(network: Callable[[Tensor], Tensor], inputs: Tensor, reorders: bool = False) -> tuple[float, float]:
+    """Return how much outputs change when another sample is replaced, and when the samples come in reverse order.
 
-    This is the largest change, divided by the largest output. The network must draw the same numbers at each call.
+    Each is the largest change, divided by the largest output. The network must draw the same numbers at each call.
     Outputs are compared and not losses, because a pairwise loss depends on other samples by design.
 
     Args:
         network: Returns outputs `(B, ...)`.
         inputs: `(B, ...)`.
-        reorders: Whether to compare with the samples in reverse order, too. Then the network must draw no numbers.
+        reorders: Whether to try the reverse order, else 0 is returned for it. The network must draw no numbers then.
 
     Raises:
         ValueError: If it cannot be told.
@@ -130,10 +131,42 @@ def leak_between_samples(network: Callable[[Tensor], Tensor], inputs: Tensor, re
     if len(first) != len(inputs):
         raise ValueError(f"the network gives {len(first)} outputs for {len(inputs)} samples")
     scale = first[1:].abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    change = (after[1:] - first[1:]).abs().max()
-    if reorders:
-        change = torch.maximum(change, (network(inputs.flip(0)).flip(0) - first).abs().max())
-    return float(change / scale)
+    replaced_share = float((after[1:] - first[1:]).abs().max() / scale)
+    if not reorders:
+        return replaced_share, 0.0
+    return replaced_share, float((network(inputs.flip(0)).flip(0) - first).abs().max() / scale)
+
+
+@torch.no_grad()
+def seen_future(network: Callable[[Tensor], Any], tokens: Tensor) -> float | None:
+    """Return how much the outputs of earlier tokens change when later tokens do, divided by the largest output.
+
+    The later half of each sequence is exchanged with that of another one.
+
+    Args:
+        network: Returns outputs `(B, T, C)`, the same at each call.
+        tokens: `(B, T)`.
+
+    Returns:
+        None if the network has other inputs or outputs, or draws random numbers.
+
+    >>> tokens = torch.arange(8).view(2, 4)
+    >>> seen_future(lambda tokens: functional.one_hot(tokens, 8).float().cumsum(1), tokens)
+    0.0
+    >>> seen_future(lambda tokens: functional.one_hot(tokens, 8).float().flip(1).cumsum(1), tokens)
+    1.0
+    """
+    if tokens.is_floating_point() or tokens.ndim != 2 or len(tokens) < 2:
+        return None
+    half = tokens.shape[1] // 2
+    other = torch.cat([tokens[:, :half], tokens.roll(1, 0)[:, half:]], 1)
+    if not half or torch.equal(tokens, other):
+        return None
+    first, again, after = (network(given) for given in (tokens, tokens, other))
+    if not isinstance(first, Tensor) or first.shape[:-1] != tokens.shape or not torch.equal(first, again):
+        return None
+    scale = first.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((after[:, :half] - first[:, :half]).abs().max() / scale)
 
 
 def of_token_offset(loss: Tensor, outputs: Tensor, tokens: Tensor) -> int | None:
@@ -201,13 +234,10 @@ def _operation(node: Any) -> str:
 
 
 def _broadcasts(layer: Any, path: list[Any]) -> bool:
-    """Return whether outputs `(B, 1)` meet targets that need no gradient in a table `(B, B)`."""
+    """Return whether outputs `(B,)` or `(B, 1)` meet targets that need no gradient in a table `(B, B)`."""
     shapes = [tuple(each._input_metadata[0].shape) for each in (*path, layer)]
-    outputs = shapes[-1]
-    if len(outputs) != 2 or outputs[1] != 1 or outputs[0] < 2:
-        return False
-    table = (outputs[0], outputs[0])
-    if table not in shapes:
+    size = shapes[-1][0] if shapes[-1] else 0
+    if size < 2 or not any(to == (size, size) and of in ((size,), (size, 1)) for to, of in pairwise(shapes)):
         return False
     # Losses over pairs of outputs make such tables on purpose: there, both sides need a gradient.
     joins = [each for each in path if len(each.next_functions) > 1]
@@ -309,6 +339,18 @@ def of_loss(task: Task, kind: str | None, targets: Tensor | None, size: int | No
     if kind == "classification" and getattr(task.loss, "weight", None) is None and size <= _MOST_CLASSES:
         found["loss_ranks"] = _ranks(task, link, size)
     return found
+
+
+def meets_own_targets(task: Task, outputs: Tensor, targets: Tensor) -> bool | None:
+    """Return whether the loss changes when outputs `(B, ...)` meet the targets of other samples.
+
+    None if the loss does not depend on the targets, as that of an autoencoder, or if all targets are the same.
+    """
+    same, moved = targets[:1].expand_as(targets), targets.roll(len(targets) // 3 + 1, 0)
+    with torch.no_grad():
+        first, with_same, with_moved = (float(_total(task, outputs, each)) for each in (targets, same, moved))
+    least = 1e-5 * max(abs(first), 1e-5)
+    return None if abs(first - with_same) <= least else abs(first - with_moved) > least
 
 
 def _link(task: Task, targets: Tensor) -> Callable[[Tensor], Tensor]:

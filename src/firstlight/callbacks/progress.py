@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from firstlight.callbacks.time_limit import TimeLimit
 from firstlight.errors import current_mode, emit
-from firstlight.loggers import steps_done
+from firstlight.loggers import split_of, steps_done
 
 _MAX_SHOWN = 4  # Metrics of a line.
 _BAR = "{desc}{percentage:3.0f}%|{bar}| {remaining} left{postfix}"
@@ -150,7 +150,7 @@ class Progress(ProgressBar):
         has_logged = every > 0 and self._step // every > before // every
         # Lightning keeps the values of earlier epochs.
         old = tuple(split for split, is_new in (("train", has_logged), ("val", has_validated)) if not is_new)
-        metrics = {name: float(each) for name, each in found.items() if not name.startswith(old) and each.numel() == 1}
+        metrics = {name: float(each) for name, each in found.items() if split_of(name) not in old and each.numel() == 1}
         best = best_so_far(trainer, metrics)
         batches = trainer.fit_loop.total_batch_idx + 1
         left = self._seconds_left(trainer, batches)
@@ -235,11 +235,6 @@ def metrics_of_line(metrics: Mapping[str, float], monitor: str = "") -> dict[str
 
 def _of(epoch: int, epochs: int | None) -> str:
     return f"{epoch:,}" if epochs is None else f"{epoch:,}/{epochs:,}"
-
-
-def _planned_epochs(trainer: Trainer) -> int | None:
-    epochs = trainer.max_epochs
-    return None if epochs is None or epochs < 0 else epochs
 
 
 def _can_redraw() -> bool:

@@ -56,6 +56,11 @@ class Pruning(Callback):
         self._trial: Any = None
         self._reported: set[int] = set()
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit; a checkpoint restores its own fit afterwards."""
+        if stage == "fit":
+            self.best, self._validations = math.nan, 0
+
     def state_dict(self) -> dict[str, Any]:
         """Return what was seen."""
         return {"best": self.best, "validations": self._validations}

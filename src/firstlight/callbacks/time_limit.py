@@ -60,9 +60,9 @@ class TimeLimit(Callback):
     """Plan the steps of a fit so that it ends when a time is over, with all that follows its last step.
 
     The seconds of an optimiser step and of a pause (validation, checkpoint, start of an epoch) are measured, without
-    the first step, which is slow. The plan is made after 2, 3, 5, 9, ... steps, later each time when a twentieth of the
-    steps that are left is done. The schedule of a task follows the plan; another module is only stopped. The first
-    process decides for all.
+    the first step, which is slow. The plan is made after 2, 3, 5, 9, ... steps. Later, it is made again each time a
+    twentieth of the remaining steps is done. The schedule of a task follows the plan; another module is only stopped.
+    The first process decides for all.
 
     The state holds the time used and the speed: a resumed run trains for the rest of its time.
 
@@ -91,7 +91,7 @@ class TimeLimit(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget an earlier fit, and tell a task that the time decides its plan."""
         if stage == "fit":
-            self.started = self.clock() if self.started is None else self.started
+            self._began = self.clock() if self.started is None else self.started
             self.is_over, self._saved = False, {}
             self._step_seconds = self._pause_seconds = self._longest_pause = 0.0
             if isinstance(pl_module, Task):
@@ -182,8 +182,7 @@ class TimeLimit(Callback):
         return max(0.0, self.seconds - self._used())
 
     def _used(self) -> float:
-        assert self.started is not None
-        return float(self._saved.get("used", 0)) + self.clock() - self.started
+        return float(self._saved.get("used", 0)) + self.clock() - self._began
 
     def _begin_pause(self) -> None:
         if self._pause_since is None:

@@ -4,7 +4,7 @@ Three things vary: the test samples, the seeds and the folds. Which of them coun
 
 - One run on each side: the samples. Differences are paired by sample. The interval is Student's, and a difference of
   accuracies must also pass McNemar's test. It tells which of the two checkpoints is better.
-- Several seeds: seeds and samples, both random. See `of_groups`. It tells which configuration is better.
+- Several seeds: seeds and samples, both random. See `difference_of_groups`. It tells which configuration is better.
 - Folds: see `of_folds`.
 
 `docs/compare.md` shows how often each is right. Shapes: `S` runs, `N` samples, `k` folds.

@@ -17,6 +17,7 @@ MEASURED: tuple[str, ...] = (
     "duplicate_samples",
     "wrong_loss",
     "mixes_samples",
+    "sees_future",
     "bad_initialisation",
     "missing_nonlinearity",
     "unscaled_inputs",

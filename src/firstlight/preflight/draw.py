@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from firstlight.errors import UsageError
 
 WIDTH, HEIGHT = 60, 10
@@ -52,7 +54,7 @@ def range_as_text(rates: Sequence[float], losses: Sequence[float], suggested: fl
     """
     low, high = math.log(rates[0]), math.log(rates[-1])
     columns = [low + (high - low) * column / (WIDTH - 1) for column in range(WIDTH)]
-    values = _interpolated(columns, [math.log(rate) for rate in rates], losses)
+    values: list[float] = np.interp(columns, [math.log(rate) for rate in rates], losses).tolist()
     axis = ["-"] * WIDTH
     for rate, mark in ((own, "o"), (suggested, "^")):
         if rates[0] <= rate <= rates[-1]:
@@ -73,13 +75,6 @@ def _rows(values: Sequence[float], bottom: float, top: float, height: int) -> li
         label = f"{top:.3g}" if row == height - 1 else f"{bottom:.3g}" if row == 0 else ""
         lines.append((f"{label:>10} |" + "".join("*" if each == row else " " for each in rows)).rstrip())
     return lines
-
-
-def _interpolated(at: Sequence[float], places: Sequence[float], values: Sequence[float]) -> list[float]:
-    """Return values between rising places, linearly interpolated."""
-    import numpy as np
-
-    return [float(each) for each in np.interp(at, places, values)]
 
 
 def refuse_plot(path: Path) -> None:

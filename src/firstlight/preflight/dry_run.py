@@ -18,10 +18,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn import GroupNorm, LayerNorm
 
-from firstlight.callbacks.probes import leak_between_samples
+from firstlight.callbacks.probes import mixed_samples, seen_future
 from firstlight.checkpoints.io import AtomicCheckpointIO
 from firstlight.data.loader import normalises_batches
 from firstlight.data.quality.finding import Finding
+from firstlight.insight.rules.setup import FIND_MIXING, HIDE_FUTURE, MIXED, future_text
 from firstlight.preflight import draw, judge
 from firstlight.preflight.layers import Layer, watched
 from firstlight.preflight.measure import (
@@ -35,8 +36,8 @@ from firstlight.preflight.measure import (
     learning_rates,
     neutral_outputs,
     pull_to_targets,
+    root_mean_square,
     size_of_inputs,
-    spread,
 )
 from firstlight.preflight.rules import (
     long_accumulation,
@@ -44,7 +45,7 @@ from firstlight.preflight.rules import (
     refuse_single_samples,
     refuse_unknown_monitors,
 )
-from firstlight.tasks import Task
+from firstlight.tasks import LanguageModel, Task
 
 Check = Callable[[], "str | Sequence[Finding]"]
 """Returns figures, or what is wrong. It raises `Skipped` or a `UsageError` otherwise."""
@@ -283,7 +284,7 @@ def _check(subject: Subject, record: Callable[[str, Check], None], facts: Facts)
     record("scale", lambda: _scale(subject))
     record("loss", lambda: _initial_loss(subject, facts))
     record("gradients", lambda: _gradients(subject, facts))
-    record("leak", lambda: _leak(subject))
+    record("mixing", lambda: _mixing(subject))
     before = _dependence(subject)
     record("overfit", lambda: _overfit(subject, facts))
     record("inputs", lambda: _inputs(subject, before))
@@ -310,7 +311,7 @@ def _initial_loss(subject: Subject, facts: Facts) -> str | list[Finding]:
     if task is not None and inputs is not None and targets is not None:
         with subject.evaluating():
             outputs = subject.outputs(inputs)
-        size = spread(outputs)
+        size = root_mean_square(outputs)
         if neutral := neutral_outputs(_kind(task), outputs, targets):
             with torch.no_grad():
                 known: Any = task.compute_loss(neutral[0], targets)
@@ -348,7 +349,7 @@ def _gradients(subject: Subject, facts: Facts) -> str | list[Finding]:
     )
 
 
-def _leak(subject: Subject) -> str | list[Finding]:
+def _mixing(subject: Subject) -> str | list[Finding]:
     inputs = subject.known_inputs()[:8]
     replacing = f"replacing one of {len(inputs)} samples"
     network = getattr(subject.module, "network", subject.module)
@@ -356,19 +357,26 @@ def _leak(subject: Subject) -> str | list[Finding]:
     for mode in modes:
         try:
             with subject.evaluating() if mode == "evaluation" else nullcontext():
-                share = leak_between_samples(subject.outputs, inputs)
+                draws = not torch.equal(subject.outputs(inputs), subject.outputs(inputs, seed=1))
+                shares = mixed_samples(subject.outputs, inputs, reorders=not draws)
         except ValueError as error:
             raise Skipped(str(error)) from error
+        share = max(shares)
         if not share <= 1e-4:  # "not", so that NaN fails.
+            is_order = shares[0] <= 1e-4
             text = (
-                f"{replacing} changes the outputs of the others by {share:.1%} of the largest output in {mode} mode: "
-                f"{type(network).__name__} mixes the samples of a batch"
+                "another order of the samples changes their outputs"
+                if is_order
+                else f"{replacing} changes the outputs "
             )
-            advice = (
-                "look for what acts over the first axis: a reshape, an index, a softmax, batch_first of a recurrent "
-            )
-            advice += "layer"
-            return [Finding("mixes_samples", "fault", text, {"share": share}, advice)]
+            text += f"{'' if is_order else 'of the others'} by {share:.1%} of the largest output in {mode} mode: "
+            text += f"{type(network).__name__} mixes the samples of a batch"
+            return [Finding("mixes_samples", "fault", text, {"share": share}, FIND_MIXING)]
+    if isinstance(subject.module, LanguageModel):
+        with subject.evaluating():
+            share = seen_future(subject.outputs, inputs) or 0.0
+        if share > MIXED:
+            return [Finding("sees_future", "fault", future_text(share), {"share": share}, HIDE_FUTURE)]
     by_design = "; in training mode batch normalisation mixes them by design" if len(modes) == 1 else ""
     return f"{replacing} does not change the outputs of the others{by_design}"
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from firstlight.data.quality.finding import SEVERITIES, Finding, Severity, listed
 
 CAUSES_FIRST = (
+    "frozen_parameters",
     "wrong_loss",
     "detached_parameters",
     "unused_parameters",
@@ -18,16 +19,16 @@ CAUSES_FIRST = (
     "exploding_gradient",
     "ignores_inputs",
     "unscaled_inputs",
-    "bad_initialisation",
     "learning_rate_too_high",
     "learning_rate_too_low",
     "mixes_samples",
+    "sees_future",
     "train_eval_mismatch",
     "dead_units",
     "saturated_units",
     "initial_loss_off",
     "no_learning",
-    "frozen_parameters",
+    "long_accumulation",
 )
 """Names of findings: a cause comes before its symptoms."""
 
@@ -118,7 +119,7 @@ def judge_initial_loss(loss: float, neutral: float | None, meaning: str, spread:
     evidence = {"loss": loss, "chance": neutral, "outputs": spread}
     compared = f"the first loss is {loss:.4g}, and {neutral:.4g} for {meaning}"
     if loss > _FAR * neutral:
-        text = f"{compared}: the outputs of the untrained network are too large, {spread:.3g} on average"
+        text = f"{compared}: the outputs of the untrained network are too large (root mean square {spread:.3g})"
         advice = "scale the inputs, or initialise the last layer with smaller weights"
         severity: Severity = "warning" if loss > _TOO_FAR * neutral else "info"
         return [Finding("initial_loss_off", severity, text, evidence, advice)]

@@ -46,8 +46,9 @@ class Pass:
     called: set[str] = field(default_factory=set)
 
     def owner_was_called(self, parameter: str) -> bool:
-        """Return whether the module that holds a parameter was called; its path is that of the parameter."""
-        return parameter.rpartition(".")[0] in self.called
+        """Return whether the module that holds a parameter was called, as the outermost one always is."""
+        owner = parameter.rpartition(".")[0]
+        return not owner or owner in self.called
 
 
 @contextmanager
@@ -86,18 +87,24 @@ def watched(module: nn.Module) -> Iterator[Pass]:
 
 
 def _describe(name: str, layer: nn.Module, outputs: Any, parameters: int) -> Layer:
-    first = next((each for each in (outputs if isinstance(outputs, tuple) else [outputs])), None)
+    first = outputs[0] if isinstance(outputs, tuple) and outputs else outputs
     if not isinstance(first, Tensor):
         return Layer(name, type(layer).__name__, (), parameters, 0)
     found = Layer(name, type(layer).__name__, tuple(first.shape), parameters, first.nbytes)
     with torch.no_grad():
         if isinstance(layer, _RECTIFIERS) and first.ndim > 1 and len(first) > 1:
-            found.dead = float((first.transpose(0, 1).flatten(1) == 0).all(1).double().mean())
+            found.dead = _dead(first)
         elif (bounds := _BOUNDED.get(type(layer))) is not None:
             low, high = bounds
             near = _NEAR * (high - low)
             found.saturated = float(((first < low + near) | (first > high - near)).double().mean())
     return found
+
+
+def _dead(outputs: Tensor) -> float:
+    """Return the share of units of outputs `(B, C)`, `(B, C, H, W)`, `(B, T, C)` or `(B, C, T)` that are always 0."""
+    axes = {3: (1, 2), 4: (1,)}.get(outputs.ndim, (outputs.ndim - 1,))  # Nothing tells tokens from a Conv1d.
+    return max(float((outputs.movedim(axis, 0).flatten(1) == 0).all(1).double().mean()) for axis in axes)
 
 
 def table(layers: list[Layer], rows: int = 40) -> list[str]:

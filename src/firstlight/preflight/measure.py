@@ -1,4 +1,4 @@
-"""Measure a module on one batch: gradients, leaks, what outputs depend on, and whether the batch can be overfitted.
+"""Measure a module on one batch: gradients, what outputs depend on, and whether the batch can be overfitted.
 
 Shapes: `B` is the batch size, `...` the shape of one sample or output.
 """
@@ -73,9 +73,9 @@ class Subject:
             raise Skipped("training_step returned no loss for the first batch")
         return loss
 
-    def outputs(self, inputs: Tensor) -> Tensor:
+    def outputs(self, inputs: Tensor, seed: int = 0) -> Tensor:
         """Return the outputs for inputs `(B, ...)` in the present mode, drawn with the same seed at each call."""
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             outputs = self.module(inputs)
         if not isinstance(outputs, Tensor):
@@ -167,7 +167,7 @@ def gradients(module: nn.Module, loss: Tensor) -> tuple[list[str], dict[str, flo
     if not named or not loss.requires_grad:
         return list(named), {}, []
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    by_name = {name: gradient for name, gradient in zip(named, found, strict=True)}
+    by_name = dict(zip(named, found, strict=True))
     largest = {
         name: float(dense(gradient).abs().max())
         for name, gradient in by_name.items()
@@ -309,7 +309,7 @@ def exact_batch_statistics(module: nn.Module) -> Iterator[None]:
             each.momentum = momentum
 
 
-def spread(values: Tensor) -> float:
+def root_mean_square(values: Tensor) -> float:
     """Return the root mean square of values."""
     return float(values.detach().double().square().mean().sqrt()) if values.numel() else 0.0
 
@@ -339,7 +339,7 @@ def distance_to_targets(outputs: Tensor, targets: Tensor) -> float | None:
     each class of the batch `(B, C)`, it is the cross-entropy.
     """
     if targets.shape == outputs.shape and targets.is_floating_point():
-        return spread(outputs.double() - targets)
+        return root_mean_square(outputs.double() - targets)
     if outputs.ndim != 2 or targets.shape != outputs.shape[:1] or targets.dtype != torch.int64:
         return None
     if outputs.shape[1] < 2 or targets.min() < 0 or targets.max() + 1 != outputs.shape[1]:  # They may be embeddings.

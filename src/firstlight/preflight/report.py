@@ -28,7 +28,7 @@ from firstlight.preflight.measure import Skipped
 from firstlight.preflight.probe import probe_splits
 
 CHECKS = (
-    *("options", "output", "data", "quality", "start", "monitors", "batches", "scale", "loss", "gradients", "leak"),
+    *("options", "output", "data", "quality", "start", "monitors", "batches", "scale", "loss", "gradients", "mixing"),
     *("overfit", "inputs", "modes", "steps"),
 )
 """All checks, in their order. After a fault in one of the first five, later ones may not be tried."""
@@ -49,8 +49,8 @@ class Result:
     def __str__(self) -> str:
         """Return a line of the table.
 
-        >>> print(Result("leak", "ok", "8 samples"))
-        leak       ok       8 samples
+        >>> print(Result("mixing", "ok", "8 samples"))
+        mixing     ok       8 samples
         """
         return f"{self.check:<10} {self.state:<8} {self.text}"
 
@@ -63,7 +63,7 @@ class Report:
         results: Of all checks that were tried; a check may have several.
         task: The module of the fit.
         datamodule: Its data.
-        facts: What the dry run has learnt; None if it was not tried.
+        facts: What the dry run has learnt; empty if it was not tried.
     """
 
     results: Sequence[Result]
@@ -90,8 +90,8 @@ class Report:
         """Return what follows the findings: what is right, then the plan; `verbose` adds tables."""
         states = {each.check: each.state for each in reversed(self.results)}
         good = [name for name, state in states.items() if state == "ok"]
-        skipped = [each.check for each in self.results if each.state == "skipped"]
-        right = [f"ok       {', '.join(reversed(good))}"] + ([f"skipped  {', '.join(skipped)}"] if skipped else [])
+        skipped = [f"skipped  {each.check}: {each.text}" for each in self.results if each.state == "skipped"]
+        right = [f"ok       {', '.join(reversed(good))}", *skipped]
         table = ["", *map(str, self.results)] if verbose else []
         return [*right, "", *_plan(self), *table, *(_details(self) if verbose else [])]
 

@@ -29,6 +29,7 @@ from firstlight.callbacks.defaults import DEFAULTS, Monitored
 from firstlight.data import DataModule
 from firstlight.data.loader import ResumableDistributedSampler, normalises_batches, per_process
 from firstlight.errors import UsageError, check_range, did_you_mean
+from firstlight.loggers import split_of
 from firstlight.tasks import Task
 
 
@@ -49,7 +50,7 @@ def refuse_options(options: Mapping[str, Any]) -> None:
         )
     if name.lower().startswith("fsdp"):
         raise UsageError(
-            f"trainer.strategy={name} hides which part of a gradient a process has, so norms would be wrong: use "
+            f"trainer.strategy={name} splits gradients so that their norm cannot be computed: use "
             "ModelParallelStrategy with fully_shard"
         )
     devices, processors = str(options["devices"]), max(os.cpu_count() or 1, 2)  # Two processes can always be tried.
@@ -99,7 +100,9 @@ def monitored(module: LightningModule, monitor: str | None, mode: Literal["min",
         return None
     mode = mode or (own_mode if own_mode in ("min", "max") else None)
     if mode is None:
-        raise UsageError(f"monitor {monitor} of {name} needs --mode min or max: whether lower or higher is better")
+        raise UsageError(
+            f"monitor {monitor} of {name} needs a direction: --mode min if lower values are better, else --mode max"
+        )
     return SimpleNamespace(monitor=monitor, mode=mode)
 
 
@@ -140,8 +143,12 @@ def refuse_collisions(own: Sequence[Callback], default: Sequence[Callback]) -> N
 
 def refuse_no_validation(trainer: Trainer, callbacks: Sequence[Callback]) -> None:
     """Refuse a fit that never validates although a callback monitors `val/...`. Call it when training starts."""
-    waiting = [each for each in callbacks if isinstance(each, EarlyStopping | ModelCheckpoint) and each.monitor]
-    if not any(str(each.monitor).startswith("val") for each in waiting):
+    waiting = [
+        each
+        for each in callbacks
+        if isinstance(each, EarlyStopping | ModelCheckpoint) and split_of(str(each.monitor)) == "val"
+    ]
+    if not waiting:
         return
     every, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs or -1
     if not trainer.enable_validation:
@@ -153,7 +160,9 @@ def refuse_no_validation(trainer: Trainer, callbacks: Sequence[Callback]) -> Non
     else:
         return
     names = ", ".join(type(each).__name__ for each in waiting)
-    raise UsageError(f"the run never validates ({why}), and {names} need validation: use --disable early_stopping,best")
+    default = [name for name, kind in DEFAULTS.items() if any(type(each) is kind for each in waiting)]
+    way_out = f"use --disable {','.join(default)}" if default else "remove them from trainer.callbacks"
+    raise UsageError(f"the run never validates ({why}), which these callbacks need: {names}; {way_out}")
 
 
 def long_accumulation(trainer: Trainer) -> str:
@@ -211,14 +220,17 @@ def refuse_single_samples(trainer: Trainer, processes: int = 1) -> None:
         data: Any = loader.dataset
         one = data.__getitems__([0]) if hasattr(data, "__getitems__") else [data[0]]
         batch = trainer.precision_plugin.convert_input(loader.collate_fn(one))
-        inputs, _ = trainer.strategy.batch_to_device(batch)
+        if not (isinstance(batch, tuple | list) and len(batch) == 2):
+            return  # Only the module knows what its network gets.
         try:
-            deepcopy(network).train()(inputs)
+            deepcopy(network).train()(trainer.strategy.batch_to_device(batch)[0])
         except ValueError as error:
             raise UsageError(
                 f"a training batch has one sample, and {type(network).__name__} cannot train on it ({error}): use "
                 "another batch_size, or drop_last=True in a DataLoader"
             ) from error
+        except Exception:  # Another module than a task may give its network something else.
+            return
 
 
 def _smallest(loader: DataLoader[Any], trainer: Trainer, processes: int) -> int:
@@ -244,10 +256,10 @@ def refuse_unknown_monitors(trainer: Trainer, callbacks: Sequence[Callback]) -> 
     """
     if not any(trainer.num_val_batches):
         return  # `refuse_no_validation` reports it.
-    known = [name for name in trainer.callback_metrics if name.startswith("val")]
+    known = [name for name in trainer.callback_metrics if split_of(name) == "val"]
     for each in callbacks:
         monitor = getattr(each, "monitor", None)
-        if isinstance(monitor, str) and monitor.startswith("val") and monitor not in known:
+        if isinstance(monitor, str) and split_of(monitor) == "val" and monitor not in known:
             raise UsageError(
                 f"{type(each).__name__} monitors {monitor}, but validation logs {', '.join(known) or 'nothing'}"
                 + did_you_mean(monitor, known)

@@ -53,11 +53,13 @@ def seen(found: Sequence[Finding], told: Collection[str] = ()) -> list[str]:
         told: Names of those whose text stands above already.
 
     >>> flat = Finding("plateau", "info", "val/loss is flat since epoch 7", {}, "stop there", epoch=6)
-    >>> seen([flat]), seen([flat], {"plateau"})
-    (['seen   val/loss is flat since epoch 7: stop there'], ['seen   still true at the end: plateau (epoch 7)'])
+    >>> seen([flat])
+    ['seen   info plateau: val/loss is flat since epoch 7: stop there']
+    >>> seen([flat], {"plateau"})
+    ['seen   still true at the end: plateau (epoch 7)']
     """
     old, new = ([each for each in found if (each.name in told) == is_told] for is_told in (True, False))
-    lines = [f"seen   {finding}" for finding in new[:_MAX_SEEN]]
+    lines = [f"seen   {finding.line}" for finding in new[:_MAX_SEEN]]
     if len(new) > _MAX_SEEN:
         lines.append(f"seen   {len(new) - _MAX_SEEN} more: see findings in results.json")
     if old:

@@ -354,7 +354,7 @@ class Experiment:
 
     def _insight(self, trainer: Trainer, cause: str) -> dict[str, Any]:
         """Return the findings in the data and in the run, and the facts of the run; print the findings of the run."""
-        found = data_findings(self.datamodule, self.task)
+        found = data_findings(self.datamodule, self.task) or []
         insight = next((each for each in trainer.callbacks if isinstance(each, Insight)), None)  # type: ignore[attr-defined]
         seen = [] if insight is None else insight.finish(trainer, cause)
         shown = [each for each in seen if current_mode() == "lines" or each.severity != "info"]
@@ -399,7 +399,7 @@ class Experiment:
             steps_done=steps_done(trainer),
         )
         if isinstance(self.datamodule, DataModule) and trainer.ckpt_path is None:  # A resumed run has said it.
-            found = data_findings(self.datamodule, self.task)
+            found = data_findings(self.datamodule, self.task) or []
             tell_findings(found)
             for logger in trainer.loggers:
                 log_findings(logger, [finding.plain() for finding in found])

@@ -93,10 +93,10 @@ def _class_names(results: Mapping[str, Any], outputs: Mapping[str, Mapping[str, 
 
 
 def _series(folder: Path) -> dict[str, Line]:
-    """Return the steps and finite values of each logged number."""
+    """Return the completed steps, as `results.json` counts them, and the finite values of each logged number."""
     found = {}
     for name, series in SeriesReader(folder / "metrics.csv").read().items():
         is_finite = np.isfinite(series.values)
         if is_finite.any():
-            found[name] = series.steps[is_finite], series.values[is_finite]
+            found[name] = series.steps[is_finite] + 1, series.values[is_finite]
     return found

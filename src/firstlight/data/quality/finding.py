@@ -40,6 +40,15 @@ class Finding:
         """
         return f"{self.text}: {self.advice}"
 
+    @property
+    def line(self) -> str:
+        """The finding as a run prints it.
+
+        >>> print(Finding("constant", "info", "column a has one value", {"columns": 1}, "leave it out").line)
+        info constant: column a has one value: leave it out
+        """
+        return f"{self.severity} {self.name}: {self}"
+
     def plain(self) -> dict[str, Any]:
         """Return the finding as plain values, for `results.json`."""
         return {**asdict(self), "evidence": dict(self.evidence)}

@@ -75,11 +75,14 @@ def _content(run: Run, folder: Path, config: str) -> dict[str, Any]:
     found = [*sections.curves(run), *sections.schedule(run), *sections.gradients(run)]
     found += [*sections.predictions(run), *sections.errors(run)]
     results = run.results
+    knows_data = results.get("facts", {}).get("data_findings") is not None
     return {
         "name": folder.parent.name,
         "run": folder.name,
         "summary": _summary(results, config),
         "metrics": _metrics(results),
+        "silence": f"Nothing stands out in the recorded numbers{' and the data' if knows_data else ''}.",
+        "unknown": "" if knows_data else "Only a data module of firstlight lets it look at the data themselves.",
         "findings": [_finding(each, {section.anchor for section in found}) for each in results.get("findings", [])],
         "sections": found,
         "config": config.rstrip(),

@@ -108,16 +108,13 @@ def diagonal(of: Mapping[str, Line], x: str, y: str, marker: str | None = None) 
     return _svg(figure)
 
 
-def scatter(xs: Numbers, ys: Numbers, x: str, y: str, level: float | None = None) -> str:
-    """Return points, at most 1,000 of them; a horizontal line at `level`, or else the diagonal x = y."""
+def scatter(xs: Numbers, ys: Numbers, x: str, y: str) -> str:
+    """Return points, at most 1,000 of them, with the diagonal x = y."""
     figure, axes = _axes(x, y, width=4.8, height=3.6)
     xs, ys = _thinned(xs, ys)
     axes.plot(xs, ys, "o", color=COLOURS["c1"], markersize=3, alpha=0.5)
-    if level is None:
-        ends = [min(xs.min(), ys.min()), max(xs.max(), ys.max())]
-        axes.plot(ends, ends, color=COLOURS["muted"], linewidth=1, linestyle="--")
-    else:
-        axes.axhline(level, color=COLOURS["muted"], linewidth=1, linestyle="--")
+    ends = [min(xs.min(), ys.min()), max(xs.max(), ys.max())]
+    axes.plot(ends, ends, color=COLOURS["muted"], linewidth=1, linestyle="--")
     return _svg(figure)
 
 

@@ -140,8 +140,8 @@ def gradients(run: Run) -> list[Section]:
     """Return the norm of the gradient of each block over time."""
     prefix = "grad_norm/"
     norms = {name.removeprefix(prefix): line for name, line in run.series.items() if name.startswith(prefix)}
-    total = norms.pop("total", None)
-    norms = {name: line for name, line in norms.items() if len(line[0]) > 1} or ({"total": total} if total else {})
+    blocks = {name: each for name, each in norms.items() if name.rpartition("/")[2] != "total" and len(each[0]) > 1}
+    norms = blocks or norms
     if not norms:
         return []
     steps = np.unique(np.concatenate([np.asarray(line[0]) for line in norms.values()]))

@@ -64,19 +64,17 @@ def unscaled_inputs(record: Record) -> Finding | None:
 def not_shuffled(record: Record) -> Finding | None:
     """Training samples come sorted by class, or in the same order in each epoch."""
     runs, repeats = number(record, "shuffled", "label_runs"), fact(record, "shuffled", "order_repeats")
-    steps = number(record, "steps_per_epoch")
+    steps, evidence = number(record, "steps_per_epoch"), {"label_runs": runs} if np.isfinite(runs) else {}
     if runs > _SORTED and steps > 1:
         text = f"runs of one class are {plain(runs)} times as long as in a random order"
     elif abs(number(record, "shuffled", "autocorrelation")) > _ORDERED and steps > 1:
         found = number(record, "shuffled", "autocorrelation")
         text = f"targets that follow each other are alike, with a correlation of {plain(found)}"
-        advice, evidence = "shuffle the training samples", {"autocorrelation": found}
-        return finding(record, "not_shuffled", "warning", text, advice, evidence, 0)
+        evidence = {"autocorrelation": found}
     elif repeats and not np.isfinite(runs) and steps > 1 and fact(record, "kind") == "regression":
         text = "training samples come in the same order in each epoch"
     else:
         return None
-    evidence = {"label_runs": runs} if np.isfinite(runs) else {}
     advice = "shuffle the training samples"
     return finding(record, "not_shuffled", "warning", text, advice, evidence, 0)
 
@@ -95,11 +93,18 @@ def schedule_mismatch(record: Record) -> Finding | None:
         text = f"the learning rate is near zero from step {at + 1:,} on, {asleep:.0%} of the run"
         advice = "let the schedule span the run"
         return finding(record, "schedule_mismatch", "warning", text, advice, {"asleep": asleep}, at)
-    if warmup > _WARMUP * planned or (
-        is_over(record) and share_done(record) > 0.9 and peak == len(rates) - 1 and rates[0] < 0.5 * rates[-1]
-    ):
+    rises = is_over(record) and share_done(record) > 0.9 and rates[-1] == rates.max() and rates[0] < 0.5 * rates[-1]
+    epochs = number(record, "done_epochs")
+    if rises and len(set(rates)) <= epochs + 1 < 0.5 * number(record, "done_steps"):
+        text = f"the learning rate rises until the end, to {plain(rates[-1])}, and changes once an epoch"
+        advice = "a schedule that counts optimiser steps must step after each: {'scheduler': ..., 'interval': 'step'}"
+        evidence = {"lr_end": float(rates[-1]), "changes": float(len(set(rates)) - 1)}
+        return finding(record, "schedule_mismatch", "warning", text, advice, evidence)
+    if warmup > _WARMUP * planned or rises:
         text = f"the learning rate still rises at step {int(steps[peak]) + 1:,}, late in the run"
-        advice = "shorten the warm-up: --model.schedule.warmup 0.05"
+        counts_steps = fact(record, "schedule", "warmup_steps") is not None
+        shorter = f"warmup_steps {round(0.05 * planned)}" if counts_steps and planned > 0 else "warmup 0.05"
+        advice = "shorten the warm-up" + (f": --model.schedule.{shorter}" if fact(record, "kind") is not None else "")
         return finding(
             record, "schedule_mismatch", "warning", text, advice, {"warmup_steps": warmup, "planned_steps": planned}
         )

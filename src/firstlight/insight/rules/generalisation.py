@@ -15,11 +15,13 @@ from firstlight.insight.rules.reading import (
     learned,
     median,
     number,
+    option,
     plain,
     reference_loss,
     share_done,
     skill,
     skills,
+    try_schedule,
     update_ratios,
     values,
     warning_if,
@@ -27,7 +29,7 @@ from firstlight.insight.rules.reading import (
 
 # Goodfellow et al., Deep Learning (2016), 7.8: the validation loss rises while the training loss still falls.
 _AUGMENTED, _LEARNED = 1.3, 0.75
-# All thresholds below are set on the training half of the bench.
+# All thresholds below are set on the half development of the bench.
 _RISEN, _GAP, _BY_HEART = 1.2, 0.15, 30.0
 _RISEN_FREELY, _GAP_FREELY = 1.05, 0.1
 _EXTREME, _REACHED = 0.9, 0.95
@@ -56,10 +58,13 @@ def overfitting(record: Record) -> Finding | None:
     trained, validated = skills(record)
     gap = trained - validated
     by_heart = bool(len(own) and last > _BY_HEART * own[-1] > 0 and gap > _GAP / 2)
-    rises = last > _RISEN * losses[best] and not (len(own) and own[-1] > 0.8 * last)
+    # A likelihood may be negative: a rise is then measured by what was gained.
+    scale = float(losses[best] if losses[best] > 0 else max(losses[0] - losses[best], -losses[best]))
+    rise = (last - float(losses[best])) / max(scale, 1e-12)
+    rises = rise > _RISEN - 1 and not (len(own) and own[-1] > last - 0.2 * abs(last))
     # Without any regularisation, a smaller rise has a known remedy.
-    risen_freely = _is_free(record) and last > _RISEN_FREELY * losses[best] and gap > _GAP_FREELY
-    risen_freely = risen_freely and bool(len(own)) and own[-1] < 0.5 * last
+    risen_freely = _is_free(record) and rise > _RISEN_FREELY - 1 and gap > _GAP_FREELY
+    risen_freely = risen_freely and bool(len(own)) and own[-1] < last - 0.5 * abs(last)
     if not (rises or by_heart or risen_freely):
         return None
     rises = rises or risen_freely
@@ -169,7 +174,7 @@ def _over_decayed(record: Record) -> Finding | None:
     if is_coupled:
         text = f"weight decay of {decay:g} is added to the gradient, and outweighs the loss"
     evidence = {"weight_decay": decay, "learning_rate": rate, "learned": known}
-    return finding(record, "over_regularised", "warning", text, "try --model.optimizer.weight_decay 0.01", evidence)
+    return finding(record, "over_regularised", "warning", text, f"try {option(record, 'weight_decay')} 0.01", evidence)
 
 
 def _over_penalised(record: Record) -> Finding | None:
@@ -279,7 +284,7 @@ def noisy_validation(record: Record) -> Finding | None:
     if not jumps > _NOISY:
         return None
     text = f"val/loss changes by {jumps:.0%} from one validation to the next"
-    advice = "use a schedule (--model.schedule), or a larger validation split"
+    advice = " or ".join(filter(None, [try_schedule(record), "use a larger validation split"]))
     return finding(record, "noisy_validation", "info", text, advice, {"jumps": jumps})
 
 

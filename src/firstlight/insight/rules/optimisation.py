@@ -25,6 +25,7 @@ from firstlight.insight.rules.reading import (
     reference_loss,
     short,
     start,
+    try_schedule,
     update_ratios,
     values,
     warning_if,
@@ -36,15 +37,15 @@ _LARGE_UPDATE, _USUAL_UPDATE, _SMALL_UPDATE = 0.1, 1e-3, 1e-5
 _REPLACED = 1.0
 # A loss of twice that of a guess, or of the start, has diverged; a fifth more in the first steps is no noise.
 _DIVERGED, _RISEN = 2.0, 1.2
-# Set on the training half of the bench: weights that move by less than a tenth of their size learn little.
+# Set on the half development of the bench: weights that move by less than a tenth of their size learn little.
 _SHORT_PATH = 0.1
 _LITTLE, _LEARNED = 0.5, 0.8
 _MATRICES = ("Linear", "Conv")
-# Nothing is learned if less than 2 % of the loss of a guess is gone. Set on the training half of the bench.
+# Nothing is learned if less than 2 % of the loss of a guess is gone. Set on the half development of the bench.
 _NOTHING = 0.02
 # AUTOTRAINER (Zhang et al., ICSE 2021) divides the norm of the first layer by that of the last: 1e-3 vanishes.
 _VANISHED = 1e-3
-# Gradients that grow a thousandfold, set on the training half of the bench.
+# Gradients that grow a thousandfold, set on the half development of the bench.
 _EXPLODED = 1e3
 # Chosen by hand; AUTOTRAINER has the same share for gradients that are zero.
 _DEAD = 0.7
@@ -73,7 +74,7 @@ def learning_rate_too_high(record: Record) -> Finding | None:
     risen = size > _LARGE_UPDATE / 3 and peak > _RISEN * worse and known < _LITTLE and is_late(record)
     if not (overflowed or diverged or broken or risen):
         return None
-    text = f"the first steps change the weights by {size:.0%} of their size, usual is 1 %"
+    text = f"the first steps change the weights by {size:.0%} of their size; about 1% is usual"
     if not size > _LARGE_UPDATE / 3 and stepped > _REPLACED:
         text = f"a step of the size of the learning rate is {plain(stepped)} times the size of the weights at the start"
     if overflowed:
@@ -109,11 +110,11 @@ def updates_too_large(record: Record) -> Finding | None:
     size, eps = first_updates(record), number(record, "optimizer", "eps")
     if eps < _TINY_EPS and is_adam(record):
         text = f"the optimiser's eps is only {plain(eps)}, so weights with a tiny gradient make huge steps"
-        advice = "use the default, --model.optimizer.eps 1e-8"
+        advice = f"use the default: {option(record, 'eps')} 1e-8"
         return finding(record, "updates_too_large", "warning", text, advice, {"eps": eps, "update_ratio": size})
     if not size > _LARGE_UPDATE:
         return None
-    text = f"the first steps change the weights by {size:.0%} of their size, usual is 1 %"
+    text = f"the first steps change the weights by {size:.0%} of their size; about 1% is usual"
     return finding(record, "updates_too_large", "info", text, f"lower {option(record)}", {"update_ratio": size})
 
 
@@ -166,7 +167,8 @@ def exploding_gradient(record: Record) -> Finding | None:
     text = f"the norm of the gradient reaches {plain(largest)}, from {plain(first)} at first"
     advice = f"clip it with --trainer.gradient_clip_val 1.0, or lower {option(record)}"
     severity = warning_if(learned(record) < _LITTLE)
-    step = int(record.series["grad_norm/total"].steps[int(np.nanargmax(record.series["grad_norm/total"].values))])
+    series = record.series["grad_norm/total"]
+    step = int(series.steps[np.isfinite(series.values)][norms.argmax()])
     return finding(record, "exploding_gradient", severity, text, advice, {"first": first, "largest": largest}, step)
 
 
@@ -254,7 +256,7 @@ def plateau(record: Record) -> Finding | None:
     if not (_NOTHING <= known < _LITTLE and last > 0.98 * middle):
         return None
     text = f"the loss stays near {plain(last)} in the second half"
-    advice = "try a schedule (--model.schedule) or a larger network"
+    advice = " or ".join(filter(None, [try_schedule(record), "try a larger network"]))
     return finding(record, "plateau", "info", text, advice, {"loss_middle": middle, "loss_end": last})
 
 

@@ -28,7 +28,7 @@ _OF_NUMBERS = ("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "PoissonNLLLoss
 _OF_CLASSES = ("CrossEntropyLoss", "NLLLoss", "BCELoss", "BCEWithLogitsLoss", "MultiMarginLoss", "KLDivLoss")
 # A negative loss that grows tenfold has no minimum: bounded ones do not, and log-likelihoods grow as a logarithm.
 _UNBOUNDED = 10.0
-# The loss falls by a third while the metric of the same samples stays at a guess. Set on the training half.
+# The loss falls by a third while the metric of the same samples stays at a guess. Set on the half development.
 _LOSS_FALLS, _METRIC_STAYS = 0.67, 0.1
 _SINGLE = ("classification", "binary")
 _USUAL = {
@@ -45,6 +45,15 @@ _RARE = 10.0
 _LEFT_OUT, _POOR, _BOUNDS_HURT, _POOR_RECALL, _FREQUENT = 0.5, 0.5, 0.8, 0.45, 0.9
 
 # Ranges that a function after the last layer keeps, whatever numbers it gets, and how people name it.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "softmax": (0, 1),
+    "sigmoid": (0, 1),
+    "tanh": (-1, 1),
+    "probabilities": (0, 1),
+    "in [0, 1]": (0, 1),
+    "in [-1, 1]": (-1, 1),
+}
+"""The others start at 0."""
 _ENDS = {
     "probabilities": "a softmax",
     "in [0, 1]": "a function like the sigmoid",
@@ -120,7 +129,7 @@ def _unpaired(record: Record) -> Finding | None:
         advice = "give outputs and targets the same shape: targets.unsqueeze(1), or outputs.squeeze(1)"
     elif fact(record, "loss_pairs") is False:
         text = "the loss stays the same when samples exchange their targets"
-        advice = "compare each output with its own target, and take the mean of these losses"
+        advice = "compare each output with its own target: see whether their shapes are the same, or broadcast"
     else:
         return None
     return finding(record, "wrong_loss", "fault", text, advice, {"loss_pairs": 0}, 0)
@@ -160,7 +169,7 @@ def _bounded(record: Record) -> Finding | None:
         text = f"{ending} is applied to the outputs, and {name} needs logits of any size and both signs"
         advice = f"remove the {between[0] if between else 'function'} after the last layer"
         # The best of many outputs that are not negative can be the right one; a single one cannot say no.
-        may_rank = not twice and head not in ("in [-1, 1]",) and fact(record, "kind") not in ("binary", "multilabel")
+        may_rank = not twice and head != "in [-1, 1]" and fact(record, "kind") not in ("binary", "multilabel")
         severity: Severity = "fault"
         if may_rank:
             severity = warning_if(is_late(record) and not learned(record) > _RANKED)
@@ -168,9 +177,7 @@ def _bounded(record: Record) -> Finding | None:
     mean, spread = number(record, "target_mean"), number(record, "target_spread")
     if expected == "standardised":
         mean, spread = 0.0, 1.0
-    known = {"softmax": (0, 1), "sigmoid": (0, 1), "tanh": (-1, 1)}
-    low, high = known.get(ending, (0 if "non-negative" in head or between else -1, np.inf))
-    low, high = {"in [0, 1]": (0, 1), "in [-1, 1]": (-1, 1), "non-negative": (0, np.inf)}.get(head, (low, high))
+    low, high = (0, np.inf) if head == "non-negative" else _BOUNDS.get(head, _BOUNDS.get(ending, (0, np.inf)))
     # Numbers between two ends differ by at most half of the distance, and about half of standardised ones are negative.
     is_out = mean < low or mean > high or spread > (high - low) / 2 or (low == 0 and mean <= 0.05 * spread)
     if not is_out and expected not in ("scores", "standardised"):

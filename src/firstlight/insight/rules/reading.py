@@ -13,7 +13,7 @@ Values = NDArray[np.float64]
 
 # The first tenth of a series is its start, the last fifth its end: one phase of training, and enough for a median.
 _START, _END = 0.1, 0.2
-# The first steps of the sound runs of the training half change the weights by 0.001 to 0.07 of their size, with a
+# The first steps of the sound runs of the half development change the weights by 0.001 to 0.07 of their size, with a
 # median of 0.019, and all steps by 0.0024. Karpathy (CS231n) gives 0.001 for the whole run.
 _FIRST_UPDATE = 0.01
 
@@ -204,9 +204,18 @@ def is_adam(record: Record) -> bool:
     return str(fact(record, "optimizer", "class")) in ("Adam", "AdamW", "NAdam", "RAdam", "Adamax")
 
 
-def option(record: Record) -> str:
-    """Return how the learning rate is set on the command line, if the module is a task of firstlight."""
-    return "--model.optimizer.lr" if fact(record, "kind") is not None else "the learning rate"
+def option(record: Record, name: str = "lr") -> str:
+    """Return how an option of the optimiser is set on the command line, or its name if no task of firstlight has it."""
+    if fact(record, "kind") is not None:
+        return f"--model.optimizer.{name}"
+    return "the learning rate" if name == "lr" else f"the {name} of the optimiser"
+
+
+def try_schedule(record: Record) -> str:
+    """Return the advice to use a schedule, with its option if the module has one; `""` if the run has a schedule."""
+    if fact(record, "schedule") is not None:
+        return ""
+    return "use a schedule" + (" (--model.schedule)" if fact(record, "kind") is not None else "")
 
 
 def finding(

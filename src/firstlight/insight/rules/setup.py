@@ -34,12 +34,14 @@ _LEARNS = 0.85
 _TINY_WEIGHTS, _LARGE_WEIGHTS = 1e-4, 1.0
 # Karpathy, A Recipe for Training Neural Networks (2019): verify that the loss starts at its value for a guess.
 _FAR_FROM_CHANCE, _TOO_FAR, _STARTED, _POOR = 3.0, 8.0, 0.95, 0.5
-# Losses in training and in evaluation mode differ by dropout. Set on the training half of the bench.
+# Losses in training and in evaluation mode differ by dropout. Set on the half development of the bench.
 _MODES_DIFFER = 1.5
 # Augmentation that shifts or flips keeps mean and deviation; noise and brightness change them by less than this.
 _SHIFTED, _STRETCHED = 0.5, 1.5
 # Rounding of float32 changes outputs by 1e-6 of the largest one.
-_MIXED = 1e-3
+MIXED = 1e-3
+FIND_MIXING = "look for what acts over the first axis: a reshape, an index, a softmax, batch_first of a recurrent layer"
+HIDE_FUTURE = "mask later tokens: is_causal=True, or a boolean mask (one of floats is added to the scores of attention)"
 # After so many steps, running averages with a momentum of 0.1 have followed.
 _FOLLOWED = 100
 
@@ -128,13 +130,29 @@ def train_eval_mismatch(record: Record) -> Finding | None:
 
 def mixes_samples(record: Record) -> Finding | None:
     """The output of a sample depends on the others in its batch."""
-    share = number(record, "mixes_samples")
-    if not share > _MIXED:
+    replaced, reordered = number(record, "mixes_samples"), number(record, "depends_on_order")
+    if not (replaced > MIXED or reordered > MIXED):
         return None
-    text = f"the output of a sample depends on its batch: other samples, or another order, change it by {share:.0%} of "
-    text += "the largest output"
-    advice = "look for what acts over the first axis: a reshape, an index, a softmax, batch_first of a recurrent layer"
-    return finding(record, "mixes_samples", "fault", text, advice, {"share": share}, 0)
+    share = replaced if replaced > MIXED else reordered
+    text = "the output of a sample depends on "
+    text += "the others in its batch: another sample" if replaced > MIXED else "its place in the batch: another order"
+    text += f" changes it by {share:.0%} of the largest output"
+    return finding(record, "mixes_samples", "fault", text, FIND_MIXING, {"share": share}, 0)
+
+
+def sees_future(record: Record) -> Finding | None:
+    """A network that predicts the next token gets it as input."""
+    share = number(record, "sees_future")
+    predicts = fact(record, "kind") == "language" or number(record, "token_offset") >= 1
+    if not predicts or not share > MIXED:
+        return None
+    return finding(record, "sees_future", "fault", future_text(share), HIDE_FUTURE, {"share": share}, 0)
+
+
+def future_text(share: float) -> str:
+    """Return that outputs change by a share of the largest one when later tokens do."""
+    text = f"the output of a token depends on later tokens, by {share:.0%} of the largest output: the network sees "
+    return text + "what it must predict, and its score is too good"
 
 
 def bad_initialisation(record: Record) -> Finding | None:
@@ -197,6 +215,7 @@ def _is_prefix(some: Layers, known: Layers) -> bool:
 
 RULES = (
     mixes_samples,
+    sees_future,
     gradient_not_zeroed,
     frozen_layer,
     detached_layer,
