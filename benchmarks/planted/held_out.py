@@ -1,4 +1,4 @@
-"""Held-out runs: no threshold was set, and no rule was written, with their results or their definitions in sight.
+"""Held-out runs. docs/faults.md says which rules were later changed with their results.
 
 They have other data, other networks and other seeds than those of `catalogue.py`, and most faults are made in another
 way. Each family has at least three instances.

@@ -102,7 +102,7 @@ def test_metric_of_training_can_be_monitored_without_validation_data(here):
     "verb, options, message",
     [
         ("run", GAN, "run tests the best checkpoint, but GAN declares no monitor: give --monitor NAME and --mode"),
-        ("fit", [*GAN, MONITOR[0]], "monitor val_distance of GAN needs --mode min or max"),
+        ("fit", [*GAN, MONITOR[0]], "monitor val_distance of GAN needs a direction: --mode min"),
         ("fit", [*GAN, MONITOR[1]], "--mode min needs --monitor NAME"),
         ("fit", [*GAN, "--monitor=val_distanc", "--mode=min"], "did you mean val_distance?"),
         (

@@ -183,7 +183,8 @@ class CLI(LightningCLI):
             "--refit",
             type=bool,
             default=False,
-            help="Train once more, on training and validation samples together, as long as the best checkpoint was.",
+            help="Train once more, on training and validation samples together: for the steps of the best checkpoint, "
+            "or its epochs if nothing stopped early.",
         )
         add("--report", type=bool, default=True, help="Write report.html at the end of `run`.")
         add(

@@ -342,7 +342,7 @@ def _fit_groups(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     if len(saved) != sum(sizes):
         raise UsageError(
             f"cannot resume: the optimiser has {sum(sizes)} parameters, but the checkpoint has {len(saved)}: freeze "
-            "and add the same ones"
+            "the same parameters as in the saved run"
         )
     entries = iter(saved)
     groups = []

@@ -92,7 +92,8 @@ class Regression(Task):
             self.notices.tell(
                 f"scale {mean}",
                 f"{type(self).__name__} was trained with target_mean {old[0].tolist()} and target_std "
-                f"{old[1].tolist()}; this fit has {mean.tolist()} and {std.tolist()}, and predictions move with them",
+                f"{old[1].tolist()}; this fit has {mean.tolist()} and {std.tolist()}, and predictions are scaled with "
+                "the new values",
             )
         self.target_mean.copy_(mean)
         self.target_std.copy_(std)
