@@ -398,6 +398,16 @@ def test_schedule_that_steps_once_an_epoch_by_mistake_is_told_what_to_change():
     assert found.name == "schedule_mismatch" and "'interval': 'step'" in found.advice
 
 
+def test_warm_up_to_a_constant_rate_is_sound():
+    assert find(sound_run({"lr": 1e-3 * np.minimum(np.arange(1, 41) / 8, 1)}, {})) == []
+
+
+def test_schedule_whose_rate_is_logged_once_an_epoch_is_not_said_to_step_once_an_epoch():
+    steps = sound_run().series["lr"].steps
+    found = find(sound_run({"lr": 1e-5 * (1.0 + steps)}, {"done_epochs": 40}))
+    assert [each.name for each in found] == ["schedule_mismatch"] and "'interval'" not in found[0].advice
+
+
 @pytest.mark.parametrize(("losses", "is_named"), [((1.0, -1.22, -1.221, -1.219), False), ((1.0, -1.2, -0.2), True)])
 def test_loss_that_may_be_negative_overfits_if_it_rises_by_a_part_of_what_was_gained(losses, is_named):
     ends = np.interp(np.linspace(0, 1, EPOCHS), np.linspace(0, 1, len(losses)), losses)

@@ -93,12 +93,13 @@ def schedule_mismatch(record: Record) -> Finding | None:
         text = f"the learning rate is near zero from step {at + 1:,} on, {asleep:.0%} of the run"
         advice = "let the schedule span the run"
         return finding(record, "schedule_mismatch", "warning", text, advice, {"asleep": asleep}, at)
-    rises = is_over(record) and share_done(record) > 0.9 and rates[-1] == rates.max() and rates[0] < 0.5 * rates[-1]
-    epochs = number(record, "done_epochs")
-    if rises and len(set(rates)) <= epochs + 1 < 0.5 * number(record, "done_steps"):
-        text = f"the learning rate rises until the end, to {plain(rates[-1])}, and changes once an epoch"
+    last, is_late = rates[-1], is_over(record) and share_done(record) > 0.9
+    rises = is_late and last == rates.max() and last > max(2 * rates[0], 1.1 * rates[len(rates) // 2])
+    changes = len(set(rates))
+    if rises and changes <= number(record, "done_epochs") + 1 and len(rates) >= 2 * changes:
+        text = f"the learning rate rises until the end, to {plain(last)}, and changes once an epoch"
         advice = "a schedule that counts optimiser steps must step after each: {'scheduler': ..., 'interval': 'step'}"
-        evidence = {"lr_end": float(rates[-1]), "changes": float(len(set(rates)) - 1)}
+        evidence = {"lr_end": float(last), "changes": changes - 1}
         return finding(record, "schedule_mismatch", "warning", text, advice, evidence)
     if warmup > _WARMUP * planned or rises:
         text = f"the learning rate still rises at step {int(steps[peak]) + 1:,}, late in the run"
