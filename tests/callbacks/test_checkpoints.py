@@ -177,6 +177,7 @@ def test_best_is_written_after_each_validation_that_is_better(clock, tmp_path):
     class Stays(Improving):
         def validation_step(self, batch, batch_idx):
             self.log("val/loss", torch.tensor(100.0 - min(self.current_epoch, 3)))
+            self.log("val/accuracy", self.current_epoch / 10)
 
     best, weights = BestCheckpoint("val/loss", "min", tmp_path), {}
 
@@ -189,6 +190,7 @@ def test_best_is_written_after_each_validation_that_is_better(clock, tmp_path):
     assert found["epoch"] == 3 and torch.equal(found["state_dict"]["layer.weight"], weights[3])
     (state,) = (each for name, each in found["callbacks"].items() if name.startswith("BestCheckpoint"))
     assert state["best_model_score"] == best.best_model_score == 97
+    assert found["metrics"] == {"val/loss": 97, "val/accuracy": pytest.approx(0.3)}
 
 
 def test_the_best_that_last_names_is_on_the_disk(clock, tmp_path):

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from firstlight.callbacks.finite import not_finite
 from firstlight.checkpoints.io import read
 from firstlight.errors import UsageError, check_range
-from firstlight.loggers import LogCadence, current_step
+from firstlight.loggers import LogCadence, current_step, split_of
 
 
 class FiniteCheckpoint(ModelCheckpoint):
@@ -38,7 +38,7 @@ class FiniteCheckpoint(ModelCheckpoint):
         error = None
         try:
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(self.save_weights_only)
-            self._trim(checkpoint)
+            self._trim(trainer, checkpoint)
             self._store(trainer, checkpoint, filepath)
         except UsageError as raised:
             error = raised
@@ -58,7 +58,7 @@ class FiniteCheckpoint(ModelCheckpoint):
         for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.after_save_checkpoint(self)
 
-    def _trim(self, checkpoint: dict[str, Any]) -> None:
+    def _trim(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         """Remove what the file does not need."""
 
 
@@ -127,14 +127,16 @@ class BestCheckpoint(FiniteCheckpoint):
         """Return whether the metric is better than before. NaN never is; Lightning 2.6.6 would keep the first one."""
         return (current is None or not current.isnan()) and super().check_monitor_top_k(trainer, current)
 
-    def _trim(self, checkpoint: dict[str, Any]) -> None:
+    def _trim(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         """Remove `train_log`, outputs and targets of training samples: people share this file.
 
-        A module that is not a task stores no metrics, so the monitored one is added.
+        A module that is not a task stores no metrics, so those of this validation are added.
         """
         checkpoint.pop("train_log", None)
         if self.current_score is not None:
-            checkpoint.setdefault("metrics", {str(self.monitor): float(self.current_score)})
+            named = trainer.callback_metrics.items()
+            validated = {name: float(each) for name, each in named if split_of(name) == "val" and each.numel() == 1}
+            checkpoint.setdefault("metrics", {**validated, str(self.monitor): float(self.current_score)})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score, or that of `best.ckpt` if it is better: the file may be newer than the checkpoint.
