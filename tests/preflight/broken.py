@@ -96,6 +96,12 @@ class OfOutputsOnly(nn.CrossEntropyLoss):
         return outputs.square().mean()
 
 
+class OfOtherTargets(nn.CrossEntropyLoss):
+    def forward(self, outputs, targets):
+        wanted = nn.functional.one_hot(targets, outputs.shape[1]).float()
+        return (outputs[:, None] - wanted).square().mean()  # (B, 1, C) and (B, C) make (B, B, C).
+
+
 class Own(LightningModule):
     """A module that is no task, with a fault that is its argument."""
 

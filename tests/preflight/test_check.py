@@ -161,6 +161,11 @@ def test_fault_of_a_network_is_named(kind, capsys):
     assert found(capsys, network(getattr(broken, kind)))[0] == NETWORKS[kind]
 
 
+def test_loss_that_broadcasts_outputs_over_the_targets_of_others_is_wrong(capsys):
+    names, printed = found(capsys, "--model.loss=tests.preflight.broken.OfOtherTargets")
+    assert names[0] == "fault wrong_loss" and "stays the same when samples exchange their targets" in printed
+
+
 @pytest.mark.parametrize("loss", ["Flipped", "OfOutputsOnly"])
 def test_loss_that_does_not_fall_towards_the_targets_is_wrong(loss, capsys):
     assert found(capsys, f"--model.loss=tests.preflight.broken.{loss}")[0] == ["fault wrong_loss"]

@@ -18,10 +18,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn import GroupNorm, LayerNorm
 
-from firstlight.callbacks.probes import mixed_samples, seen_future
+from firstlight.callbacks.probes import meets_own_targets, mixed_samples, seen_future
 from firstlight.checkpoints.io import AtomicCheckpointIO
 from firstlight.data.loader import normalises_batches
 from firstlight.data.quality.finding import Finding
+from firstlight.insight.rules.outputs import COMPARE_OWN, UNPAIRED
 from firstlight.insight.rules.setup import FIND_MIXING, HIDE_FUTURE, MIXED, future_text
 from firstlight.preflight import draw, judge
 from firstlight.preflight.layers import Layer, watched
@@ -319,6 +320,8 @@ def _initial_loss(subject: Subject, facts: Facts) -> str | list[Finding]:
             facts.neutral_meaning = neutral[1]
             with torch.enable_grad():
                 found += judge.judge_direction(pull_to_targets(task, neutral[0], targets), type(task.loss).__name__)
+        if not found and not task.members and meets_own_targets(task, outputs, targets) is False:
+            found = [Finding("wrong_loss", "fault", UNPAIRED, {}, COMPARE_OWN)]
     if not found:
         found = judge.judge_initial_loss(facts.loss, facts.neutral, facts.neutral_meaning, size)
     known = f", and {facts.neutral:.4g} for {facts.neutral_meaning}" if facts.neutral is not None else ""

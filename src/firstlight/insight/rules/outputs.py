@@ -22,6 +22,8 @@ from firstlight.insight.rules.reading import (
     warning_if,
 )
 
+UNPAIRED = "the loss stays the same when samples exchange their targets"
+COMPARE_OWN = "compare each output with its own target: see whether their shapes are the same, or broadcast"
 # Losses for numbers that cannot be less than zero.
 _NOT_NEGATIVE = ("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss")
 _OF_NUMBERS = ("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "PoissonNLLLoss", "GaussianNLLLoss")
@@ -128,8 +130,7 @@ def _unpaired(record: Record) -> Finding | None:
         text = "the loss compares each output of a batch with the targets of all samples, because shapes differ"
         advice = "give outputs and targets the same shape: targets.unsqueeze(1), or outputs.squeeze(1)"
     elif fact(record, "loss_pairs") is False:
-        text = "the loss stays the same when samples exchange their targets"
-        advice = "compare each output with its own target: see whether their shapes are the same, or broadcast"
+        text, advice = UNPAIRED, COMPARE_OWN
     else:
         return None
     return finding(record, "wrong_loss", "fault", text, advice, {"loss_pairs": 0}, 0)
