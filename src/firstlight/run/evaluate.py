@@ -209,7 +209,8 @@ def joined_columns(module: LightningModule, outputs: list[Any]) -> dict[str, lis
     """Return the predictions of all batches by column; tensors without a name are the column `prediction`.
 
     Raises:
-        UsageError: When `predict_step` returns something else than tensors `(B, ...)` or a dict of them.
+        UsageError: When `predict_step` returns something else than tensors `(B, ...)` or a dict of them, or tensors
+            whose shapes differ between batches in more than `B`.
     """
     batches = [{"prediction": each} if isinstance(each, Tensor) else each for each in outputs]
     names = list(batches[0]) if batches and isinstance(batches[0], Mapping) else []
@@ -227,6 +228,11 @@ def joined_columns(module: LightningModule, outputs: list[Any]) -> dict[str, lis
             )
     if not batches:
         raise UsageError("the data to predict has no batch")
+    for name in names:
+        if len({batch[name].shape[1:] for batch in batches}) > 1:
+            raise UsageError(
+                f"{type(module).__name__}.predict_step returns {name} of several shapes: pad it to one length"
+            )
     return {name: torch.cat([batch[name] for batch in batches]).tolist() for name in names}
 
 
