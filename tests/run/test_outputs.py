@@ -83,6 +83,15 @@ def test_test_repeats_the_outputs_of_the_run_and_keeps_others_apart(tmp_path):
     assert sorted(len(each["index"]) for each in others) == [8, 27]
 
 
+def test_last_checkpoint_of_a_run_without_a_best_one_is_tested(tmp_path):
+    called("fit", "--config", "firstlight:wine", *SHORT, "--trainer.max_steps=1", cwd=tmp_path)
+    run = newest(tmp_path, "wine")
+    assert not (run / "checkpoints" / "best.ckpt").exists()
+    called("test", "--run", str(run), "--ckpt=last", cwd=tmp_path)
+    (tested,) = run.glob("evaluations/*/outputs/test.npz")
+    assert len(read_outputs(tested.parents[1], "test")["index"]) == 27
+
+
 def test_a_run_that_trains_on_has_no_outputs_of_its_earlier_checkpoint(tmp_path):
     run = trained("wine", tmp_path)
     called("fit", "--run", str(run), "--trainer.max_epochs=2", cwd=tmp_path)

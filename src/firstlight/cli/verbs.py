@@ -135,10 +135,7 @@ def _repetitions(cli: CLI) -> group.Repetitions:
         raise UsageError(f"--folds needs a firstlight.data module, and {name} is not one: use --seeds")
     if (processes := experiment.trainer(logger=False).world_size) > 1:
         raise UsageError(f"repeat trains in one process, but the trainer has {processes}: add --trainer.devices=1")
-    seed = cli.config.seed_everything
-    return group.Repetitions(
-        "seeds" if folds is None else "folds", seeds or folds, 0 if isinstance(seed, bool) else seed
-    )
+    return group.Repetitions("seeds" if folds is None else "folds", seeds or folds, cli.seed)
 
 
 @without_side_effects()
