@@ -120,13 +120,13 @@ def witten_bell(before: bytes, text: bytes, order: int) -> float:
 
 def main() -> None:
     """Print the scores of the baselines of an experiment."""
-    experiment = CLI("fit", sys.argv[1:]).experiment
-    seed = int(sys.argv[sys.argv.index("--seed_everything") + 1])
+    cli = CLI("fit", sys.argv[1:])
+    experiment = cli.experiment
     assert isinstance(experiment.datamodule, DataModule)
     figures = {
         "metric": METRICS[type(experiment.task).__name__],
         "parameters": sum(parameter.numel() for parameter in experiment.task.parameters()),
-        "baselines": scores(experiment.task, experiment.datamodule, seed),
+        "baselines": scores(experiment.task, experiment.datamodule, cli.seed),
         "machine": f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"{torch.get_num_threads()} thread(s), {platform.machine()}",
     }

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from pages import write_section
 from planted import catalogue, held_out
 from planted.catalogue import ROOT, Case
 
@@ -37,7 +38,6 @@ from firstlight.insight.findings import find
 from firstlight.insight.record import Record
 
 DOCS = ROOT / "docs" / "faults.md"
-BEGIN, END = "<!-- faults: made by benchmarks/faults.py -->", "<!-- end of faults -->"
 ALARMS = ("warning", "fault")
 _RECORDER = (
     "insight/record",
@@ -269,8 +269,7 @@ def main(args: list[str]) -> Score:
     text = f"{len(done)} of {len(chosen)} runs are trained.\n\n{table(verdicts)}"
     print(f"\n{text}")
     if options.write:
-        page = DOCS.read_text()
-        DOCS.write_text(f"{page.partition(BEGIN)[0]}{BEGIN}\n\n{text}\n\n{END}{page.partition(END)[2]}")
+        write_section(DOCS, "faults", text)
     return score(verdicts)
 
 

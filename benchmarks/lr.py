@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from pages import write_section
 
 from firstlight.cli.parser import CLI
 from firstlight.cli.side_effects import isolated
@@ -30,7 +31,6 @@ from firstlight.errors import TrainingError, UsageError, printing
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "search.md"
-BEGIN, END = "<!-- rates: made by benchmarks/lr.py -->", "<!-- end of rates -->"
 GRID = [10 ** (-5 + 5 * index / 11) for index in range(12)]
 OPTION = "model.optimizer.lr"
 DISABLED = "best,last,hparams,insight,progress,lr,gradient_norm,shutdown,random_state"
@@ -232,8 +232,7 @@ def main() -> None:
     text = table([each for each in measured if each.difference(0) is not None], given.seeds)
     print(text)
     if given.write:
-        page = PAGE.read_text()
-        PAGE.write_text(page[: page.index(BEGIN)] + f"{BEGIN}\n\n{text}\n\n" + page[page.index(END) :])
+        write_section(PAGE, "rates", text)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from pages import write_section
+
 from firstlight.errors import did_you_mean
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SEEDS = range(5)
-BEGIN, END = "<!-- results: made by benchmarks/results.py -->", "<!-- end of results -->"
 
 
 def measure(config: str, seed: int) -> dict[str, Any]:
@@ -107,10 +108,8 @@ def main(args: list[str] | None = None) -> None:
         "Seconds are the shortest time of the whole command, because other work on the machine can only add to it. "
         f"MiB is the highest peak memory. {'; '.join(machines)}."
     )
-    table = "\n".join([BEGIN, "", head, "|---|---|---|---|---|---|---|---|", *rows, "", note, "", END])
-    page = ROOT / "configs" / "README.md"
-    text = page.read_text()
-    page.write_text(text[: text.index(BEGIN)] + table + text[text.index(END) + len(END) :])
+    table = "\n".join([head, "|---|---|---|---|---|---|---|---|", *rows, "", note])
+    write_section(ROOT / "configs" / "README.md", "results", table)
     print(table)
 
 

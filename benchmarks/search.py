@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import optuna
 import yaml
+from pages import write_section
 
 from firstlight.__main__ import main as firstlight
 from firstlight.callbacks import Pruning
@@ -34,7 +35,6 @@ from firstlight.run.experiment import Experiment
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "search.md"
-BEGIN, END = "<!-- search: made by benchmarks/search.py -->", "<!-- end of search -->"
 TABLES = {
     "CASchools": ("AER", "math", ["rownames", "read"]),
     "concrete": ("modeldata", "compressive_strength", ["rownames"]),
@@ -176,8 +176,7 @@ def main(args: list[str]) -> None:
     text = table(results)
     print(f"\n{text}")
     if options.write:
-        page = DOCS.read_text()
-        DOCS.write_text(f"{page.partition(BEGIN)[0]}{BEGIN}\n\n{text}\n\n{END}{page.partition(END)[2]}")
+        write_section(DOCS, "search", text)
 
 
 if __name__ == "__main__":

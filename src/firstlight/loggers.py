@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 def is_logged_step(step: int, every: int) -> bool:
-    """Return whether the optimiser step with this index, from 0, is logged; 0 `every` steps logs none.
+    """Return whether the optimiser step with this index, from 0, is logged; `every=0` logs none.
 
     >>> [step for step in range(10) if is_logged_step(step, 5)]
     [4, 9]

@@ -12,6 +12,7 @@ from tests.helpers import ROOT
 def script(tmp_path, monkeypatch):
     """Return the globals of results.py in a copy of its files; measuring returns the stored results of wine."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     for name in ("benchmarks/results.py", "benchmarks/results/wine.json", "configs/wine.yaml", "configs/README.md"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -54,3 +55,21 @@ def test_wrong_arguments_are_refused_and_no_result_is_deleted(args, message, scr
     assert message in capsys.readouterr().err
     assert script["measured"] == []
     assert (tmp_path / "benchmarks" / "results" / "wine.json").is_file()
+
+
+def test_a_page_without_its_markers_is_not_written(script):
+    page = Path("configs/README.md")
+    text = page.read_text().replace("<!-- end of results -->", "")
+    page.write_text(text)
+    with pytest.raises(ValueError, match=r"README\.md has 0 sections results, and not 1"):
+        script["main"](["--table"])
+    assert page.read_text() == text
+
+
+def test_baselines_take_the_seed_of_a_configuration(monkeypatch, capsys, tmp_path):
+    names = runpy.run_path(str(ROOT / "benchmarks" / "baselines.py"))["main"].__globals__
+    names["scores"] = lambda task, data, seed: {"seed": seed}
+    (tmp_path / "seed.yaml").write_text("seed_everything: 7")
+    monkeypatch.setattr("sys.argv", ["", "--config", str(ROOT / "configs/wine.yaml"), f"--config={tmp_path}/seed.yaml"])
+    names["main"]()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["baselines"] == {"seed": 7}

@@ -74,7 +74,6 @@ def test_short_name_is_the_public_class_even_if_another_class_has_that_name(caps
         config = yaml.safe_load(shown(capsys, "--config", CONFIG, *args, "--print_config"))
         network = config["model"]["init_args"]["network"]
         assert network["class_path"] == "firstlight.networks.MLP"
-    assert MLP.__name__ == "MLP"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +96,7 @@ def test_help_of_an_unknown_class_suggests_a_known_one(given, message, capsys):
         ["--disable=best,last"],
         ["--disable", "best, last"],
         ["--disable=[best,last]"],
+        ['--disable=["best", "last"]'],
         ["--disable=best", "--disable", "last"],
         ["--disable=[best]", "--disable=last"],
     ],

@@ -230,6 +230,18 @@ def test_losses_of_other_kinds_are_not_compared(tmp_path):
     found = as_json(tmp_path, "runs/a/1", "runs/b/1")
     assert "loss" not in found["metrics"]
     assert "loss is left out: the sides minimise different losses" in found["notes"]
+    refused = compared(tmp_path, "runs/a/1", "runs/b/1", "--metric=loss", code=2)
+    assert refused.startswith("firstlight: loss is left out: the sides minimise different losses; available: accuracy,")
+
+
+def test_options_of_one_command_make_no_other_configuration(tmp_path):
+    for seed in range(2):
+        for name, dropout in (("a", 0.0), ("b", 0.5)):
+            make(tmp_path, name, str(seed), seed, dropout=dropout)
+    path = tmp_path / "runs" / "a" / "1" / "config.yaml"
+    path.write_text(path.read_text() + "apply: false\noutput: null\nseeds: 2\nfolds: null\n")
+    found = as_json(tmp_path, "runs/a", "runs/b")
+    assert [len(side["runs"]) for side in found["sides"].values()] == [2, 2]
 
 
 def test_compare_imports_no_torch():

@@ -272,8 +272,9 @@ def test_wrong_verbs_exit_with_one_line_and_code_2(args, pattern, capsys):
 
 def test_error_names_the_extra_of_a_missing_module():
     message = 'Parser key "data":\n  Parser key "augment":\n    No module named \'kornia\''
-    told = "data.augment: no module named kornia, which is in firstlight's extra vision: pip install -e '.[vision]'"
-    assert explain(message, [], []) == told
+    told = explain(message, [], [])
+    assert told.startswith("data.augment: no module named kornia, which is in firstlight's extra vision: ")
+    assert told.endswith("pip install 'firstlight[vision]'")
 
 
 def test_ctrl_c_before_a_run_starts_exits_with_one_line(monkeypatch, capsys):

@@ -147,7 +147,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", quick_or_slow(KINDS, {"images in arrays", "texts", "digits"}))
-def test_tests_of_the_written_package_pass(kind, tmp_path):
+def test_written_package_passes_its_checks(kind, tmp_path):
     data = KINDS[kind] and ["--data", KINDS[kind](tmp_path)]
     new(tmp_path, *(data or []))
     folder = tmp_path / "churn"

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -55,10 +54,11 @@ def test_second_test_replaces_its_own_files_and_no_others(tmp_path):
     assert f"sets model.lr; it held {held}\n" in called("lr", *own, cwd=tmp_path).stdout
     assert (tmp_path / "lr.yaml").read_text() == first
     for name in ("lr.yaml", "lr.png"):
-        (tmp_path / name).write_text("mine")
+        mine = "model:\n  class_path: firstlight.tasks.Classification  # my own\n"
+        (tmp_path / name).write_text(mine)
         refused = called("lr", *own, cwd=tmp_path, code=2)
         assert refused.stderr == f"firstlight: {name} exists, and firstlight lr has not written it: give --output DIR\n"
-        assert refused.stdout == "" and (tmp_path / name).read_text() == "mine"
+        assert refused.stdout == "" and (tmp_path / name).read_text() == mine
         (tmp_path / name).unlink()
 
 
@@ -85,7 +85,7 @@ REFUSED = {
     "a run": (["--config", CONFIG, "--resume"], None),
     "an output that is no folder": ([*OWN, "--output=nowhere"], "--output nowhere is not a folder"),
     "an option of another verb": ([*OWN, "--seeds=3"], "--seeds is an option of repeat and sweep: leave it out of lr"),
-    "a time limit and a timer": ([*OWN, "--ckpt=best"], "--ckpt is for validate, test, predict, export; fit resumes "),
+    "a checkpoint": ([*OWN, "--ckpt=best"], "--ckpt is for validate, test, predict, export; fit resumes "),
     "options that train nothing": ([*OWN, "--trainer.max_epochs=0"], "trainer.max_epochs=0 trains nothing"),
 }
 
@@ -112,4 +112,3 @@ def test_rate_without_an_option_of_its_own_is_not_guessed():
     with pytest.raises(UsageError, match=r"the model has model\.a\.lr=0\.1, model\.b\.lr=0\.1: leave"):
         rate_option({"model.a.lr": 0.1, "model.b.lr": 0.1}, 0.1)
     assert rate_option({"model.a.lr": 0.1, "model.b.lr": 0.2}, 0.1) == "model.a.lr"
-    assert not Path("lr.yaml").exists()

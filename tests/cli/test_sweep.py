@@ -13,12 +13,14 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+import torch
 import yaml
 
 from firstlight.__main__ import main
 from firstlight.callbacks.pruning import open_storage, open_study
 from firstlight.checkpoints.io import read
 from firstlight.data import DataModule, Table
+from firstlight.run.experiment import Experiment
 from tests.helpers import CONFIG, DDP, ROOT, Ranks, called, files, firstlight, logged, results
 
 SMALL = ["--config", CONFIG, "--model.network.hidden=[16]", "--trainer.max_epochs=3"]
@@ -104,10 +106,12 @@ def test_the_same_command_continues(swept, tmp_path):
 
 def test_another_configuration_or_space_is_refused(swept):
     cwd, _ = swept
+    before = files(cwd / "runs").keys()
     other = sweep(cwd, "--model.l1=0.001", NO_SEEDS, code=2)
     assert "digits_mlp_sweep holds a sweep with another configuration: give --experiment NAME" in other.stderr
     other = sweep(cwd, NO_SEEDS, space={"data.batch_size": [8, 16]}, code=2)
     assert "digits_mlp_sweep holds a sweep with another space" in other.stderr
+    assert files(cwd / "runs").keys() == before
 
 
 def test_no_sweep_reads_the_test_split(tmp_path, monkeypatch):
@@ -145,6 +149,77 @@ def test_the_best_trial_is_compared_with_the_configuration_on_other_seeds(tmp_pa
     assert [each["model"]["init_args"]["l1"] for each in started].count(1e-6) == 3  # Not those of the other one.
 
 
+def test_a_sweep_of_the_loss_ends_with_a_comparison(tmp_path):
+    options = ("--trials=3", "--seeds=3", "--model.loss=torch.nn.CrossEntropyLoss", "--model.loss.label_smoothing=0.5")
+    done = sweep(tmp_path, *options, "--trainer.max_epochs=1", space={"model.loss.label_smoothing": [0.5, 0.0]})
+    values = [
+        [results(each.parent)["best"]["val/loss"] for each in sorted(tmp_path.glob(f"runs/*_{name}/*/results.json"))]
+        for name in ("start", "best")
+    ]
+    difference = (sum(values[0]) - sum(values[1])) / 3
+    (amount,) = re.findall(r"^gain   the best trial is better .* by (\S+) in loss", done.stdout, re.MULTILINE)
+    assert float(amount) == pytest.approx(difference, abs=0.01)
+
+
+OWN = """
+import torch
+from lightning.pytorch import LightningModule
+
+class Own(LightningModule):
+    monitor, mode = "val_loss", "min"
+    def __init__(self, lr: float = 1e-5):
+        super().__init__()
+        self.lr, self.net = lr, torch.nn.Linear(64, 10)
+    def training_step(self, batch, index):
+        loss = torch.nn.functional.cross_entropy(self.net(batch[0].flatten(1)), batch[1])
+        return loss * float("nan") if torch.initial_seed() == 2 and self.lr > 1e-5 else loss
+    def validation_step(self, batch, index):
+        self.log("val_loss", torch.nn.functional.cross_entropy(self.net(batch[0].flatten(1)), batch[1]))
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.lr)
+"""
+
+
+def test_a_comparison_leaves_out_a_seed_that_diverges_and_takes_a_monitor_of_any_name(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"model.lr": [1e-5, 0.1]}))
+    options = ["--model=own.Own", "--data=firstlight.data.Digits", "--trainer.max_epochs=1", "--experiment=own"]
+    done = called("sweep", *options, "--space=space.yaml", "--trials=2", "--seeds=3", cwd=tmp_path)
+    assert re.search(r"^gain   best configuration, seed 2 failed: .*not finite", done.stdout, re.MULTILINE)
+    assert re.search(
+        r"^gain   the best trial is lower than the configuration by .* in val_loss", done.stdout, re.MULTILINE
+    )
+    left_out = "1 of 3 seeds are left out, because a run with them failed"
+    assert f"gain   {left_out}\n" in done.stdout
+    assert left_out in (tmp_path / "runs" / "own" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), 0), (RuntimeError("a bug"), 1)]
+)
+def test_a_trial_that_an_exception_ends_has_failed_and_is_not_given_out_again(error, code, tmp_path, monkeypatch):
+    fit = Experiment.fit
+
+    def fails_at_the_second(self):
+        monkeypatch.setattr(Experiment, "fit", fails if not list(tmp_path.glob("runs/*/*/results.json")) else fit)
+        return fit(self)
+
+    def fails(self):
+        monkeypatch.setattr(Experiment, "fit", fit)
+        raise error
+
+    monkeypatch.setattr(Experiment, "fit", fails_at_the_second)
+    options = ("--trials=3", "--trainer.max_epochs=1", NO_SEEDS)
+    if code:
+        with pytest.raises(RuntimeError, match="a bug"):
+            sweep(tmp_path, *options)
+    printed = sweep(tmp_path, *options).stdout
+    found = trials(tmp_path)
+    assert [each.state.name == "FAIL" for each in found] == [False, True, False]
+    assert found[1].user_attrs["error"] == str(error).splitlines()[0]
+    assert code or "trial  1: failed: CUDA out of memory. Tried; " in printed
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [
@@ -179,12 +254,15 @@ def test_a_space_that_cannot_be_right_ends_in_one_line_before_the_first_trial(sp
         (["--time=5", "--trials=3"], "--time and --trials exclude each other"),
         (["--storage=nowhere://x"], "the storage nowhere://x cannot be opened: "),
         (["--disable=best"], "sweep compares best checkpoints, but none will be written"),
+        (["--time"], "sweep: argument --time: expected one argument"),
+        (["--time="], "time '' is not a time: write days, hours"),
     ],
 )
-def test_wrong_options_end_in_one_line(options, message, tmp_path):
+def test_wrong_options_end_in_one_line_and_leave_no_file(options, message, tmp_path):
     done = sweep(tmp_path, *options, code=2)
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["space.yaml"]
 
 
 TABLE = """
@@ -355,4 +433,3 @@ def test_without_optuna_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna.storages", None)
     done = sweep(tmp_path, code=2)
     assert done.stderr == "firstlight: a search needs optuna.storages: pip install 'firstlight[search]'\n"
-    assert main(["--help"]) == 0

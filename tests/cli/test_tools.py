@@ -141,3 +141,9 @@ def test_bash_completes_verbs_options_and_classes(tmp_path):
 def test_an_unknown_shell_is_refused_with_the_known_ones(tmp_path):
     pytest.importorskip("shtab")
     assert "available: bash" in called("completion", "bsh", cwd=tmp_path, code=2).stderr
+
+
+@pytest.mark.parametrize("args", [["new", "a", "--dat=x"], ["compare", "a", "--spli=val"], ["report", "--form=md"]])
+def test_tools_take_no_shortened_option(args, tmp_path):
+    refused = called(*args, cwd=tmp_path, code=2).stderr
+    assert refused.startswith(f"firstlight: {args[0]} does not take {args[-1]}: firstlight {args[0]} ")

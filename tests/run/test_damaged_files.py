@@ -8,6 +8,7 @@ import zipfile
 import pytest
 import torch
 
+import firstlight
 from firstlight.__main__ import main
 from firstlight.checkpoints.io import AtomicCheckpointIO, read, read_checkpoint_metrics
 from firstlight.data import Digits
@@ -67,9 +68,14 @@ CONFIGS = {
 def test_damaged_config_of_a_run_is_refused_in_one_line(kind, run, capsys):
     text = CONFIGS[kind]
     (run / "config.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    line = said(capsys, {2}, "test", "--run", run)
-    assert kind == "nothing" or "config.yaml" in line
-    assert {"a bomb": "expand", "a node within itself": "expand", "deep nesting": "deeply"}.get(kind, "") in line
+    with pytest.raises(UsageError) as refused:
+        firstlight.load(run)
+    for line in (str(refused.value), said(capsys, {2}, "test", "--run", run), said(capsys, {2}, "compare", run, run)):
+        assert "config.yaml" in line or (kind == "nothing" and "--config FILE" in line)
+        assert {"a bomb": "expand", "a node within itself": "expand", "deep nesting": "deeply"}.get(kind, "") in line
+    (run / "config.yaml").write_text("a: 1")
+    with pytest.raises(UsageError, match=r"config\.yaml holds no model$"):
+        firstlight.load(run)
 
 
 LATEST = [b"\xff\xfe", b"", b"../../x", b"/etc", b"a\0b", b"x" * 5000, b"two\nlines", b".."]

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -187,16 +188,36 @@ def test_printed_config_can_be_used_as_a_config(tmp_path):
     assert results(newest(tmp_path, "printed"))["steps"] == 3
 
 
-@pytest.mark.parametrize("verb", ["run", "fit", "validate", "test", "predict"])
-def test_every_verb_has_help(verb, capsys):
-    from firstlight.__main__ import main
+BROKEN = """
+from lightning.pytorch import Callback
 
-    with pytest.raises(SystemExit) as stopped:
-        main([verb, "--help"])
-    assert stopped.value.code == 0
-    printed = capsys.readouterr().out
-    assert f"firstlight {verb}" in printed
-    assert "--early_stopping.patience" in printed
+class Broken(Callback):
+    def on_train_start(self, *_):
+        raise ZeroDivisionError
+
+class Interrupted(Callback):
+    def on_train_start(self, *_):
+        raise KeyboardInterrupt
+"""
+
+
+@pytest.mark.parametrize("name", ["Broken", "Interrupted"])
+def test_a_run_that_ends_before_its_first_step_leaves_no_directory(name, tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    fit = ["fit", "--config", CONFIG, "--trainer.max_steps=1", "--disable=progress"]
+    called(*fit, cwd=tmp_path)
+    run = newest(tmp_path)
+    with pytest.raises(ZeroDivisionError) if name == "Broken" else nullcontext():
+        called(*fit, f"--trainer.callbacks+=broken.{name}", cwd=tmp_path, code=130)
+    assert newest(tmp_path) == run
+    assert [each for each in run.parent.iterdir() if each.is_dir()] == [run]
+
+
+def test_a_plan_without_an_end_is_told_as_one(tmp_path):
+    endless = ["--trainer.max_epochs=-1", "--model.schedule=firstlight.schedules.Constant"]
+    limits = ["--trainer.max_time=00:00:00:01", "--trainer.log_every_n_steps=0"]
+    printed = called("fit", "--config", CONFIG, *endless, *limits, cwd=tmp_path).stdout
+    assert "parameters, no limit of optimiser steps" in printed and " inf " not in printed
 
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -201,7 +201,8 @@ def test_channels_last_weights_are_written_right_and_without_a_warning(tmp_path)
     network, inputs = ConvNet(in_channels=1, widths=[4, 8], out_features=10).eval(), torch.rand(3, 1, 8, 8)
     with torch.no_grad():
         expected = network(inputs)
-    Pt2().write(network, inputs, {}, tmp_path / "model.pt2")
+    with (tmp_path / "model.pt2").open("wb") as file:
+        Pt2().write(network, inputs, {}, file)
     assert torch.equal(Pt2().load(tmp_path / "model.pt2", network)(inputs), expected)
 
 

@@ -6,11 +6,13 @@ import shutil
 import sys
 
 import pytest
+import torch
 
 from firstlight.__main__ import main
 from firstlight.checkpoints.io import read
 from firstlight.errors import UsageError
 from firstlight.run import directory
+from firstlight.run.export.formats import FORMATS
 from tests.helpers import ROOT, newest
 
 pytestmark = pytest.mark.faults
@@ -108,6 +110,33 @@ def test_each_write_of_an_evaluation_fails_in_turn(verb, disk, tmp_path, capsys)
         # Outputs are for later comparisons: a test without them is one.
         assert code == 2 or "samples are left out" in out, (disk.last, out)
         assert out.startswith({"test": "test     test/loss", "predict": "predict  270 samples"}[verb]), (disk.last, out)
+
+
+@pytest.mark.parametrize("to", ["safetensors", "pt2", "onnx"])
+def test_each_write_of_an_export_fails_in_turn(to, disk, tmp_path, capsys):
+    pytest.importorskip({"safetensors": "safetensors", "pt2": "torch", "onnx": "onnxscript"}[to])
+    args = ["fit", "--config", ROOT / "configs/digits_mlp.yaml", "--trainer.max_epochs=1", *QUICK]
+    assert run(disk, tmp_path, None, *args) == 0
+    args = ["export", "--run", newest(tmp_path), "--to", to]
+    assert run(disk, tmp_path, None, *args) == 0
+    writes = disk.count
+    assert writes > 6
+    for failing in range(1, writes + 1):
+        shutil.rmtree(newest(tmp_path) / "exports", ignore_errors=True)
+        capsys.readouterr()
+        code = run(disk, tmp_path, failing, *args)
+        check(code, disk, tmp_path, capsys)
+        assert code == 2 and not list(newest(tmp_path).rglob("exports/*")), disk.last
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_an_export_that_does_not_fit_on_the_disk_is_refused_in_one_line(to, tmp_path):
+    pytest.importorskip({"safetensors": "safetensors", "pt2": "torch", "onnx": "onnxscript"}[to])
+    (tmp_path / f".model-{os.getpid()}").symlink_to("/dev/full")
+    model = torch.nn.Linear(3, 300_000)
+    with pytest.raises(UsageError, match=r"cannot write .*model: No space left on device"):
+        with directory.atomic(tmp_path / "model", "wb") as file:
+            FORMATS[to].write(model, torch.zeros(2, 3), {"outputs": ["outputs"]}, file)
 
 
 @pytest.mark.slow

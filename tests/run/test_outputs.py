@@ -83,6 +83,15 @@ def test_test_repeats_the_outputs_of_the_run_and_keeps_others_apart(tmp_path):
     assert sorted(len(each["index"]) for each in others) == [8, 27]
 
 
+def test_last_checkpoint_of_a_run_without_a_best_one_is_tested(tmp_path):
+    called("fit", "--config", "firstlight:wine", *SHORT, "--trainer.max_steps=1", cwd=tmp_path)
+    run = newest(tmp_path, "wine")
+    assert not (run / "checkpoints" / "best.ckpt").exists()
+    called("test", "--run", str(run), "--ckpt=last", cwd=tmp_path)
+    (tested,) = run.glob("evaluations/*/outputs/test.npz")
+    assert len(read_outputs(tested.parents[1], "test")["index"]) == 27
+
+
 def test_a_run_that_trains_on_has_no_outputs_of_its_earlier_checkpoint(tmp_path):
     run = trained("wine", tmp_path)
     called("fit", "--run", str(run), "--trainer.max_epochs=2", cwd=tmp_path)
@@ -120,13 +129,17 @@ class Predicts(Mine):
 class Fails(Mine):
     def predict_step(self, batch, index):
         raise KeyError("rows")
+
+class Ragged(Mine):
+    def predict_step(self, batch, index):
+        return torch.zeros(len(batch[0]), 3 + index)
 """
 
 
-def of_module(name, cwd):
+def of_module(name, cwd, *options):
     (cwd / "mine.py").write_text(MODULE)
-    options = ("--model", f"mine.{name}", "--data", "firstlight.data.Digits", "--monitor=val/loss", "--mode=min")
-    done = called("run", *options, *SHORT, cwd=cwd)
+    own = ("--model", f"mine.{name}", "--data", "firstlight.data.Digits", "--monitor=val/loss", "--mode=min")
+    done = called("run", *own, *SHORT, *options, cwd=cwd)
     return newest(cwd, "unnamed"), done.stdout
 
 
@@ -151,6 +164,41 @@ def test_a_predict_step_that_fails_ends_no_run(tmp_path):
     line = "outputs of the test samples are left out: Fails.predict_step fails (KeyError('rows'))"
     assert line in printed.splitlines()
     assert "test/loss" in results(run)["metrics"]
+
+
+def test_predictions_of_several_shapes_end_no_run_and_are_refused_by_predict(tmp_path):
+    run, printed = of_module("Ragged", tmp_path, "--report=true")
+    assert "outputs of the test samples are left out: what Ragged.predict_step returns cannot be joined (" in printed
+    assert "Sizes of tensors" in results(run)["outputs"]["test"] and not (run / "outputs").exists()
+    assert results(run)["metrics"]["test/loss"] > 0
+    error = called("predict", "--run", str(run), cwd=tmp_path, code=2).stderr
+    assert error == "firstlight: Ragged.predict_step returns prediction of several shapes: pad it to one length\n"
+
+
+NO_TARGETS = """
+from firstlight.tasks import Classification
+
+class Bare(Classification):
+    def predict_step(self, batch, index):
+        return {"prediction": self(batch[0]).argmax(1)}
+
+class Doubled(Bare):
+    def compute_loss(self, outputs, targets):
+        return super().compute_loss(outputs, targets)
+    def predict_step(self, batch, index):
+        return self(batch[0]).argmax(1).repeat(2)
+"""
+
+
+def test_a_classification_whose_predict_step_returns_no_targets_is_recorded(tmp_path):
+    (tmp_path / "bare.py").write_text(NO_TARGETS)
+    run = trained("wine", tmp_path, "--model=bare.Bare", "--report=true")
+    stored = read_outputs(run, "test")
+    assert stored["predictions"].shape == stored["index"].shape == (27,) and "targets" not in stored
+    assert mean_loss(stored) == pytest.approx(results(run)["metrics"]["test/loss"], rel=1e-6)
+    called("test", "--run", str(run), "--model=bare.Doubled", cwd=tmp_path)
+    (tested,) = run.glob("evaluations/*/results.json")
+    assert "54 rows for 27 samples" in results(tested.parent)["outputs"]["test"]
 
 
 def test_outputs_that_are_too_large_or_slow_are_left_out_with_one_line(tmp_path, monkeypatch):

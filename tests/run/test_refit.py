@@ -111,6 +111,18 @@ def test_refit_of_a_run_that_is_trained_already(verb, tmp_path):
     assert results(run)["checkpoint"] == "checkpoints/refit.ckpt"
 
 
+def test_refit_of_a_run_that_was_tested_removes_what_the_best_checkpoint_reached(tmp_path):
+    called("run", *OPTIONS, "--trainer.max_epochs=1", cwd=tmp_path)
+    run = newest(tmp_path)
+    called("fit", "--run", str(run), "--refit=true", cwd=tmp_path)
+    found = results(run)
+    assert found["checkpoint"] == "checkpoints/refit.ckpt" and found["metrics"] == {}
+    assert not {"per_class", "outputs"} & found.keys() and not (run / "outputs" / "test.npz").exists()
+    again = called("run", "--run", str(run), "--refit=true", cwd=tmp_path).stdout
+    assert "refit  " not in again and "(refit checkpoint)" in again
+    assert results(run)["metrics"]["test/loss"] > 0 and (run / "outputs" / "test.npz").is_file()
+
+
 PLATEAU = """
 import torch
 from lightning.pytorch import LightningModule

@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from scipy import stats
 
@@ -409,10 +408,8 @@ def test_other_verbs_refuse_seeds(tmp_path):
     assert error == "firstlight: --seeds is an option of repeat and sweep: leave it out of run\n"
 
 
-def test_damaged_group_file_is_no_member(seeds, tmp_path):
-    cwd, _ = seeds
+def test_damaged_group_file_is_no_member(tmp_path):
     called("repeat", *OPTIONS, "--trainer.max_epochs=1", "--seeds=2", cwd=tmp_path)
     (runs_of(tmp_path)[1] / "group.json").write_text("{")
     done = called("repeat", *OPTIONS, "--trainer.max_epochs=1", "--seeds=2", "--resume", cwd=tmp_path)
     assert done.stdout.count(": finished in") == 1
-    assert torch.is_tensor(next(iter(weights(runs_of(cwd)[0]).values())))

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from firstlight.cli.parser_errors import read_yaml, refuse_huge_yaml
+from firstlight.cli.parser_errors import read_yaml
 from firstlight.errors import UsageError
+from firstlight.run.directory import refuse_huge_yaml
 
 
 def early_parser() -> argparse.ArgumentParser:
@@ -83,8 +84,13 @@ def merge_disable(args: list[str]) -> list[str]:
     given, rest = parser.parse_known_args(args)
     if given.disable is None:
         return args
-    names = [name.strip(" []") for text in given.disable for name in text.split(",")]
-    return [*rest, f"--disable={json.dumps([name for name in names if name])}"]
+    names: list[Any] = []
+    for text in given.disable:
+        try:
+            names += yaml.safe_load(f"[{text.strip(' []')}]")
+        except yaml.YAMLError as error:
+            raise UsageError(f"--disable={text} is no list of names: write A,B or [A,B]") from error
+    return [*rest, f"--disable={json.dumps([str(name) for name in names if name])}"]
 
 
 def join_metrics(args: list[str]) -> list[str]:
@@ -121,13 +127,10 @@ def join_metrics(args: list[str]) -> list[str]:
 
 def without_time(args: list[str]) -> tuple[list[str], str | None]:
     """Return arguments without `--time`, which limits the sweep and not a run, and its value."""
-    rest: list[str] = []
-    limit = None
-    left = iter(args)
-    for arg in left:
-        name, equals, value = arg.partition("=")
-        if name == "--time":
-            limit = value if equals else next(left, "")
-        else:
-            rest.append(arg)
-    return rest, limit
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--time")
+    try:
+        given, rest = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise UsageError(f"sweep: {error}") from error
+    return rest, given.time

@@ -1,6 +1,5 @@
 """`firstlight compare`: print how runs differ, in one of five formats."""
 
-import argparse
 import csv
 import html
 import io
@@ -8,7 +7,8 @@ import json
 import math
 from collections.abc import Callable, Sequence
 
-from firstlight.errors import UsageError, aligned
+from firstlight.cli.tools import ToolParser
+from firstlight.errors import aligned
 from firstlight.insight.compare import Difference, Interval
 from firstlight.run.comparison import LETTERS, Comparison, compare_runs
 
@@ -24,27 +24,20 @@ Table = list[list[str]]
 
 def compare(args: list[str]) -> None:
     """Print what differs between runs, their metrics, the differences, and a verdict."""
-    parser = argparse.ArgumentParser(
-        "firstlight compare",
-        _HELP,
-        "Compare runs: what differs, metrics and differences with 95 % intervals, and a verdict.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
+    found = compare_parser().options(args, "runs", "runs")
+    print(FORMATS[found.format](compare_runs(found.runs, found.metric, found.split)))
+
+
+def compare_parser() -> ToolParser:
+    """Return the parser of `compare`."""
+    description = "Compare runs: what differs, metrics and differences with 95 % intervals, and a verdict."
+    parser = ToolParser("compare", _HELP, description)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="Run, experiment folder, or pattern with *.")
     main = "accuracy, r2, bits_per_byte, nn_accuracy or loss"
     parser.add_argument("--metric", help=f"Metric of the verdict; default: {main}.")
     parser.add_argument("--split", choices=("test", "val"), help="Compared samples; default: test, val for folds.")
     parser.add_argument("--format", choices=FORMATS, default="table", help="Default: table.")
-    try:
-        found, unknown = parser.parse_known_args(args)
-    except argparse.ArgumentError as error:
-        raise UsageError(f"compare: {error}") from error
-    if unknown:
-        raise UsageError(f"compare does not take {unknown[0]}: firstlight compare --help lists its options")
-    if not found.runs:
-        raise UsageError("compare needs runs: firstlight compare RUN RUN")
-    print(FORMATS[found.format](compare_runs(found.runs, found.metric, found.split)))
+    return parser
 
 
 def as_table(comparison: Comparison) -> str:

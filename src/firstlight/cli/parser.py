@@ -58,28 +58,6 @@ _USAGE = """       firstlight {verb} --config FILE --print_config               
 _EVALUATIONS = ("validate", "test", "predict", "export")
 _USAGES = {"repeat": _REPEAT, "sweep": _SWEEP, "lr": _LR, **dict.fromkeys(_EVALUATIONS, _EVALUATE)}
 
-_PER_COMMAND = {
-    "run": None,
-    "ckpt": None,
-    "resume": False,
-    "allow_inexact": False,
-    "trust": None,
-    "to": None,
-    "seeds": None,
-    "folds": None,
-    "quiet": False,
-    "json": False,
-    "verbose": False,
-    "plot": None,
-    "space": None,
-    "trials": None,
-    "jobs": None,
-    "storage": None,
-    "apply": False,
-    "output": None,
-}
-"""Options of one command, which `config.yaml` does not keep."""
-
 OF_BATCHES = ("data.batch_size", "data.batch_size_is", "data.num_workers")
 """Options of the data that change no sample and no size."""
 
@@ -305,7 +283,7 @@ class CLI(LightningCLI):
         """Keep the text that `config.yaml` will hold, and Lightning's copy of it, which the task keeps."""
         if not hasattr(self, "config_dump"):
             saved = self.config.clone()
-            for key, value in {**_PER_COMMAND, "experiment": self.name}.items():
+            for key, value in {**directory.PER_COMMAND, "experiment": self.name}.items():
                 saved[key] = value
             self._config_text = _dump(self.parser, saved)
             self.config_dump = yaml.safe_load(self._config_text)
@@ -332,6 +310,12 @@ class CLI(LightningCLI):
         """Return all options of the configuration by their names on the command line, with plain values."""
         plain = yaml.safe_load(self.experiment.config)
         return dict(_dotted(plain))
+
+    @property
+    def seed(self) -> int:
+        """The seed of the first run; `true` and `false` count as 0."""
+        seed: int | bool = self.config.seed_everything
+        return 0 if isinstance(seed, bool) else seed
 
     def variant(self, values: Mapping[str, Any]) -> Experiment:
         """Return the experiment with other values of some options, by their names on the command line.
@@ -364,7 +348,7 @@ class CLI(LightningCLI):
         return self.training()
 
     def training(self) -> Experiment:
-        """Return the experiment of `run`, `fit` or `check`, and refuse `--ckpt`."""
+        """Return the experiment of a verb that trains, and refuse `--ckpt`."""
         if self.config.ckpt:
             raise UsageError(f"--ckpt is for {', '.join(_EVALUATIONS)}; fit resumes the last checkpoint of --run DIR")
         if self.config.refit and self.config.time:

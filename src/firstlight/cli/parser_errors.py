@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from firstlight.cli.class_help import near_class
-from firstlight.errors import UsageError, closest, did_you_mean, innermost_statement
+from firstlight.errors import closest, did_you_mean, innermost_statement
 
 WORDING = {
     "key": r'Parser key "([^"]+)"',
@@ -39,8 +39,6 @@ WORDING = {
 }
 """What `explain` looks for in the errors of jsonargparse 4.53; `tests/cli/test_wording.py` uses real errors."""
 
-
-_MOST_CHARACTERS, _MOST_VALUES = 1_000_000, 100_000
 
 _LIBRARIES = (*{sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}, str(Path(__file__).parents[1]))
 """Folders of modules that are not the user's."""
@@ -107,37 +105,6 @@ def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> st
     return prefix + innermost_statement(message) + hint
 
 
-def refuse_huge_yaml(path: Path) -> None:
-    """Refuse a configuration file that would take forever to parse: too long, too deep, or with aliases that expand.
-
-    Other faults of the file are left to the parser.
-    """
-    sizes: dict[int, float] = {}
-
-    def size(node: yaml.Node) -> float:
-        """Return how many values a node has after its aliases are expanded; infinite for a node within itself."""
-        if id(node) not in sizes:
-            sizes[id(node)] = float("inf")
-            inner = [each for pair in node.value for each in pair] if isinstance(node, yaml.MappingNode) else node.value
-            sizes[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(map(size, inner)))
-        return sizes[id(node)]
-
-    try:
-        with path.expanduser().open(encoding="utf-8") as file:
-            text = file.read(_MOST_CHARACTERS + 1)  # It may be a device without an end.
-        if len(text) > _MOST_CHARACTERS:
-            raise UsageError(f"{path} has more than {_MOST_CHARACTERS:,} characters: it is not a configuration")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is not None and size(node) > _MOST_VALUES:
-            raise UsageError(f"{path} holds YAML aliases that expand to more than {_MOST_VALUES:,} values")
-    except RecursionError as error:
-        raise UsageError(f"{path} is nested too deeply") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not a YAML file: {error}") from error
-    except (OSError, ValueError, yaml.YAMLError):
-        return
-
-
 def read_yaml(path: Path) -> Any:
     """Return the content of a YAML file, or `None` if it cannot be read: `--config` may hold YAML itself."""
     try:
@@ -186,7 +153,7 @@ def _module_hint(module: str) -> str:
     for needed in requirements:
         # `notebooks` repeats packages of other extras.
         if extra := re.match(rf"{name}\b.*extra == ['\"](?!notebooks)(\w+)['\"]", needed):
-            return f", which is in firstlight's extra {extra[1]}: pip install -e '.[{extra[1]}]'"
+            return f", which is in firstlight's extra {extra[1]}: pip install 'firstlight[{extra[1]}]'"
     return f"; run firstlight in the folder that holds {name}.py" if name == module else ""
 
 

@@ -13,8 +13,9 @@ from firstlight.errors import UsageError, emit, say
 from firstlight.run import directory
 from firstlight.run.experiment import is_first_process
 
-_MARK = "firstlight"
-"""Is near the start of the files that the verb writes. It replaces no others."""
+_HEADER = "# firstlight lr: "
+_METADATA = b"tEXtSoftware\0firstlight"
+"""The beginning of an overlay, and the metadata of a PNG, that the verb writes. It replaces no other files."""
 _NAMES = ("lr", "learning_rate")
 
 
@@ -45,7 +46,7 @@ def suggest_rate(args: list[str]) -> None:
         option = rate_option(cli.options(), found.own)
         before = f"; it held {_value(overlay)}" if overlay.is_file() else ""
         config = nested(yaml.safe_load(experiment.config), option, found.suggestion.rate)
-        directory.write_text(overlay, f"# firstlight lr: {found.sentence}\n{yaml.safe_dump(config)}")
+        directory.write_text(overlay, f"{_HEADER}{found.sentence}\n{yaml.safe_dump(config)}")
         say(f"apply    --config {overlay} after your own sets {option}{before}", always=True)
     seen = found.suggestion
     rates = {"rate": seen.rate, "low": seen.low, "high": seen.high, "own": found.own}
@@ -92,7 +93,10 @@ def nested(config: Any, option: str, value: Any) -> dict[str, Any]:
 def _refuse_foreign(path: Path) -> None:
     """Refuse to replace a file that this verb has not written."""
     try:
-        if path.exists() and _MARK.encode() not in path.read_bytes()[:200]:
+        if not path.exists():
+            return
+        start = path.read_bytes()[:200]
+        if not (start.startswith(_HEADER.encode()) or (start.startswith(b"\x89PNG") and _METADATA in start)):
             raise UsageError(f"{path} exists, and firstlight lr has not written it: give --output DIR")
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error

@@ -10,8 +10,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from firstlight.callbacks.defaults import DEFAULTS
 from firstlight.cli import TOOLS, VERBS
 from firstlight.cli.class_help import SEARCH_PATHS, public_classes
-from firstlight.cli.compare import FORMATS
+from firstlight.cli.compare import compare_parser
+from firstlight.cli.new import new_parser
 from firstlight.cli.parser import CLI
+from firstlight.cli.tools import report_parser
 from firstlight.errors import UsageError, did_you_mean
 
 
@@ -97,19 +99,13 @@ def completion_script(shell: str) -> str:
             _option(parser, name).choices = choices
         _option(parser, "--config").complete = shtab.FILE  # type: ignore[attr-defined]  # shtab reads it
         _option(parser, "--disable").choices = list(DEFAULTS)
+    parsers = {"compare": compare_parser, "new": new_parser, "report": report_parser}
+    paths = {"runs": shtab.DIRECTORY, "run": shtab.DIRECTORY, "dir": shtab.DIRECTORY, "data": shtab.FILE}
     for tool, line in TOOLS.items():
-        parser = verbs.add_parser(tool, help=line, add_help=False)
-        if tool == "compare":
-            parser.add_argument("runs", nargs="*").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-            parser.add_argument("--metric")
-            parser.add_argument("--split", choices=("test", "val"))
-            parser.add_argument("--format", choices=list(FORMATS))
-        if tool == "report":
-            parser.add_argument("--run").complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-            parser.add_argument("--format", choices=("html", "md"))
-        if tool == "new":
-            parser.add_argument("--data").complete = shtab.FILE  # type: ignore[attr-defined]
-            parser.add_argument("--target")
+        parser = verbs.add_parser(tool, help=line, add_help=False, parents=[parsers[tool]()] if tool in parsers else [])
+        for action in parser._actions:
+            if action.dest in paths:
+                action.complete = paths[action.dest]  # type: ignore[attr-defined]  # shtab reads it
         if tool == "completion":
             parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
     return str(shtab.complete(root, shell))

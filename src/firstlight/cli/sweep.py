@@ -3,7 +3,6 @@
 import gc
 import math
 import os
-import re
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 
 from firstlight.callbacks import Pruning
@@ -22,9 +23,10 @@ from firstlight.cli.parser_errors import read_yaml
 from firstlight.cli.side_effects import isolated, without_side_effects
 from firstlight.data import DataModule
 from firstlight.errors import TrainingError, UsageError, check_range, emit, printing, say
+from firstlight.insight import compare
 from firstlight.loggers import as_list
 from firstlight.run import directory
-from firstlight.run.comparison import compare_runs
+from firstlight.run.comparison import verdict
 from firstlight.run.experiment import Experiment
 from firstlight.run.resume import config_diff
 from firstlight.run.sweep import result
@@ -58,16 +60,16 @@ class Sweep:
             raise UsageError("sweep compares best checkpoints, but none will be written: enable best")
         if (processes := experiment.trainer(logger=False).world_size) > 1:
             raise UsageError(f"a trial is trained in one process, but the trainer has {processes}: use --jobs")
-        if limit and config.trials:
+        if limit is not None and config.trials:
             raise UsageError("--time and --trials exclude each other")
         self.monitor, self.mode = experiment.monitored.monitor, experiment.monitored.mode
         self.seeds = 6 if config.seeds is None else config.seeds
         self.jobs = 1 if config.jobs is None else config.jobs
-        self.trials = 10**6 if limit else 40 if config.trials is None else config.trials
+        self.trials = 10**6 if limit is not None else 40 if config.trials is None else config.trials
         check_range("sweep", "[1, inf)", jobs=self.jobs, trials=self.trials)
         if self.seeds:
             check_range("sweep", "[2, inf)", seeds=self.seeds)
-        self.deadline = self.started + parse_time(limit) if limit else None
+        self.deadline = None if limit is None else self.started + parse_time(limit)
         self.own = self.cli.options()
         self.space = self._space()
         self.folder = self.cli.experiment_dir
@@ -100,15 +102,14 @@ class Sweep:
         return space
 
     def asked(self) -> dict[str, Any]:
-        """Return what the sweep searches, to recognise it when it is continued."""
+        """Return what identifies the sweep."""
         options = {name: value for name, value in self.own.items() if name not in ("seed_everything", "seeds")}
         return {"configuration": options, "space": {name: vars(each) for name, each in self.space.items()}}
 
     def study(self, worker: int = 0) -> Study:
         """Return the study, with this process as a worker."""
-        seed = self.cli.config.seed_everything
-        seed = 0 if isinstance(seed, bool) else seed
-        return Study(self.folder, self.cli.config.storage, self.mode, self.asked(), seed + 1000 * worker)
+        seed = self.cli.seed + 1000 * worker
+        return Study(self.folder, self.cli.config.storage, self.mode, self.asked(), seed)
 
     def work(self, study: Study) -> None:
         """Train trials until all are given out, or the time is over."""
@@ -141,12 +142,17 @@ class Sweep:
             value = results["best"].get(self.monitor, math.nan)
             notes |= {"run": str(experiment.run_dir), "steps": results["steps"], "value": value}
             state = "pruned" if pruning.is_pruned or not math.isfinite(value) else "complete"
-        except UsageError as error:
-            state = "failed"
-            notes["error"] = str(error)
         except TrainingError as error:  # For example a loss that is not finite: worse than any number.
             state = "pruned"
             notes["error"] = str(error).splitlines()[0]
+        except Exception as error:
+            state = "failed"
+            notes["error"] = (str(error).splitlines() or [type(error).__name__])[0]
+            if not isinstance(error, UsageError | torch.OutOfMemoryError):
+                study.end(number, state, notes)  # Otherwise each later command would get this trial again.
+                raise
+        if state == "failed":
+            gc.collect()  # The exception kept the tensors of the trial alive.
         notes["seconds"] = round(time.time() - started, 2)
         study.end(number, state, notes)
         say(result.trial_line(number, state, self.monitor, notes))
@@ -209,46 +215,55 @@ def _compare(found: Sweep, study: Study, best: Path) -> list[str]:
     chosen = study.best.user_attrs["values"]
     differs = {name: value for name, value in chosen.items() if value != found.own.get(name)}
     if not differs:
-        verdict = "the configuration itself is the best one: nothing to compare"
-        say(f"gain   {verdict}", always=True)
-        return [verdict]
-    seed = found.cli.config.seed_everything
-    first = (0 if isinstance(seed, bool) else seed) + 1  # The search has used the seed itself.
-    sides: list[list[str]] = []
+        text = "the configuration itself is the best one: nothing to compare"
+        say(f"gain   {text}", always=True)
+        return [text]
+    first = found.cli.seed + 1  # The search has used the seed itself.
     sets: list[tuple[str, dict[str, Any]]] = [("start", {}), ("best", chosen)]
-    for name, values in sets:
-        folder = found.folder.with_name(f"{found.folder.name}_{name}")
-        finished = [run for run in directory.started_runs(folder) if directory.is_finished(run)]
-        sides.append([])
-        for number in range(first, first + found.seeds):
-            say(f"gain   {name} configuration, seed {number}")
-            with isolated(), printing("silent"):
-                experiment = found.experiment({**values, "seed_everything": number})
-                experiment.experiment_dir = folder
-                run = next((each for each in finished if _has_config(each, experiment.config)), None)
-                if run is None:
-                    results = experiment.fit()
-                    assert results is not None and experiment.run_dir is not None
-                    experiment.write_results(results)
-                    run = experiment.run_dir
-            sides[-1].append(str(run))
-    comparison = compare_runs([*sides[0], *sides[1]], found.monitor.partition("/")[2], "val")
-    words = {"A": "the configuration", "B": "the best trial"}
-    verdicts = [re.sub(r"\b[AB]\b", lambda match: words[match[0]], each) for each in comparison.verdicts]
+    sides = [[_value(found, name, values, first + index) for index in range(found.seeds)] for name, values in sets]
+    pairs = np.array([pair for pair in zip(*sides, strict=True) if np.isfinite(pair).all()]).reshape(-1, 2)
+    verdicts = []
+    if lost := found.seeds - len(pairs):
+        verdicts.append(f"{lost} of {found.seeds} seeds are left out, because a run with them failed")
+    if len(pairs) > 1:
+        metric = found.monitor.partition("/")[2] or found.monitor
+        difference = compare.difference_of_groups(pairs[:, 0], pairs[:, 1], is_paired=True)
+        verdicts.insert(0, verdict("the configuration", "the best trial", metric, difference))
     for each in verdicts:
         say(f"gain   {each}", always=True)
     return verdicts
 
 
+def _value(found: Sweep, name: str, values: Mapping[str, Any], seed: int) -> float:
+    """Return the best value of a configuration with a seed, NaN if its run fails; it is trained if it was not."""
+    folder = found.folder.with_name(f"{found.folder.name}_{name}")
+    say(f"gain   {name} configuration, seed {seed}")
+    try:
+        with isolated(), printing("silent"):
+            experiment = found.experiment({**values, "seed_everything": seed})
+            experiment.experiment_dir = folder
+            finished = [run for run in directory.started_runs(folder) if directory.is_finished(run)]
+            run = next((each for each in finished if _has_config(each, experiment.config)), None)
+            if run is None:
+                results = experiment.fit()
+                assert results is not None
+                experiment.write_results(results)
+            else:
+                results = directory.read_results(run)
+    except (TrainingError, UsageError, torch.OutOfMemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        say(f"gain   {name} configuration, seed {seed} failed: {reason}", always=True)
+        return math.nan
+    return float(results["best"].get(found.monitor, math.nan))
+
+
 def _has_config(run: Path, config: str) -> bool:
     """Return whether a run was trained with a configuration."""
-    return not config_diff(yaml.safe_load(directory.read_config(run)), yaml.safe_load(config))
+    return not config_diff(directory.load_config(run), yaml.safe_load(config))
 
 
 def _work_together(args: list[str], jobs: int) -> None:
     """Start processes that work on the study, each with its own device, and wait for them."""
-    import torch
-
     devices = torch.cuda.device_count()
     processes = []
     for index in range(jobs):
@@ -267,4 +282,5 @@ def _work_together(args: list[str], jobs: int) -> None:
         raise
     for index, code in enumerate(codes):
         if code:
-            say(f"sweep  process {index + 1} of {jobs} ended with exit code {code}; its trial is resumed", always=True)
+            trial = "has failed" if code == 1 else "is resumed"
+            say(f"sweep  process {index + 1} of {jobs} ended with exit code {code}; its trial {trial}", always=True)

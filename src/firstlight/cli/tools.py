@@ -9,6 +9,25 @@ from firstlight.cli import packaged
 from firstlight.errors import UsageError
 
 
+class ToolParser(argparse.ArgumentParser):
+    """The parser of a verb that trains nothing. Wrong use is a `UsageError`, which ends with the first `usage`."""
+
+    def __init__(self, verb: str, usage: str, description: str = "") -> None:
+        super().__init__(f"firstlight {verb}", usage, description, exit_on_error=False, allow_abbrev=False)
+        self.verb, self.first_usage = verb, usage.splitlines()[0].partition("   ")[0]
+
+    def options(self, args: Sequence[str], needed: str, what: str) -> argparse.Namespace:
+        """Return the options; `needed` is the one that must be given, and `what` says what it is."""
+        try:
+            found, unknown = self.parse_known_args(args)
+        except argparse.ArgumentError as error:
+            raise UsageError(f"{self.verb}: {error}") from error
+        if unknown or not getattr(found, needed):
+            fault = f"does not take {unknown[0]}" if unknown else f"needs {what}"
+            raise UsageError(f"{self.verb} {fault}: {self.first_usage}")
+        return found
+
+
 def compare(args: list[str]) -> None:
     """Compare runs."""
     from firstlight.cli.compare import compare as print_comparison
@@ -25,20 +44,19 @@ def new(args: list[str]) -> None:
 
 def report(args: Sequence[str]) -> None:
     """Write the report of a run into its directory."""
-    usage = "firstlight report --run DIR [--format html|md]"
-    parser = argparse.ArgumentParser("firstlight report", usage, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--run", type=Path, metavar="DIR", help="Folder of the run, or runs/EXPERIMENT/latest.")
-    parser.add_argument("--format", choices=("html", "md"), default="html", help="One page, or Markdown with charts.")
-    try:
-        found, unknown = parser.parse_known_args(args)
-    except argparse.ArgumentError as error:
-        raise UsageError(str(error)) from error
-    if unknown or found.run is None:
-        raise UsageError(f"report {f'does not take {unknown[0]}' if unknown else 'needs a run'}: {usage}")
+    found = report_parser().options(args, "run", "a run")
     from firstlight.run import directory
     from firstlight.run.report import write
 
     print(f"report {write(directory.find(found.run.expanduser()), found.format)}")
+
+
+def report_parser() -> ToolParser:
+    """Return the parser of `report`."""
+    parser = ToolParser("report", "firstlight report --run DIR [--format html|md]")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="Folder of the run, or runs/EXPERIMENT/latest.")
+    parser.add_argument("--format", choices=("html", "md"), default="html", help="One page, or Markdown with charts.")
+    return parser
 
 
 def configs(args: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from firstlight.checkpoints.io import read_checkpoint_metrics
 from firstlight.cli.parser import CLI
 from firstlight.cli.side_effects import isolated, without_side_effects
 from firstlight.data import DataModule
-from firstlight.errors import TrainingError, UsageError, check_range, current_mode, emit, say
+from firstlight.errors import TrainingError, UsageError, check_range, emit, say
 from firstlight.preflight.draw import refuse_plot
 from firstlight.preflight.report import CHECKS, told
 from firstlight.preflight.rules import refuse_no_step
@@ -20,6 +20,7 @@ from firstlight.run.evaluate import evaluate, test_trained
 from firstlight.run.experiment import Experiment, is_first_process
 from firstlight.run.export import export as export_checkpoint
 from firstlight.run.export.formats import FORMATS
+from firstlight.run.outputs import outputs_path
 
 
 @without_side_effects()
@@ -43,7 +44,7 @@ def _run(cli: CLI, args: list[str]) -> None:
     if results is None and experiment.run_dir and is_first_process():
         # The run was trained before. It is tested now, unless it was tested then.
         results = directory.read_results(experiment.run_dir)
-        if results["metrics"] and not _lacks_refit(cli):
+        if results["metrics"] and not _lacks_refit(cli, results):
             _tell_end(experiment, results)
             return
     if results is not None:
@@ -134,10 +135,7 @@ def _repetitions(cli: CLI) -> group.Repetitions:
         raise UsageError(f"--folds needs a firstlight.data module, and {name} is not one: use --seeds")
     if (processes := experiment.trainer(logger=False).world_size) > 1:
         raise UsageError(f"repeat trains in one process, but the trainer has {processes}: add --trainer.devices=1")
-    seed = cli.config.seed_everything
-    return group.Repetitions(
-        "seeds" if folds is None else "folds", seeds or folds, 0 if isinstance(seed, bool) else seed
-    )
+    return group.Repetitions("seeds" if folds is None else "folds", seeds or folds, cli.seed)
 
 
 @without_side_effects()
@@ -146,12 +144,12 @@ def fit(args: list[str]) -> None:
     cli = CLI("fit", args)
     experiment = cli.training()
     results = experiment.fit()
-    if results is None and _lacks_refit(cli):
+    if results is None and is_first_process():
         assert experiment.run_dir is not None
         results = directory.read_results(experiment.run_dir)
-    elif results is None and is_first_process() and current_mode() == "json":
-        assert experiment.run_dir is not None
-        _tell_end(experiment, directory.read_results(experiment.run_dir))
+        if not _lacks_refit(cli, results):
+            _tell_end(experiment, results)
+            return
     if results is not None:
         try:
             _refit(cli, args, results)
@@ -165,15 +163,16 @@ def _tell_end(experiment: Experiment, results: dict[str, Any]) -> None:
     emit("end", verb=experiment.verb, run=str(experiment.run_dir), **results)
 
 
-def _lacks_refit(cli: CLI) -> bool:
-    """Return whether `--refit` is given, but was interrupted or not given when the run was trained."""
+def _lacks_refit(cli: CLI, results: dict[str, Any]) -> bool:
+    """Return whether `--refit` is given, and the results of the run are not those of a refit."""
     run = cli.experiment.run_dir
-    return cli.config.refit and is_first_process() and not (run and (run / "checkpoints" / "refit.ckpt").is_file())
+    is_done = "refit" in results and run is not None and (run / "checkpoints" / "refit.ckpt").is_file()
+    return cli.config.refit and not is_done
 
 
 def _refit(cli: CLI, args: list[str], results: dict[str, Any]) -> None:
     """With `--refit`, train on all but the test samples, for the steps after which the best checkpoint was written."""
-    if not cli.config.refit:
+    if not _lacks_refit(cli, results):
         return
     assert cli.experiment.run_dir is not None
     level = logging.root.manager.disable
@@ -186,7 +185,10 @@ def _refit(cli: CLI, args: list[str], results: dict[str, Any]) -> None:
         best = directory.checkpoint(cli.experiment.run_dir, "best")  # A run that never validated has none.
         steps = int(read_checkpoint_metrics(best)["step"])
         results["refit"] = again.refit(cli.experiment.run_dir, steps, cli.experiment.stopped_early)
-        results["checkpoint"] = "checkpoints/refit.ckpt"
+        results |= {"checkpoint": "checkpoints/refit.ckpt", "metrics": {}}
+        for of_best in ("per_class", "outputs"):  # An earlier test was one of another checkpoint.
+            results.pop(of_best, None)
+        outputs_path(cli.experiment.run_dir, "test").unlink(missing_ok=True)
     except UsageError as error:
         say(f"refit  skipped: {error}", always=True)
 

@@ -10,7 +10,6 @@ from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
-import yaml
 
 from firstlight.errors import UsageError, did_you_mean
 from firstlight.insight import compare
@@ -22,10 +21,7 @@ from firstlight.run.outputs import read_outputs
 LETTERS = ascii_uppercase
 """Names of the sides, in their order."""
 
-_BOOKKEEPING = {
-    *("experiment", "runs", "run", "ckpt", "resume", "allow_inexact", "trust", "to", "seed_everything"),
-    *("report", "quiet", "json", "verbose", "plot", "space", "trials", "jobs", "storage"),
-}
+_BOOKKEEPING = {*directory.PER_COMMAND, "experiment", "runs", "report", "seed_everything"}
 """Options that do not make another configuration."""
 
 _HIGHER = {"accuracy", "auroc", "balanced_accuracy", "f1", "nn_accuracy", "r2", "recall_at_k"}
@@ -184,7 +180,10 @@ def compare_runs(paths: Sequence[str], metric: str | None = None, split: str | N
         and any(name.startswith(_DECIDES_LOSS) or name == "model" for name in options)
     ):
         names.remove("loss")
-        notes.append("loss is left out: the sides minimise different losses")
+        note = "loss is left out: the sides minimise different losses"
+        notes.append(note)
+        if metric == "loss":
+            raise UsageError(f"{note}; available: {', '.join(names)}")
     if metric is not None and metric not in names:
         raise UsageError(f"unknown metric {metric}; available: {', '.join(names)}" + did_you_mean(metric, names))
     chosen = metric or next((name for name in _MAIN if name in names), names[0])
@@ -295,10 +294,7 @@ def _runs(path: str, notes: list[str]) -> tuple[list[Run], bool]:
 def _read(path: Path) -> Run:
     if not directory.is_finished(path):
         raise UsageError(f"{path} has not finished: resume it with firstlight run --run {path}")
-    config = yaml.safe_load(directory.read_config(path))
-    if not isinstance(config, dict):
-        raise UsageError(f"{path / 'config.yaml'} holds no configuration")
-    return Run(path, config, directory.read_results(path))
+    return Run(path, directory.load_config(path), directory.read_results(path))
 
 
 def _key(run: Run) -> str:

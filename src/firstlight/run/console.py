@@ -78,9 +78,14 @@ def plan(parameters: int, total_steps: float, warmup_steps: int | None, caveat: 
     'plan   50,826 parameters, 2,400 optimiser steps, 120 of them warm-up'
     >>> plan(50826, 2400, None)
     'plan   50,826 parameters, 2,400 steps'
+    >>> plan(50826, float("inf"), 0)
+    'plan   50,826 parameters, no limit of optimiser steps'
     """
     unit, warmup = ("step", "") if warmup_steps is None else ("optimiser step", f", {warmup_steps:,} of them warm-up")
-    return f"plan   {parameters:,} parameters, {total_steps:,} {unit}{'s' * (total_steps != 1)}{warmup}{caveat}"
+    steps = f"{total_steps:,} {unit}{'s' * (total_steps != 1)}{warmup}"
+    if total_steps == math.inf:
+        steps = f"no limit of {unit}s" + (f", the first {warmup_steps:,} are warm-up" if warmup_steps else "")
+    return f"plan   {parameters:,} parameters, {steps}{caveat}"
 
 
 def timed_plan(parameters: int, time: str, limit: float) -> str:

@@ -16,12 +16,37 @@ from pathlib import Path
 from platform import python_version
 from typing import IO, Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from firstlight.errors import UsageError, did_you_mean
 
 CHECKPOINTS = ("best", "last", "final", "refit")
 """Names of the checkpoints of a run."""
+
+PER_COMMAND = {
+    "run": None,
+    "ckpt": None,
+    "resume": False,
+    "allow_inexact": False,
+    "trust": None,
+    "to": None,
+    "seeds": None,
+    "folds": None,
+    "quiet": False,
+    "json": False,
+    "verbose": False,
+    "plot": None,
+    "space": None,
+    "trials": None,
+    "jobs": None,
+    "storage": None,
+    "apply": False,
+    "output": None,
+}
+"""Options of one command with their defaults; `config.yaml` of a run does not keep what was given."""
+
+_MOST_CHARACTERS, _MOST_VALUES = 1_000_000, 100_000
 
 
 def create(root: Path, experiment: str) -> Path:
@@ -178,6 +203,50 @@ def read_config(run: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {_reason(error)}") from error
+
+
+def load_config(run: Path) -> dict[str, Any]:
+    """Return the options in `config.yaml` of a run, or raise a `UsageError` if it is damaged."""
+    path = run / "config.yaml"
+    refuse_huge_yaml(path)
+    try:
+        config = yaml.safe_load(read_config(run))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not a YAML file: {_reason(error)}") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{path} holds no configuration")
+    return config
+
+
+def refuse_huge_yaml(path: Path) -> None:
+    """Refuse a configuration file that would take forever to parse: too long, too deep, or with aliases that expand.
+
+    Other faults of the file are left to the parser.
+    """
+    sizes: dict[int, float] = {}
+
+    def size(node: yaml.Node) -> float:
+        """Return how many values a node has after its aliases are expanded; infinite for a node within itself."""
+        if id(node) not in sizes:
+            sizes[id(node)] = float("inf")
+            inner = [each for pair in node.value for each in pair] if isinstance(node, yaml.MappingNode) else node.value
+            sizes[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(map(size, inner)))
+        return sizes[id(node)]
+
+    try:
+        with path.expanduser().open(encoding="utf-8") as file:
+            text = file.read(_MOST_CHARACTERS + 1)  # It may be a device without an end.
+        if len(text) > _MOST_CHARACTERS:
+            raise UsageError(f"{path} has more than {_MOST_CHARACTERS:,} characters: it is not a configuration")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None and size(node) > _MOST_VALUES:
+            raise UsageError(f"{path} holds YAML aliases that expand to more than {_MOST_VALUES:,} values")
+    except RecursionError as error:
+        raise UsageError(f"{path} is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a YAML file: {error}") from error
+    except (OSError, ValueError, yaml.YAMLError):
+        return
 
 
 def version_of(package: str) -> str | None:

@@ -45,14 +45,13 @@ _FIT_ONLY = (BatchSizeFinder, LearningRateFinder, ModelCheckpoint, StochasticWei
 
 _MAX_SECONDS = 2.0  # Of the pass over the validation split after a run.
 _CHANGES_OUTPUTS = ("model", "data", "trainer.limit_", "trainer.precision", "trainer.overfit", "trainer.fast_dev_run")
-"""Options that make an evaluation another one than that of the run."""
+"""Options whose change changes the outputs."""
 
 
 def choose_checkpoint(verb: str, run: Path | None, ckpt: str | None, default: str = "best") -> Path:
     """Return the checkpoint to evaluate; `ckpt` is one of `directory.CHECKPOINTS` or a path.
 
-    `None` is the checkpoint that was trained on the validation samples, too, but not to validate it; else the final
-    checkpoint of the run, which holds weights that a callback set at the end; else `default`.
+    `None` takes the first that exists: `refit` (not for validate), `final`, then `default`.
     """
     if ckpt is None and run is None:
         raise UsageError(f"{verb} needs a checkpoint: give --run DIR or --ckpt PATH; random weights are not evaluated")
@@ -159,11 +158,16 @@ def _validate_outputs(experiment: Experiment) -> dict[str, Any]:
 def _is_of_run(experiment: Experiment, verb: str, path: Path, default: str) -> bool:
     """Return whether an evaluation is that of a run: its checkpoint, all its data, and its model."""
     run, data = experiment.run_dir, experiment.datamodule
-    if run is None or path != choose_checkpoint(verb, run, None, default):
+    if run is None:
+        return False
+    try:
+        if path != choose_checkpoint(verb, run, None, default):
+            return False
+    except UsageError:  # It has no such checkpoint, for example no best one before the first validation.
         return False
     if isinstance(data, DataModule) and not len(data.indices["train"]):
         return False  # It is other data.
-    diff = config_diff(yaml.safe_load(directory.read_config(run)), yaml.safe_load(experiment.config))
+    diff = config_diff(directory.load_config(run), yaml.safe_load(experiment.config))
     return not any(name.startswith(_CHANGES_OUTPUTS) for name in diff)
 
 
@@ -209,7 +213,8 @@ def joined_columns(module: LightningModule, outputs: list[Any]) -> dict[str, lis
     """Return the predictions of all batches by column; tensors without a name are the column `prediction`.
 
     Raises:
-        UsageError: When `predict_step` returns something else than tensors `(B, ...)` or a dict of them.
+        UsageError: When `predict_step` returns something else than tensors `(B, ...)` or a dict of them, or tensors
+            whose shapes differ between batches in more than `B`.
     """
     batches = [{"prediction": each} if isinstance(each, Tensor) else each for each in outputs]
     names = list(batches[0]) if batches and isinstance(batches[0], Mapping) else []
@@ -227,6 +232,11 @@ def joined_columns(module: LightningModule, outputs: list[Any]) -> dict[str, lis
             )
     if not batches:
         raise UsageError("the data to predict has no batch")
+    for name in names:
+        if len({batch[name].shape[1:] for batch in batches}) > 1:
+            raise UsageError(
+                f"{type(module).__name__}.predict_step returns {name} of several shapes: pad it to one length"
+            )
     return {name: torch.cat([batch[name] for batch in batches]).tolist() for name in names}
 
 

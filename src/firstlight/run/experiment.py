@@ -138,7 +138,7 @@ class Experiment:
     def fit(self) -> dict[str, Any] | None:
         """Train in a new run directory, or resume `run_dir`.
 
-        A run that is refused before its first step leaves no directory.
+        A run that ends before its first step, for whatever reason, leaves no directory.
 
         Returns:
             The content of `results.json` on the first process, if there is something new to write.
@@ -158,14 +158,14 @@ class Experiment:
             self.run_dir = self.experiment_dir  # Lightning gives the folder of the first process to the others.
             if is_first:
                 self.run_dir = directory.create(self.experiment_dir.parent, self.experiment_dir.name)
-                if self.group:
-                    directory.write_group(self.run_dir, {"name": self.run_dir.name, **self.group})
         try:
+            if is_first and checkpoint is None and self.group:
+                directory.write_group(self.run_dir, {"name": self.run_dir.name, **self.group})
             with directory.lock(self.run_dir) if is_first else nullcontext():
                 if is_first:
                     remove_leftovers(self.run_dir / "checkpoints")
                 return self._train(self.run_dir, checkpoint)
-        except UsageError:
+        except BaseException:
             if is_first and checkpoint is None and not self._trained:
                 directory.discard(self.run_dir)
             raise
@@ -274,7 +274,7 @@ class Experiment:
     def _resume(self, run: Path) -> Path:
         """Return the checkpoint that a run resumes from, after a comparison of its saved config with the new one."""
         checkpoint = directory.checkpoint(run, "last")
-        diff = config_diff(yaml.safe_load(directory.read_config(run)), yaml.safe_load(self.config))
+        diff = config_diff(directory.load_config(run), yaml.safe_load(self.config))
         is_exact = refuse_inexact(diff, self.allow_inexact)
         if isinstance(self.datamodule, DataModule) and not is_exact:
             self.datamodule.resume_exactly = False
@@ -421,7 +421,8 @@ class Experiment:
         log_every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set outside the class
         if trainer.loggers and not 0 < log_every <= total:
             option = f"--trainer.log_every_n_steps is {log_every:,}"
-            say(f"log    no training metrics: {option}, the run has {total:,} steps")
+            known = f", the run has {total:,} steps" if math.isfinite(total) else ""
+            say(f"log    no training metrics: {option}{known}")
         if self.monitored is None and (off := [name for name in MONITORING if name not in self.disable]):
             module = type(self.task).__name__
             say(f"best   {', '.join(off)} are off: {module} declares no monitor, give --monitor NAME and --mode")

@@ -11,8 +11,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
-import yaml
-
 from firstlight.errors import UsageError, aligned
 from firstlight.insight.intervals import mean_interval
 from firstlight.run import directory
@@ -106,7 +104,7 @@ def _difference(runs: Mapping[int, Path], repetitions: Repetitions, config: Mapp
     if len(runs) and max(runs) >= repetitions.count:
         return f"the newest has {max(runs) + 1} of them, and not {repetitions.count}"
     for index, run in runs.items():
-        saved = yaml.safe_load(directory.read_config(run))
+        saved = directory.load_config(run)
         now = {**config, "seed_everything": repetitions.seed + index, "runs": saved.get("runs")}
         if repetitions.kind == "folds":
             options = {**config["data"]["init_args"], "folds": repetitions.count, "fold": index}

@@ -73,11 +73,11 @@ class OutputRecorder(Callback):
         self._spent = 0.0
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to record."""
+        """Start recording."""
         self._start(pl_module, trainer.test_dataloaders)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to record."""
+        """Start recording."""
         self._start(pl_module, trainer.val_dataloaders)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
@@ -89,7 +89,7 @@ class OutputRecorder(Callback):
         self._end_batch(trainer, pl_module, *args)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stop to record."""
+        """Stop recording."""
         self._handle.remove()
 
     def _start(self, module: LightningModule, loaders: Any) -> None:
@@ -142,16 +142,25 @@ class OutputRecorder(Callback):
             self._stop("predict_step returns nothing that belongs to a sample", is_expected=True)
         if self.reason:
             return {}
+        try:
+            return self._joined(module, split)
+        except Exception as error:  # For example, the batches have other shapes.
+            self._stop(f"what {type(module).__name__}.predict_step returns cannot be joined ({error!r:.100})")
+            return {}
+
+    def _joined(self, module: LightningModule, split: Any) -> dict[str, Any]:
         found = {name: _numpy(torch.cat([each[name] for each in self._batches])) for name in self._batches[0]}
         size = len(next(iter(found.values())))
         is_own = isinstance(self.datamodule, DataModule)
         found["index"] = self.datamodule.rows(split)[:size] if is_own else np.arange(size)  # type: ignore[attr-defined]
+        if len(found["index"]) != size:
+            raise ValueError(f"{size} rows for {len(found['index'])} samples")
         kind = _kind(module)
         if kind in ("classes", "binary", "labels") and "outputs" in found:
             found["outputs"] = compact(found["outputs"])
         if "logits" in found and (found["logits"] == (rounded := found["logits"].astype(np.float32))).all():
             found["logits"] = rounded
-        if kind == "classes":
+        if kind == "classes" and "targets" in found:
             ignored = ignore_index(getattr(module, "loss", None))
             is_scored = (found["targets"] >= 0) & (found["targets"] != (-1 if ignored is None else ignored))
             found = {name: each[is_scored] for name, each in found.items()}

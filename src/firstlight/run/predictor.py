@@ -122,7 +122,7 @@ def load(
             raise UsageError(
                 "trust is for a checkpoint alone: the classes that a run's configuration names are trusted"
             )
-        config = yaml.safe_load(directory.read_config(run))
+        config = directory.load_config(run)
         module, datamodule = _build(config, run / "config.yaml")
         default = "last" if getattr(module, "monitor", None) is None and not config.get("monitor") else "best"
         checkpoint = choose_checkpoint("load", run, which, default)
@@ -165,6 +165,8 @@ def _build(
     config: Mapping[str, Any], source: Path, trust: str | Collection[str] = (), is_trusted: bool = True
 ) -> tuple[LightningModule, LightningDataModule]:
     """Return the task and the data module of a configuration."""
+    if missing := [part for part in ("model", "data") if not config.get(part)]:
+        raise UsageError(f"{source} holds no {missing[0]}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False, required=True)
     parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False, required=True)

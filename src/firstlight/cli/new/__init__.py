@@ -1,11 +1,10 @@
 """`firstlight new`: look at a person's data, and write an experiment of their own."""
 
-import argparse
 from pathlib import Path
 
 from firstlight.cli.new.look import look_at
 from firstlight.cli.new.write import find_in, package_files, write_files
-from firstlight.errors import UsageError
+from firstlight.cli.tools import ToolParser
 
 _MAX_FINDINGS = 4
 _HELP = """firstlight new DIR --data PATH --target NAME    a table: predict the column NAME
@@ -15,23 +14,20 @@ _HELP = """firstlight new DIR --data PATH --target NAME    a table: predict the 
        firstlight new DIR                              digits, as a first example"""
 
 
-def new(args: list[str]) -> None:
-    """Look at data, say what was seen and chosen, and write an experiment into a new folder."""
-    parser = argparse.ArgumentParser("firstlight new", _HELP, "Write an experiment of your own.", exit_on_error=False)
+def new_parser() -> ToolParser:
+    """Return the parser of `new`."""
+    parser = ToolParser("new", _HELP, "Write an experiment of your own.")
     parser.add_argument(
         "dir", type=Path, nargs="?", metavar="DIR", help="Folder to write; its name becomes that of the package."
     )
     parser.add_argument("--data", type=Path, metavar="PATH", help="A table, text, arrays, or a folder of images.")
     parser.add_argument("--target", metavar="NAME", help="Column of the table, or array, to predict.")
-    try:
-        found, unknown = parser.parse_known_args(args)
-    except argparse.ArgumentError as error:
-        raise UsageError(str(error)) from error
-    usage = "firstlight new DIR --data PATH --target NAME"
-    if unknown:
-        raise UsageError(f"new does not take {unknown[0]}: {usage}")
-    if found.dir is None:
-        raise UsageError(f"new needs a folder to write: {usage}")
+    return parser
+
+
+def new(args: list[str]) -> None:
+    """Look at data, say what was seen and chosen, and write an experiment into a new folder."""
+    found = new_parser().options(args, "dir", "a folder to write")
     data = None if found.data is None else found.data.expanduser()
     folder = found.dir.expanduser()
     look = look_at(data, found.target)

@@ -73,7 +73,8 @@ def export(experiment: Experiment, to: str, ckpt: str | None) -> None:
     folder = directory.make_unique(parent, f"{to}-{directory.timestamp()}")
     try:
         file = folder / f"model.{form.suffix}"
-        form.write(model, sample, description, file)
+        with directory.atomic(file, "wb") as stream:
+            form.write(model, sample, description, stream)
         differences = _differences(model, datamodule, form, file)
         name = max(differences, key=lambda each: (math.isnan(differences[each]), differences[each]))
         largest = differences[name]
@@ -82,9 +83,9 @@ def export(experiment: Experiment, to: str, ckpt: str | None) -> None:
                 f"the {to} file differs from the checkpoint in {name} by {largest:.2g}, a share of its largest value "
                 f"or of its integers, on the test split; at most {TOLERANCE:g} is right: nothing was written"
             )
-        (folder / "model.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        directory.write_text(folder / "model.json", json.dumps(description, indent=2) + "\n")
         facts = _facts(experiment, datamodule, path, largest)
-        (folder / "model_card.md").write_text(model_card(description, form, facts), encoding="utf-8")
+        directory.write_text(folder / "model_card.md", model_card(description, form, facts))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):

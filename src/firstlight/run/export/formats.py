@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,8 @@ class Format(ABC):
             )
 
     @abstractmethod
-    def write(self, model: nn.Module, sample: Tensor, description: Mapping[str, Any], file: Path) -> None:
-        """Write a model that takes raw numbers like `sample`, with its description."""
+    def write(self, model: nn.Module, sample: Tensor, description: Mapping[str, Any], file: IO[bytes]) -> None:
+        """Write a model that takes raw numbers like `sample`, with its description; a disk that fails is an OSError."""
 
     @abstractmethod
     def load(self, file: Path, model: nn.Module) -> Callable[[Tensor], Outputs]:
@@ -60,7 +60,7 @@ description = json.loads(session.get_modelmeta().custom_metadata_map["firstlight
 inputs = np.array(...)  # as described below
 outputs = dict(zip(description["outputs"], session.run(None, {"inputs": inputs})))"""
 
-    def write(self, model: nn.Module, sample: Tensor, description: Mapping[str, Any], file: Path) -> None:
+    def write(self, model: nn.Module, sample: Tensor, description: Mapping[str, Any], file: IO[bytes]) -> None:
         """Write one file with weights and metadata."""
         program = traced(model, sample)
         with _quiet():
@@ -71,7 +71,7 @@ outputs = dict(zip(description["outputs"], session.run(None, {"inputs": inputs})
             except torch.onnx.errors.OnnxExporterError as error:
                 raise UsageError(f"{_network(model)} has no ONNX form: {_first_line(error)}") from error
         exported.model.metadata_props["firstlight"] = json.dumps(description)
-        exported.save(str(file), external_data=False)
+        file.write(exported.model_proto.SerializeToString())
 
     def load(self, file: Path, model: nn.Module) -> Callable[[Tensor], Outputs]:
         """Return a function that calls onnxruntime on the CPU."""
@@ -95,11 +95,12 @@ description = json.loads(files["description.json"])
 inputs = torch.tensor(...)  # as described below
 outputs = model(inputs)"""
 
-    def write(self, model: nn.Module, sample: Tensor, description: Mapping[str, Any], file: Path) -> None:
+    def write(self, model: nn.Module, sample: Tensor, description: Mapping[str, Any], file: IO[bytes]) -> None:
         """Write one file with weights and the description."""
-        program = traced(model, sample)
+        program, buffer = traced(model, sample), io.BytesIO()
         with _quiet():  # torch 2.14 warns of channels-last weights, and writes them right.
-            torch.export.save(program, file, extra_files={"description.json": json.dumps(description)})
+            torch.export.save(program, buffer, extra_files={"description.json": json.dumps(description)})
+        file.write(buffer.getbuffer())  # If the disk fails, torch 2.14 aborts the process.
 
     def load(self, file: Path, model: nn.Module) -> Callable[[Tensor], Outputs]:
         """Return the traced model."""
@@ -122,12 +123,12 @@ with safe_open("model.safetensors", "pt") as file:
 prefix = "task.network."
 network_state = {name.removeprefix(prefix): each for name, each in weights.items() if name.startswith(prefix)}"""
 
-    def write(self, model: nn.Module, sample: Tensor, description: Mapping[str, Any], file: Path) -> None:
+    def write(self, model: nn.Module, sample: Tensor, description: Mapping[str, Any], file: IO[bytes]) -> None:
         """Write one file. Tensors that share memory, as tied weights do, are written once each."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         weights = {name: each.detach().clone().contiguous() for name, each in model.state_dict().items()}
-        save_file(weights, file, {"firstlight": json.dumps(description)})
+        file.write(save(weights, {"firstlight": json.dumps(description)}))
 
     def load(self, file: Path, model: nn.Module) -> Callable[[Tensor], Outputs]:
         """Return a copy of the model with the weights of the file."""

@@ -1,1 +1,1 @@
-"""Search for good settings: the space, the study with its trials, and what is told of them."""
+"""Search for good settings: the space, the study with its trials, its lines and its report."""

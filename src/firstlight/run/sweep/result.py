@@ -1,4 +1,4 @@
-"""What a sweep tells: lines, the best configuration, and a report."""
+"""Lines and report of a sweep."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -67,7 +67,7 @@ def _range(parameter: Parameter) -> str:
 def write_best(study: Study, folder: Path) -> Path:
     """Write `best.yaml`, the configuration of the best trial, and return its path."""
     assert study.best is not None
-    config = yaml.safe_load(directory.read_config(Path(study.best.user_attrs["run"])))
+    config = directory.load_config(Path(study.best.user_attrs["run"]))
     for name in ("experiment", "runs"):
         config.pop(name, None)
     notes = f"# Trial {study.best.number} of {folder}\n"

@@ -53,12 +53,19 @@ class Study:
         self.worker = uuid.uuid4().hex
         self._lock = FileLock(self._workers / f"{self.worker}.lock")
         self._lock.acquire()
+        try:
+            self._open(asked, seed)
+        except BaseException:
+            self._discard()
+            raise
+
+    def _open(self, asked: Mapping[str, Any], seed: int) -> None:
         opened = open_storage(self.storage)
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with self._alone():
-            direction: Literal["minimize", "maximize"] = "minimize" if mode == "min" else "maximize"
+            direction: Literal["minimize", "maximize"] = "minimize" if self.mode == "min" else "maximize"
             created = optuna.create_study(
                 study_name=self.name, storage=opened, direction=direction, load_if_exists=True
             )
@@ -67,7 +74,7 @@ class Study:
                 before = json.loads(created.user_attrs["asked"])
                 changed = next((key for key in {**before, **asked} if before.get(key) != json.loads(text).get(key)), "")
                 raise UsageError(
-                    f"{folder} holds a sweep with another {changed}: give --experiment NAME to start a new one"
+                    f"{self.folder} holds a sweep with another {changed}: give --experiment NAME to start a new one"
                 )
             created.set_user_attr("asked", text)
         self._study = open_study(opened, self.name)
@@ -76,6 +83,14 @@ class Study:
             self._study.sampler = optuna.samplers.TPESampler(
                 multivariate=True, group=True, constant_liar=True, seed=seed + len(self.trials)
             )
+
+    def _discard(self) -> None:
+        """Leave nothing of a sweep that is refused: neither its lock, nor folders that hold nothing else."""
+        self._lock.release()
+        (self._workers / f"{self.worker}.lock").unlink(missing_ok=True)
+        with suppress(OSError):
+            for folder in (self._workers, self.folder, self.folder.parent):
+                folder.rmdir()
 
     @property
     def trials(self) -> "list[FrozenTrial]":
