@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from firstlight.__main__ import main
@@ -277,6 +278,23 @@ def test_a_network_without_a_nonlinearity_is_affine(activation, is_affine, tmp_p
     task = Classification(network, nn.CrossEntropyLoss(), torch.optim.SGD, Constant(), 10)
     insight, trainer = fit(task, tmp_path, Digits(), limit_train_batches=1)
     assert (insight.facts(trainer)["affine_error"] < 1e-4) is is_affine
+
+
+def test_an_averaged_copy_is_no_frozen_layer(tmp_path):
+    class Averages(Foreign):
+        def __init__(self):
+            super().__init__()
+            self.averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+
+        def on_train_batch_end(self, *args):
+            self.averaged.update_parameters(self.network)
+
+    insight, trainer = fit(Averages(), tmp_path)
+    assert [each["name"] for each in insight.facts(trainer)["layers"]] == [
+        "network.first",
+        "network.second",
+        "network.third",
+    ]
 
 
 @pytest.mark.parametrize("shuffle", [False, True])

@@ -190,6 +190,38 @@ def test_the_first_loss_of_a_users_task_shows_with_which_targets_outputs_are_com
     assert ["wrong_loss"] * (expected is False) == [each.name for each in insight.findings if each.name == "wrong_loss"]
 
 
+class Heads(nn.Module):
+    def __init__(self, heads):
+        super().__init__()
+        self.hidden, self.heads = nn.Linear(4, 8), nn.ModuleList(heads)
+
+    def forward(self, inputs):
+        hidden = self.hidden(inputs).relu()
+        return torch.cat([head(hidden) for head in self.heads], 1)
+
+
+HEADS = {
+    "one shared head": ([nn.Linear(8, 1)] * 3, True),
+    "three heads": ([nn.Linear(8, 1) for _ in range(3)], False),
+    "zeros": ([nn.utils.skip_init(nn.Linear, 8, 3)], None),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_outputs_of_a_shared_layer_rise_and_fall_together(name, tmp_path):
+    heads, expected = HEADS[name]
+    if name == "zeros":
+        nn.init.zeros_(heads[0].weight), nn.init.ones_(heads[0].bias)
+    insight, trainer = fit(Foreign(Heads(heads)), tmp_path, loader_of_three())
+    assert insight.facts(trainer)["outputs_follow_one"] is expected
+    insight.evaluate(trainer)
+    assert ("equal_outputs" in [each.name for each in insight.findings]) is (expected is True)
+
+
+def loader_of_three():
+    return DataLoader(TensorDataset(INPUTS, INPUTS[:, :3]), 8)
+
+
 class Recurrent(nn.Module):
     def __init__(self, bidirectional):
         super().__init__()

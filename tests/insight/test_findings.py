@@ -112,6 +112,8 @@ CASES = {
     "worse_than_simple": (HALF_LEARNED, {"relation": {"r2": 0.9, "p_value": 0.025, "samples": 400}}),
     "mixes_samples": (HALF_LEARNED, {"mixes_samples": 0.12}),
     "sees_future": ({}, {"token_offset": 1, "sees_future": 0.4}),
+    "equal_outputs": (STUCK, {"outputs_follow_one": True, "output_size": 10}),
+    "generalisation_gap": ({"fixed/accuracy_eval": np.full(EPOCHS, 0.95), "val/accuracy": np.full(EPOCHS, 0.7)}, {}),
     "no_learning": ({**STUCK} | with_layers("update/ratio", 0.09, 0.09, 0.09), {}),
     "underfitting": (
         SLOW | {"fixed/accuracy_eval": np.full(EPOCHS, 0.2), "val/accuracy": np.full(EPOCHS, 0.2)},

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.swa_utils import AveragedModel
 from torchmetrics import Metric
 
 from firstlight.callbacks.gradient_norm import dense
@@ -37,13 +38,17 @@ _ENDS = {"Tanh": -1.0, "Sigmoid": 0.0, "Hardsigmoid": 0.0}
 def layers(module: nn.Module, most: int = MOST) -> dict[str, nn.Module]:
     """Return by dotted name the modules that have parameters of their own, at most so many, evenly chosen.
 
+    Averaged copies of modules are left out: they are not trained.
+
     >>> list(layers(nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1))))
     ['0', '2']
     """
+    copies = {part for each in module.modules() if isinstance(each, AveragedModel) for part in each.modules()}
     found = [
         (name, each)
         for name, each in module.named_modules()
         if next(each.parameters(recurse=False), None) is not None and not isinstance(each, Metric) and name
+        if each not in copies
     ]
     if len(found) > most:
         found = [found[round(index * (len(found) - 1) / (most - 1))] for index in range(most)]

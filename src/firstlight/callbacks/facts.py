@@ -311,14 +311,31 @@ def of_outputs(outputs: Any) -> dict[str, Any]:
     >>> of_outputs(torch.arange(6.0, requires_grad=True).view(3, 2).softmax(1).flip(0))["last_activation"]
     """
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or outputs.ndim < 2 or not outputs.numel():
-        return {"initial_output_std": None, "outputs_look_like": None, "last_activation": None}
+        unknown = ("initial_output_std", "outputs_look_like", "last_activation", "outputs_follow_one")
+        return dict.fromkeys(unknown)
     values = outputs.detach().double()
     return {
         "initial_output_std": float(values.std(0, correction=0).mean()),
         "outputs_look_like": look(values),
         "last_activation": activation_before(outputs)[0] or None,
         "output_size": outputs.shape[-1],
+        "outputs_follow_one": follow_one(values.flatten(0, -2)),
     }
+
+
+def follow_one(outputs: Tensor) -> bool | None:
+    """Return whether all columns of `(N, K)` rise and fall with one of them; None if there are too few, or no change.
+
+    >>> outputs = torch.arange(6.0).view(6, 1)
+    >>> follow_one(outputs * torch.tensor([1.0, 2.0]) + 3), follow_one(torch.cat([outputs, outputs**2], 1))
+    (True, False)
+    """
+    values = outputs[:_RELATED].detach().double()
+    if values.shape[1] < 2 or len(values) < 3 or values.shape[1] > _MOST_CLASSES or not values.isfinite().all():
+        return None
+    sizes = torch.linalg.svdvals(values - values.mean(0))
+    # Rounding of float32, relative to the outputs, is no change.
+    return None if sizes[0] <= 1e-5 * values.norm() else bool(sizes[1] <= 1e-5 * sizes[0])
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ MEASURED: tuple[str, ...] = (
     "wrong_loss",
     "mixes_samples",
     "sees_future",
+    "equal_outputs",
     "bad_initialisation",
     "missing_nonlinearity",
     "unscaled_inputs",
@@ -42,6 +43,7 @@ CAUSES: tuple[str, ...] = (
     "class_imbalance",
     "label_noise",
     "overfitting",
+    "generalisation_gap",
     "stopped_too_early",
 )
 # What follows from a cause, and says little about it.

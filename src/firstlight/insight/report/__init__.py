@@ -81,8 +81,11 @@ def _content(run: Run, folder: Path, config: str) -> dict[str, Any]:
         "run": folder.name,
         "summary": _summary(results, config),
         "metrics": _metrics(results),
-        "silence": f"Nothing stands out in the recorded numbers{' and the data' if knows_data else ''}.",
-        "unknown": "" if knows_data else "Only a data module of firstlight lets it look at the data themselves.",
+        "silence": f"No finding in the recorded numbers{' and the data' if knows_data else ''}.",
+        "unknown": (
+            "That does not tell whether the score is good: compare it with what is possible."
+            + ("" if knows_data else " The data were not looked at, because no data module of firstlight holds them.")
+        ),
         "findings": [_finding(each, {section.anchor for section in found}) for each in results.get("findings", [])],
         "sections": found,
         "config": config.rstrip(),

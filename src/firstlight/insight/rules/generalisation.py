@@ -44,6 +44,7 @@ _MEMORISED, _NO_RELATION = 0.3, 0.05
 # Of the sound runs of the bench that this rule judges, none is worse by more than 0.19.
 _SIMPLE = 0.25
 _NOISY = 0.5
+_WIDE = 0.2
 _EVEN, _UNSURE, _FEW_ERRORS, _DONE = 0.85, 1.3, 0.9, 0.03
 
 
@@ -82,6 +83,25 @@ def overfitting(record: Record) -> Finding | None:
         evidence |= {"train_loss_end": trained_to, "gap": gap}
     advice = "use more data, augmentation, dropout or weight decay"
     return finding(record, "overfitting", severity, text, advice, evidence, int(steps[logged.argmin()]))
+
+
+def generalisation_gap(record: Record) -> Finding | None:
+    """Training samples are predicted far better than validation samples, though the loss may not rise."""
+    if not is_late(record) or overfitting(record):
+        return None
+    for name in ("accuracy", "r2"):
+        trained = values(record, f"fixed/{name}_eval")[-1:] if len(values(record, f"fixed/{name}_eval")) else None
+        known = float(trained[0]) if trained is not None else end(values(record, f"train/{name}"))
+        validated = end(values(record, f"val/{name}"))
+        if known - validated > _WIDE:
+            text = f"{name} is {plain(known)} on training samples, and {plain(validated)} on validation samples"
+            advice = (
+                "use more data or regularisation; or look for what differs in validation: samples, evaluation mode, "
+            )
+            advice += "averaged weights"
+            evidence = {"train": known, "val": validated}
+            return finding(record, "generalisation_gap", "info", text, advice, evidence)
+    return None
 
 
 def _is_free(record: Record) -> bool:
@@ -333,6 +353,7 @@ RULES = (
     overfitting,
     underfitting,
     worse_than_simple,
+    generalisation_gap,
     over_regularised,
     label_noise,
     noisy_validation,

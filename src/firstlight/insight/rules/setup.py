@@ -140,6 +140,15 @@ def mixes_samples(record: Record) -> Finding | None:
     return finding(record, "mixes_samples", "fault", text, FIND_MIXING, {"share": share}, 0)
 
 
+def equal_outputs(record: Record) -> Finding | None:
+    """All outputs rise and fall together, so they cannot say different things."""
+    if not fact(record, "outputs_follow_one"):
+        return None
+    text = f"all {number(record, 'output_size'):.0f} outputs rise and fall together: the network gives one number"
+    advice = "look for a layer that outputs share, or one with a single unit, before the last layer"
+    return finding(record, "equal_outputs", "fault", text, advice, {"outputs": number(record, "output_size")}, 0)
+
+
 def sees_future(record: Record) -> Finding | None:
     """A network that predicts the next token gets it as input."""
     share = number(record, "sees_future")
@@ -216,6 +225,7 @@ def _is_prefix(some: Layers, known: Layers) -> bool:
 RULES = (
     mixes_samples,
     sees_future,
+    equal_outputs,
     gradient_not_zeroed,
     frozen_layer,
     detached_layer,
