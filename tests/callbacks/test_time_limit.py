@@ -273,7 +273,7 @@ def test_a_run_with_a_time_ends_with_the_learning_rate_at_its_end(tmp_path):
     assert "as many steps as fit into 4s; the clock decides, so a resumed run is not exact" in printed
     run = newest(tmp_path)
     rates = logged(run, "lr")
-    assert rates[-1][1] < 0.003 * 0.001
+    assert rates[-1][1] < 0.003 * 0.05  # Other programs may take the time of the last steps.
     assert rates[-1][0] + 1 == results(run)["steps"]
     assert logged(run, "val/loss")[-1][0] == rates[-1][0]  # The last step was validated,
     assert results(run)["metrics"]["test/accuracy"]  # and the best checkpoint tested.

@@ -14,7 +14,7 @@ from firstlight.data import DataModule
 from firstlight.errors import UsageError
 from firstlight.fast_loop import fast_loop
 from firstlight.preflight import rate_sweep
-from firstlight.preflight.lr_range import LOWEST, has_diverged, smoothed, spaced, suggest
+from firstlight.preflight.lr_range import LOWEST, has_diverged, mean_curve, smoothed, spaced, suggest
 from firstlight.preflight.rate_sweep import run_sweep
 from tests.helpers import ROOT
 
@@ -152,6 +152,12 @@ def test_suggestion_is_the_median_of_the_orders_and_its_interval_their_range():
     single = [suggest([sweep] * 3).rate for sweep in sweeps]
     found = suggest(sweeps)
     assert (found.low, found.rate, found.high) == (single[1], single[2], single[0])
+
+
+def test_noise_alone_is_a_fall_in_at_most_five_percent_of_sweeps():
+    draw, rates = np.random.default_rng(0), spaced(200)
+    falls = [mean_curve([smoothed(rates, draw.normal(2, 0.1, 200)) for _ in range(3)]).falls for _ in range(300)]
+    assert np.mean(falls) <= 0.05
 
 
 def test_suggestion_does_not_depend_on_the_unit_of_the_loss():
