@@ -82,8 +82,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             of the training samples. If the data also has its own validation split, it is ignored.
         test_fraction: Share of the samples for testing, in (0, 1). If the data has its own test split, it is ignored.
         missing: How rows with missing or invalid inputs are handled. `"refuse"`: raise an error. `"drop"`: drop the
-            rows and print their number. `"mean"`: replace missing inputs by the mean of the training split, and refuse
-            invalid inputs.
+            rows and print their number. `"mean"`: replace missing inputs by the mean of the training split (a `Table`
+            with `scale="quantile"`: by the median), and refuse invalid inputs.
         missing_targets: How rows with missing or invalid targets are handled. `"refuse"`: raise an error. `"drop"`:
             drop the rows and print their number.
         num_workers: Processes that load batches. 0 is fastest for data in memory.
