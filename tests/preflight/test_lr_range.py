@@ -154,10 +154,10 @@ def test_suggestion_is_the_median_of_the_orders_and_its_interval_their_range():
     assert (found.low, found.rate, found.high) == (single[1], single[2], single[0])
 
 
-def test_noise_alone_is_a_fall_in_at_most_five_percent_of_sweeps():
+def test_noise_alone_is_a_fall_in_about_five_percent_of_range_tests():
     draw, rates = np.random.default_rng(0), spaced(200)
     falls = [mean_curve([smoothed(rates, draw.normal(2, 0.1, 200)) for _ in range(3)]).falls for _ in range(300)]
-    assert np.mean(falls) <= 0.05
+    assert 0.02 < np.mean(falls) < 0.08
 
 
 def test_suggestion_does_not_depend_on_the_unit_of_the_loss():

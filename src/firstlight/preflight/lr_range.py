@@ -25,7 +25,7 @@ twice the rate, because each rate acts half as long, so a sweep with fewer steps
 _LEAST = 5
 """Finite losses without which a sweep shows nothing."""
 _ERRORS = 5.0
-"""Standard errors by which a loss must fall. Noise alone falls by as many in less than 5 % of range tests."""
+"""Standard errors by which a loss must fall. Noise alone falls by as many in 5 % of range tests."""
 
 
 @dataclass(frozen=True)
