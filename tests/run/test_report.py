@@ -89,6 +89,14 @@ def test_the_figures_are_those_of_the_run(digits):
     assert f"Training ends at {float(last['value']):,.4g}" in page.text
 
 
+def test_curves_and_results_count_the_same_steps(digits, tmp_path):
+    run = shutil.copytree(digits[0], tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    curves = write(run, "md").read_text()
+    steps = [int(found.replace(",", "")) for found in re.findall(r"^\| ([\d,]+) \|", curves, re.MULTILINE)]
+    assert results["best"]["step"] in steps and max(steps) == results["steps"] == 120
+
+
 def test_the_confusion_matrix_is_that_of_scikit_learn(digits, tmp_path):
     run = tmp_path / "digits_mlp" / "run"
     shutil.copytree(digits[0], run)
