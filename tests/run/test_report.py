@@ -94,7 +94,7 @@ def test_curves_and_results_count_the_same_steps(digits, tmp_path):
     results = json.loads((run / "results.json").read_text())
     curves = write(run, "md").read_text()
     steps = [int(found.replace(",", "")) for found in re.findall(r"^\| ([\d,]+) \|", curves, re.MULTILINE)]
-    assert results["best"]["step"] in steps and max(steps) == results["steps"] == 120
+    assert results["best"]["step"] in steps and results["steps"] in steps
 
 
 def test_the_confusion_matrix_is_that_of_scikit_learn(digits, tmp_path):
