@@ -54,6 +54,21 @@ def test_refit_of_a_run_that_was_best_before_its_end_stops_there_at_the_same_lea
     assert optimizer["param_groups"][0]["lr"] == pytest.approx(0.003 * schedule(48, 144))
 
 
+@pytest.mark.parametrize(
+    ("options", "best", "steps"),
+    [
+        (["--trainer.accumulate_grad_batches=5"], 24, 30),  # 40 batches are 8 steps, and 48 are 10.
+        (["--trainer.limit_train_batches=7"], 21, 21),
+        (["--trainer.max_steps=100", "--trainer.max_epochs=-1"], 100, 100),
+    ],
+)
+def test_refit_counts_the_steps_that_an_epoch_has(options, best, steps, tmp_path):
+    experiment = CLI("fit", [*OPTIONS, *options]).experiment
+    (tmp_path / "checkpoints").mkdir()
+    assert experiment.refit(tmp_path, steps=best, stopped_early=False)["steps"] == steps
+    assert read(tmp_path / "checkpoints" / "refit.ckpt")["global_step"] == steps
+
+
 def test_refit_of_a_run_that_stopped_early_takes_the_steps_of_the_best_checkpoint(tmp_path):
     options = ["--model.optimizer.lr=0", "--early_stopping.patience=1"]  # The loss is never below the first one.
     done = called("run", *OPTIONS, "--refit=true", *options, cwd=tmp_path)

@@ -413,3 +413,18 @@ def test_damaged_group_file_is_no_member(tmp_path):
     (runs_of(tmp_path)[1] / "group.json").write_text("{")
     done = called("repeat", *OPTIONS, "--trainer.max_epochs=1", "--seeds=2", "--resume", cwd=tmp_path)
     assert done.stdout.count(": finished in") == 1
+
+
+def test_runs_on_other_data_are_not_one_group(tmp_path):
+    rows = [f"{index},{index % 7},{index % 7 * 0.5 + index % 3}" for index in range(60)]
+    table = tmp_path / "d.csv"
+    table.write_text("a,b,y\n" + "\n".join(rows) + "\n")
+    options = [
+        "--model=Regression", "--model.network=MLP", "--model.network.hidden=[4]", "--model.loss=torch.nn.MSELoss",
+        "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.01", "--model.schedule=Constant", "--data=Table",
+        "--data.path=d.csv", "--data.target=y", "--trainer.max_epochs=1", "--report=false",
+    ]  # fmt: skip
+    called("repeat", *options, "--seeds=2", cwd=tmp_path)
+    table.write_text("a,b,y\n" + "\n".join(reversed(rows)) + "\n")
+    refused = called("repeat", *options, "--seeds=3", "--resume", cwd=tmp_path, code=2)
+    assert "was trained on other data than" in refused.stderr and "mean" not in refused.stdout

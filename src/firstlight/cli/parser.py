@@ -352,7 +352,9 @@ class CLI(LightningCLI):
         if self.config.ckpt:
             raise UsageError(f"--ckpt is for {', '.join(_EVALUATIONS)}; fit resumes the last checkpoint of --run DIR")
         if self.config.refit and self.config.time:
-            raise UsageError("--refit trains once more after the time that --time gives: leave one of them out")
+            raise UsageError(
+                "--refit trains once more after the time that --time gives: give --refit false, or no --time"
+            )
         if self.config.refit and (self.experiment.monitored is None or "best" in self.experiment.disable):
             raise UsageError("--refit needs the steps of the best checkpoint: give --monitor NAME, and enable best")
         return self.experiment

@@ -196,6 +196,7 @@ def sweep(args: list[str]) -> None:
             found.work(study)  # What a killed process has left.
         if study.best is None:
             raise TrainingError(f"no trial of {found.folder} is complete: see their lines")
+        directory.refuse_mixed_data(Path(run) for each in study.trials if (run := each.user_attrs.get("run")))
         best = result.write_best(study, found.folder)
         result.say_result(study, found.monitor, found.folder)
         verdicts = _compare(found, study, best) if found.seeds else []
@@ -220,7 +221,11 @@ def _compare(found: Sweep, study: Study, best: Path) -> list[str]:
         return [text]
     first = found.cli.seed + 1  # The search has used the seed itself.
     sets: list[tuple[str, dict[str, Any]]] = [("start", {}), ("best", chosen)]
-    sides = [[_value(found, name, values, first + index) for index in range(found.seeds)] for name, values in sets]
+    runs = [Path(study.best.user_attrs["run"])]
+    sides = [
+        [_value(found, name, values, first + index, runs) for index in range(found.seeds)] for name, values in sets
+    ]
+    directory.refuse_mixed_data(runs)
     pairs = np.array([pair for pair in zip(*sides, strict=True) if np.isfinite(pair).all()]).reshape(-1, 2)
     verdicts = []
     if lost := found.seeds - len(pairs):
@@ -234,8 +239,11 @@ def _compare(found: Sweep, study: Study, best: Path) -> list[str]:
     return verdicts
 
 
-def _value(found: Sweep, name: str, values: Mapping[str, Any], seed: int) -> float:
-    """Return the best value of a configuration with a seed, NaN if its run fails; it is trained if it was not."""
+def _value(found: Sweep, name: str, values: Mapping[str, Any], seed: int, runs: list[Path]) -> float:
+    """Return the best value of a configuration with a seed, NaN if its run fails; it is trained if it was not.
+
+    Its run is added to `runs`.
+    """
     folder = found.folder.with_name(f"{found.folder.name}_{name}")
     say(f"gain   {name} configuration, seed {seed}")
     try:
@@ -250,6 +258,7 @@ def _value(found: Sweep, name: str, values: Mapping[str, Any], seed: int) -> flo
                 experiment.write_results(results)
             else:
                 results = directory.read_results(run)
+            runs += [each for each in (run or experiment.run_dir,) if each]
     except (TrainingError, UsageError, torch.OutOfMemoryError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         say(f"gain   {name} configuration, seed {seed} failed: {reason}", always=True)

@@ -103,6 +103,7 @@ def repeat(args: list[str]) -> None:
             del cli
         if run is not None and (made := directory.read_group(run)):
             name, runs[index] = made["name"], run
+            directory.refuse_mixed_data(runs.values())
     finished = {index: run for index, run in runs.items() if group.is_finished(run)}
     if finished:
         _tell_group(name, repetitions, finished, monitor)

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -286,6 +286,15 @@ def read_results(folder: Path) -> dict[str, Any]:
     if not isinstance(results, dict) or not isinstance(results.get("metrics"), dict):
         raise UsageError(f"{path} holds no results with metrics; remove it")
     return results
+
+
+def refuse_mixed_data(runs: Iterable[Path]) -> None:
+    """Refuse to put runs together that were trained on different data, where data modules of firstlight know it."""
+    digests = {run: read_results(run).get("data_digest") for run in runs if is_finished(run)}
+    known = [(run, digest) for run, digest in digests.items() if digest is not None]
+    for run, digest in known[1:]:
+        if digest != known[0][1]:
+            raise UsageError(f"{run} was trained on other data than {known[0][0]}: start anew, or restore the data")
 
 
 def is_finished(run: Path) -> bool:

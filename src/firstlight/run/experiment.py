@@ -200,11 +200,13 @@ class Experiment:
             raise UsageError(
                 "StochasticWeightAveraging averages the last epochs, and a refit plans steps: use EMAWeightAveraging"
             )
-        batches = len(self.datamodule.train_dataloader())
+        of_epoch = self._steps_of(len(self.datamodule.train_dataloader()))
         self.datamodule.joins_validation = True
         limits: dict[str, Any] = {"max_steps": steps, "max_epochs": -1}
         if not stopped_early:
-            steps, limits = round(steps * len(self.datamodule.train_dataloader()) / batches), {}
+            steps = round(steps * self._steps_of(len(self.datamodule.train_dataloader())) / of_epoch)
+            most = self.options.get("max_steps", -1)
+            steps, limits = steps if most < 0 else min(steps, most), {}
         kept = [name for name in ("nonfinite", "progress") if name not in self.disable]
         default = [DEFAULTS[name](**self.groups.get(name, {})) for name in kept]
         for each in default:
@@ -343,6 +345,13 @@ class Experiment:
                 return None
         return self._results(trainer, folder, ending.cause if ending else "") | {"fast_loop": loop.reason or True}
 
+    def _steps_of(self, batches: int) -> int:
+        """Return the optimiser steps of an epoch of so many batches."""
+        limit = self.options.get("limit_train_batches")
+        if limit is not None:
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return max(1, -(-batches // int(self.options.get("accumulate_grad_batches", 1))))
+
     def _write_unfinished(self, trainer: Trainer, folder: Path, error: str) -> None:
         """Write `results.json` of a run that failed or was stopped after its start: why, and what is known of it."""
         if not (self._trained and is_first_process()):
@@ -362,6 +371,8 @@ class Experiment:
             say(text, always=True)
         others = [each for each in found if each not in seen]  # Of the data, which explain nothing in the run.
         results: dict[str, Any] = {"findings": [finding.plain() for finding in [*seen, *others]]}
+        if isinstance(self.datamodule, DataModule):
+            results["data_digest"] = self.datamodule.fitted.get("digest")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 log_findings(logger, results["findings"], steps_done(trainer))
