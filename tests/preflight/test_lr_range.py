@@ -14,6 +14,7 @@ from firstlight.data import DataModule
 from firstlight.errors import UsageError
 from firstlight.fast_loop import fast_loop
 from firstlight.preflight import rate_sweep
+from firstlight.preflight.draw import range_as_text
 from firstlight.preflight.lr_range import LOWEST, has_diverged, mean_curve, smoothed, spaced, suggest
 from firstlight.preflight.rate_sweep import run_sweep
 from tests.helpers import ROOT
@@ -280,3 +281,10 @@ def test_module_that_cannot_be_tested_is_refused(fault, message):
 def test_lowest_rate_changes_nothing():
     sweep = swept().sweep
     assert sweep.rates[0] == LOWEST and sweep.losses[1] == pytest.approx(sweep.losses[0], rel=1e-6)
+
+
+def test_plot_shows_a_small_fall_before_a_large_rise():
+    losses = [0.65] * 4 + [0.643] * 2 + [1.94]
+    lines = range_as_text(spaced(7), losses, 1e-2, 1e-3)
+    places = {next(row for row, line in enumerate(lines) if line.ljust(72)[column] == "*") for column in (12, 55, 71)}
+    assert len(places) == 3 and lines[0].split()[0] == "0.657"

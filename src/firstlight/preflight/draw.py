@@ -36,7 +36,8 @@ def as_text(rates: Sequence[float], steps: int) -> list[str]:
 def range_as_text(rates: Sequence[float], losses: Sequence[float], suggested: float, own: float) -> list[str]:
     """Return the losses of a range test as lines of text, over the logarithm of the learning rate.
 
-    On the axis, `^` marks the suggested rate, and `o` the own one if it is within the test.
+    On the axis, `^` marks the suggested rate, and `o` the own one if it is within the test. Losses that are far above
+    the first one are cut off.
 
     Args:
         rates: Rising learning rates.
@@ -54,7 +55,8 @@ def range_as_text(rates: Sequence[float], losses: Sequence[float], suggested: fl
     """
     low, high = math.log(rates[0]), math.log(rates[-1])
     columns = [low + (high - low) * column / (WIDTH - 1) for column in range(WIDTH)]
-    values: list[float] = np.interp(columns, [math.log(rate) for rate in rates], losses).tolist()
+    every = np.interp(columns, [math.log(rate) for rate in rates], losses)
+    values: list[float] = every.clip(max=_top(losses)).tolist()
     axis = ["-"] * WIDTH
     for rate, mark in ((own, "o"), (suggested, "^")):
         if rates[0] <= rate <= rates[-1]:
@@ -65,6 +67,11 @@ def range_as_text(rates: Sequence[float], losses: Sequence[float], suggested: fl
         " " * 11 + "+" + "".join(axis),
         " " * 12 + ends[0] + ends[1].rjust(WIDTH - len(ends[0])),
     ]
+
+
+def _top(losses: Sequence[float]) -> float:
+    """Return the loss at which a range test is cut off: its rise at the end would flatten the fall before it."""
+    return 2 * losses[0] - min(losses) if losses[0] > min(losses) else max(losses)
 
 
 def _rows(values: Sequence[float], bottom: float, top: float, height: int) -> list[str]:
@@ -135,7 +142,7 @@ def range_as_png(
         axes.plot(rates, losses, ".", color=f"C{index}", markersize=3, alpha=0.4)
         axes.plot(smooth_rates, smooth, color=f"C{index}", label=f"order {index + 1} of the data")
     smoothed = [loss for _, losses in curves for loss in losses]
-    low, high = min(smoothed), max(smoothed)
+    low, high = min(smoothed), min(max(smoothed), max(_top(losses) for _, losses in curves))
     axes.set_ylim(low - 0.1 * (high - low or 1), high + 0.1 * (high - low or 1))
     rate, *interval = suggested
     axes.axvspan(*interval, color="0.5", alpha=0.2)
