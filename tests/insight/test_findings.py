@@ -388,6 +388,11 @@ def test_network_that_reads_the_place_in_the_batch_is_told_apart_from_one_that_r
     assert "another sample changes it by 20%" in texts[0] and "another order changes it by 30%" in texts[1]
 
 
+def test_outputs_that_follow_one_number_by_design_are_information():
+    (found,) = find(sound_run({}, {"outputs_follow_one": True, "output_size": 2}))
+    assert (found.name, found.severity) == ("equal_outputs", "info")
+
+
 def test_network_that_labels_each_token_may_see_later_ones():
     assert find(sound_run({}, {"token_offset": 0, "kind": None, "sees_future": 0.4}))[:1] != ["sees_future"]
     found = find(sound_run({}, {"token_offset": None, "sees_future": 0.4}))

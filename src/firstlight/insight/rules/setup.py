@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from firstlight.data.quality.finding import Finding
+from firstlight.data.quality.finding import Finding, Severity
 from firstlight.insight.record import Record
 from firstlight.insight.rules.reading import (
     fact,
@@ -146,7 +146,9 @@ def equal_outputs(record: Record) -> Finding | None:
         return None
     text = f"all {number(record, 'output_size'):.0f} outputs rise and fall together: the network gives one number"
     advice = "look for a layer that outputs share, or one with a single unit, before the last layer"
-    return finding(record, "equal_outputs", "fault", text, advice, {"outputs": number(record, "output_size")}, 0)
+    # Two opposite logits, or the thresholds of ordered classes, follow one number by design, and learn.
+    severity: Severity = "fault" if is_late(record) and learned(record) < _LEARNS else "info"
+    return finding(record, "equal_outputs", severity, text, advice, {"outputs": number(record, "output_size")}, 0)
 
 
 def sees_future(record: Record) -> Finding | None:
