@@ -43,9 +43,8 @@ _RECORDER = (
     "insight/record",
     "callbacks/insight",
     "callbacks/activations",
-    "callbacks/facts",
     "callbacks/fixed_sample",
-    "callbacks/probes",
+    *(f"callbacks/facts/{each}" for each in ("plan", "network", "outputs", "losses", "data")),
 )
 QUALITY = {"accuracy": 1, "balanced_accuracy": 1, "r2": 1, "nn_accuracy": 1, "bits_per_byte": -1}
 """Metrics that tell how good a run is, and whether more is better. Unlike the loss, no planted fault changes them."""

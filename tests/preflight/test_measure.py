@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from firstlight.callbacks.probes import mixed_samples
+from firstlight.callbacks.facts.outputs import mixed_samples
 from firstlight.preflight.measure import gradients, overfit
 
 

@@ -15,11 +15,28 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from firstlight.callbacks import facts
 from firstlight.callbacks.activations import Update, gradient_norms, layers, main_weight, measure_layer, read
+from firstlight.callbacks.facts.data import data_findings, of_data, of_inputs, of_order, relation, shuffled
+from firstlight.callbacks.facts.losses import (
+    aim_of_loss,
+    chance_loss,
+    meets_own_targets,
+    of_first_loss,
+    of_path,
+    of_token_offset,
+)
+from firstlight.callbacks.facts.network import (
+    evaluating,
+    is_compiled,
+    network_of,
+    of_network,
+    synchronises,
+    with_gradients,
+)
+from firstlight.callbacks.facts.outputs import of_first_outputs
+from firstlight.callbacks.facts.plan import merged, of_configuration
 from firstlight.callbacks.fixed_sample import FixedSample, undisturbed
 from firstlight.callbacks.gradient_norm import dense
-from firstlight.callbacks.probes import meets_own_targets, of_first_loss, of_path, of_token_offset
 from firstlight.data import DataModule
 from firstlight.data.quality.finding import Finding
 from firstlight.data.samples import TensorBatches
@@ -120,51 +137,51 @@ class Insight(Callback):
         if not self._is_on:
             return
         self._is_plain = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
-        is_compiled = self._try(lambda: facts.is_compiled(pl_module)) is not False
+        may_compile = self._try(lambda: is_compiled(pl_module)) is not False
         path = next((each.path for each in trainer.loggers if isinstance(each, MetricsCSV)), None)
         self._reader = None if path is None else SeriesReader(path)
-        self._configuration = self._try(lambda: facts.of_configuration(trainer, pl_module)) or {}
-        self._configuration["compiled"] = is_compiled
+        self._configuration = self._try(lambda: of_configuration(trainer, pl_module)) or {}
+        self._configuration["compiled"] = may_compile
         self._scale = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
         if self._is_plain:
             self._weights = _weights(layers(pl_module))
-            self._layers = {} if is_compiled else layers(pl_module)
+            self._layers = {} if may_compile else layers(pl_module)
         data, samples = getattr(trainer, "datamodule", None), _samples(trainer)
-        can_score = isinstance(pl_module, Task) and self._is_plain and not is_compiled
+        can_score = isinstance(pl_module, Task) and self._is_plain and not may_compile
         if can_score and samples is not None and isinstance(data, DataModule):
             self._fixed = self._try(lambda: FixedSample.of(trainer, samples, data))
         self._is_new = not self.measured
         if self._is_new and self._is_plain:
-            self.measured |= self._try(lambda: facts.of_network(pl_module)) or {}
+            self.measured |= self._try(lambda: of_network(pl_module)) or {}
         elif self._evaluated:
             self.evaluate(trainer, says=False, resumes=True)
-        self._shuffled = self._try(lambda: facts.shuffled(trainer.train_dataloader)) or {}
+        self._shuffled = self._try(lambda: shuffled(trainer.train_dataloader)) or {}
         self._watches = self._is_new and not self._shuffled
 
     def _measure_first_batch(self, trainer: Trainer, module: LightningModule, batch: Any) -> None:
         inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-        self.measured["inputs"] = self._try(lambda: facts.of_inputs(inputs))
+        self.measured["inputs"] = self._try(lambda: of_inputs(inputs))
         if self._is_plain and not self._configuration["compiled"]:
-            self.measured |= self._try(lambda: facts.of_first_outputs(trainer, module, inputs)) or {}
+            self.measured |= self._try(lambda: of_first_outputs(trainer, module, inputs)) or {}
             self._probe_first_loss(module, batch)
         samples, kind = _samples(trainer), self._configuration.get("kind")
         targets = None if samples is None else next(samples.target_chunks()).cpu()
         data = getattr(trainer, "datamodule", None)
-        findings = self._try(lambda: facts.data_findings(data, module))
-        self.measured |= self._try(lambda: facts.of_data(data, targets, kind, findings)) or {}
-        self.measured["relation"] = self._try(lambda: facts.relation(trainer, samples))
+        findings = self._try(lambda: data_findings(data, module))
+        self.measured |= self._try(lambda: of_data(data, targets, kind, findings)) or {}
+        self.measured["relation"] = self._try(lambda: relation(trainer, samples))
         if self._fixed is not None:
             prepared = self._fixed.batches[0][0]
-            self.measured["inputs_in_evaluation"] = self._try(lambda: facts.of_inputs(prepared))
+            self.measured["inputs_in_evaluation"] = self._try(lambda: of_inputs(prepared))
         if isinstance(module, Task):
             size, spread = self.measured.get("output_size"), getattr(module, "target_std", None)
-            self.measured["chance_loss"] = self._try(lambda: facts.chance_loss(module, kind, targets, size))
-            self.measured |= self._try(lambda: facts.aim_of_loss(module, kind, targets, size)) or {}
+            self.measured["chance_loss"] = self._try(lambda: chance_loss(module, kind, targets, size))
+            self.measured |= self._try(lambda: aim_of_loss(module, kind, targets, size)) or {}
             self.measured["target_std"] = spread.flatten().tolist() if isinstance(spread, Tensor) else None
 
     def _probe_first_loss(self, module: LightningModule, batch: Any) -> None:
         """Keep the outputs of the first step until its loss is known."""
-        network = facts.network_of(module)
+        network = network_of(module)
 
         def keep(_: nn.Module, __: Any, outputs: Any) -> None:
             self._outputs = outputs
@@ -279,7 +296,7 @@ class Insight(Callback):
 
     def _end_first_batch(self, trainer: Trainer, module: LightningModule, outputs: Any) -> None:
         self.measured["initial_loss"] = None
-        self.measured["modules_in_eval"] = facts.evaluating(module)
+        self.measured["modules_in_eval"] = evaluating(module)
         first = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(first, Tensor) and first.numel() == 1:
             loss = float(first) * self._scale
@@ -289,7 +306,7 @@ class Insight(Callback):
     def _end_first_step(self, trainer: Trainer, module: LightningModule) -> None:
         self.measured["zero_grad_seen"] = None
         self._checks_gradients = self._is_plain and len(trainer.optimizers) == 1
-        self.measured["layers"] = facts.with_gradients(self.measured.get("layers", []), module)
+        self.measured["layers"] = with_gradients(self.measured.get("layers", []), module)
 
     def _log_step(self, trainer: Trainer) -> None:
         for update in self._updates:
@@ -324,7 +341,7 @@ class Insight(Callback):
         """Return what the kept targets show."""
         found = {"label_runs": None, "autocorrelation": None, "order_repeats": None, **self._shuffled}
         if self._targets:
-            found |= facts.of_order(torch.cat(self._targets))
+            found |= of_order(torch.cat(self._targets))
         pairs = list(zip(self._targets, self._order, strict=False))
         if len(self._order) >= min(_REPEATED, len(self._targets)) and pairs:
             repeats = all(one.shape == other.shape and torch.equal(one, other) for one, other in pairs)
@@ -365,12 +382,11 @@ class Insight(Callback):
         if fixed is None or not isinstance(module, Task):
             return
         self._fixed_step = step
-        synchronises = facts.synchronises(module)
         kept: list[str] = self.measured.get("modules_in_eval") or []
         found: dict[str, Tensor] = {}
         with undisturbed(module):
             for mode, name in ((False, "eval"), (True, "train")):
-                if mode and synchronises:
+                if mode and synchronises(module):
                     continue  # It would wait for the other processes.
                 scores = self._try(lambda mode=mode: fixed.score(trainer, module, mode, kept)) or {}  # type: ignore[misc]
                 found |= {f"fixed/{what}_{name}": value for what, value in scores.items()}
@@ -412,13 +428,13 @@ class Insight(Callback):
             "not_recorded": list(self._failures),
         }
         modules = {"activations": self.measured.get("activation_modules")}  # Until a logged step shows the others.
-        return facts.merged(self._configuration, modules, self.measured, progress)
+        return merged(self._configuration, modules, self.measured, progress)
 
     def evaluate(self, trainer: Trainer, says: bool = True, resumes: bool = False) -> None:
         """Find what the record shows, and tell what is new; a run that resumes has told it."""
         found = self._try(lambda: find(self.record(trainer))) or []
-        of_data = self.measured.get("data_findings") or []  # The run has told them at its start.
-        new = [each for each in found if each.name not in self._first and each.plain() not in of_data]
+        in_data = self.measured.get("data_findings") or []  # The run has told them at its start.
+        new = [each for each in found if each.name not in self._first and each.plain() not in in_data]
         self._first |= {each.name: (each.epoch, each.step) for each in new}
         places = [self._first.get(each.name, (each.epoch, each.step)) for each in found]
         self.findings = [

@@ -18,7 +18,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn import GroupNorm, LayerNorm
 
-from firstlight.callbacks.probes import meets_own_targets, mixed_samples, seen_future
+from firstlight.callbacks.facts.losses import meets_own_targets
+from firstlight.callbacks.facts.outputs import mixed_samples, seen_future
 from firstlight.checkpoints.io import AtomicCheckpointIO
 from firstlight.data.loader import normalises_batches
 from firstlight.data.quality.finding import Finding

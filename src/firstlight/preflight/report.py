@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from firstlight.callbacks import GradientNorm, Insight, LearningRate
-from firstlight.callbacks.facts import data_findings
+from firstlight.callbacks.facts.data import data_findings
 from firstlight.data import DataModule
 from firstlight.data.quality.finding import Finding, Severity
 from firstlight.errors import UsageError, printing

@@ -29,7 +29,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from firstlight.callbacks import FinalCheckpoint, GracefulShutdown, Insight, defaults
 from firstlight.callbacks.defaults import DEFAULTS, MONITORING, Monitored
-from firstlight.callbacks.facts import data_findings
+from firstlight.callbacks.facts.data import data_findings
 from firstlight.callbacks.graceful_shutdown import interruptible
 from firstlight.callbacks.gradient_norm import let_fused_optimisers_clip, let_sharded_gradients_clip
 from firstlight.callbacks.progress import Progress, metrics_of_line

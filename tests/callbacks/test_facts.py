@@ -9,17 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from firstlight.callbacks.facts import of_order
-from firstlight.callbacks.probes import (
-    _PENALTIES,
-    _kernel,
-    of_first_loss,
-    of_head,
-    of_loss,
-    of_path,
-    of_relation,
-    of_token_offset,
-)
+from firstlight.callbacks.facts.data import _PENALTIES, _kernel, of_order, of_relation
+from firstlight.callbacks.facts.losses import of_first_loss, of_loss, of_path, of_token_offset
+from firstlight.callbacks.facts.outputs import of_head
 from firstlight.networks import MLP, TransformerLM
 from firstlight.schedules import Constant
 from firstlight.tasks import BinaryClassification, Classification, LanguageModel, Regression, Task

@@ -1,0 +1,1 @@
+"""What is known of a run beside its series: options, network, outputs, loss, data."""
