@@ -298,6 +298,18 @@ def test_trials_share_a_table_that_gives_the_sizes(tmp_path, monkeypatch):
     assert {each.state.name for each in trials(tmp_path, "other")} <= {"COMPLETE", "PRUNED"}
 
 
+def test_a_sweep_that_continues_on_other_data_is_refused(tmp_path):
+    lines = ["a,b,y", *(f"{row % 7},{row % 5},{row % 3}" for row in range(80))]
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "table.yaml").write_text(TABLE)
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"model.optimizer.lr": SPACE["model.optimizer.lr"]}))
+    command = ["sweep", "--config=table.yaml", "--space=space.yaml", NO_SEEDS]
+    called(*command, "--trials=2", cwd=tmp_path)
+    (tmp_path / "table.csv").write_text("\n".join(lines[:-1]) + "\n")
+    refused = called(*command, "--trials=3", cwd=tmp_path, code=2)
+    assert "was trained on other data than" in refused.stderr and "best" not in refused.stdout
+
+
 def test_a_combination_that_is_refused_counts_as_failed(tmp_path):
     space = {"data.val_fraction": [0.15, 0.6], "data.test_fraction": [0.15, 0.6]}
     done = sweep(tmp_path, "--trials=8", "--trainer.max_epochs=1", NO_SEEDS, space=space)

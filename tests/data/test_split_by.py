@@ -97,6 +97,9 @@ def test_time_that_is_named_in_dates_is_an_input_too(tmp_path):
             "the test split would have 200 rows in place of 60, because rows of one time",
         ),
         (None, ["2024-01-01", "x"] * 200, "column day: x is not a date"),
+        (None, ["01.2023", "12.2022"] * 200, "column day: numbers like 01.2023 are dates that do not sort by time"),
+        (None, ["31122022", "01012023"] * 200, "column day: numbers like 31122022 are dates that do not sort by time"),
+        (None, ["2023.10", "2023.9"] * 200, "column day: numbers like 2023.9 are dates that do not sort by time"),
     ],
 )
 def test_split_that_is_impossible_is_refused_in_one_line(groups, times, message, tmp_path):

@@ -114,14 +114,20 @@ def encode_labels(
 
 def warn_doubtful(names: Sequence[str], where: str) -> None:
     """Warn about names that look like another one, or like a missing value."""
+    warn_alike(names, where)
+    for name in names:
+        if name.casefold() in {"missing", *map(str.casefold, MISSING)}:
+            _log.warning(f"{where} has the value {name}: leave the cell empty if it means a missing value")
+
+
+def warn_alike(names: Sequence[str], where: str) -> None:
+    """Warn about names that look like another one."""
     seen: dict[str, str] = {}
     alike = []
     for name in names:
         other = seen.setdefault(unicodedata.normalize("NFKC", same(name)).casefold().lstrip("0").strip("\"'"), name)
         if other != name:
             alike.append(f"{other} and {name}")
-        if name.casefold() in {"missing", *map(str.casefold, MISSING)}:
-            _log.warning(f"{where} has the value {name}: leave the cell empty if it means a missing value")
     if alike:
         more = f", and {len(alike) - _MAX_ALIKE:,} more pairs" if len(alike) > _MAX_ALIKE else ""
         _log.warning(f"{where} has {', '.join(alike[:_MAX_ALIKE])}{more}, which count as different values")

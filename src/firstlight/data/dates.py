@@ -1,5 +1,6 @@
 """Read the dates in a column of text."""
 
+import re
 from collections.abc import Collection
 from datetime import UTC, datetime
 
@@ -13,6 +14,13 @@ _DAYS = (
     "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d.%m.%y", "%d/%m/%Y", "%m/%d/%Y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%Y",
     "%m-%d-%Y", "%d %b %Y", "%d-%b-%Y", "%d-%b-%y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%d%b%Y",
 )  # fmt: skip
+_YEAR, _MONTH, _DAY = r"(?:19|20)\d\d", "0?[1-9]|1[0-2]", r"0[1-9]|[12]\d|3[01]"
+_UNORDERED = (
+    rf"(?:{_MONTH})\.{_YEAR}",
+    rf"(?:0[1-9]|1[0-2]){_YEAR}",
+    rf"(?:{_DAY})(?:0[1-9]|1[0-2]){_YEAR}",
+    rf"(?:0[1-9]|1[0-2])(?:{_DAY}){_YEAR}",
+)
 _TIMES = ("", " %H:%M:%S", " %H:%M", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", "T%H:%M:%S")
 
 
@@ -38,6 +46,22 @@ def seconds(value: str, style: str) -> float:
     text = same(value)  # Pandas writes 20240131.0 in a column with gaps.
     date = datetime.fromisoformat(text) if style == ISO else datetime.strptime(text, style)
     return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+
+
+def unordered_months(values: Collection[str]) -> str:
+    """Return one of the values if all are numbers that people read as dates and that do not sort by time, else `""`.
+
+    >>> [unordered_months(each) for each in (["01.2023", "12.2022"], ["2023.9", "2023.10"], ["31122023"])]
+    ['01.2023', '2023.9', '31122023']
+    >>> [unordered_months(each) for each in (["2023.09", "2023.10"], ["20231231"], ["2023.5", "2023.75"])]
+    ['', '', '']
+    """
+    texts = [*map(str, values)]
+    for pattern in _UNORDERED:
+        if all(re.fullmatch(pattern, each) for each in texts):
+            return texts[0]
+    years = all(re.fullmatch(rf"{_YEAR}\.({_MONTH})", each) for each in texts)
+    return next((each for each in texts if years and len(each) == len("2023.9")), "")
 
 
 def one_format(values: Collection[str], where: str) -> str:

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from firstlight.data import ImageFolder
+from firstlight.data.sources.image_folder import read_layout
 from firstlight.errors import UsageError
 from tests.data.helpers import ready, write_images
 from tests.helpers import ROOT, called, newest
@@ -204,6 +205,26 @@ def test_folders_of_splits_beside_folders_of_classes_are_refused(tmp_path):
 def test_class_may_be_named_as_a_split(tmp_path):
     write_images(tmp_path, ("train", "car"), images=2)
     assert ImageFolder(str(tmp_path)).load().class_names == ["car", "train"]
+
+
+def test_folders_whose_names_differ_in_spaces_or_unicode_form_are_one_class(tmp_path, caplog):
+    for split, names in {
+        "train": ("caf\u00e9", "tea"),
+        "val": ("cafe\u0301", " tea"),
+        "test": ("caf\u00e9", "tea"),
+    }.items():
+        write_images(tmp_path / split, names, images=3)
+    data = ready(ImageFolder(str(tmp_path)))
+    assert data.class_names == ["caf\u00e9", "tea"]
+    assert data.dataset("val").targets.bincount().tolist() == [3, 3]
+    assert "different values" not in caplog.text
+    assert read_layout(["cafe\u0301/0.png", " tea/0.png"], ["caf\u00e9", "tea"], "")[0] == ["caf\u00e9", "tea"]
+
+
+def test_folders_whose_names_look_alike_are_told(tmp_path, caplog):
+    write_images(tmp_path, ("cat", "Cat"), images=2)
+    assert ImageFolder(str(tmp_path)).load().class_names == ["Cat", "cat"]
+    assert "has Cat and cat, which count as different values" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,7 @@ from torch.nn.modules.activation import MultiheadAttention
 from torch.nn.modules.dropout import _DropoutNd
 
 from firstlight.callbacks.activations import NORMS, layers, main_weight
-from firstlight.tasks import (
-    Task,
-)
+from firstlight.tasks import Task
 
 
 def network_of(module: nn.Module) -> nn.Module | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from firstlight.data import pictures
 from firstlight.data.base import DataModule
+from firstlight.data.cells import tidy, warn_alike
 from firstlight.data.files import digest_of, read_bytes
 from firstlight.data.pictures import Header, Resize
 from firstlight.data.samples import Samples, Split
@@ -136,6 +137,7 @@ class ImageFolder(DataModule):
         if missing_reason:
             return Samples(pixels, None, list(self.class_names), missing_reason=missing_reason, **fields)
         names = self.class_names or sorted({*labels})
+        warn_alike(names, self.path)
         samples = Samples(pixels, np.array([names.index(label) for label in labels]), names, **fields)
         if not any(splits):
             return samples
@@ -289,7 +291,10 @@ def read_layout(files: Sequence[str], known: Sequence[str], path: str) -> tuple[
     if has_splits and len({*splits.values()}) < len(splits):
         raise UsageError(f"{path} holds the folders {', '.join(splits)}: each split must have one folder")
     depth = 1 if has_splits else 0
-    labels = [each[depth] if len(each) > depth + 1 else "" for each in parts]
+    # Systems write the same name with other spaces or, as macOS does, with other Unicode characters.
+    spelled = {tidy(name): name for name in known}
+    folders = [tidy(each[depth]) if len(each) > depth + 1 else "" for each in parts]
+    labels = [spelled.get(each, each) for each in folders]
     of_splits = [splits[each[0]] if has_splits else "" for each in parts]
     if not any(labels):
         return labels, of_splits, f"{path} holds images, but no folder for each class"

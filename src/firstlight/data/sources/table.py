@@ -17,7 +17,7 @@ from firstlight.data.amounts import Mark, read_amount
 from firstlight.data.base import DataModule
 from firstlight.data.cells import codes, distinct, encode_labels, is_missing, notation, same, warn_doubtful
 from firstlight.data.columns import TargetKind, infer_kind, is_number
-from firstlight.data.dates import one_format, seconds
+from firstlight.data.dates import one_format, seconds, unordered_months
 from firstlight.data.encoder import Kind, Scale, TableEncoder
 from firstlight.data.files import Csv, from_frame, missing_column, read_table
 from firstlight.data.raw import as_frame
@@ -234,6 +234,9 @@ class Table(DataModule):
             names = np.array([*map(same, values)])
             return SplitBy(kind, name, np.unique(names, return_inverse=True)[1], names)
         if all(map(is_number, values)):
+            if example := unordered_months(values):
+                unordered = f"numbers like {example} are dates that do not sort by time"
+                raise UsageError(f"{self.path}: column {name}: {unordered}: write dates like 2024-01-31")
             return SplitBy(kind, name, np.array([*map(float, values)]), values)
         style = one_format(dict.fromkeys(values), f"{self.path}: column {name}")
         return SplitBy(kind, name, np.array([seconds(value, style) for value in values]), values)
