@@ -56,8 +56,8 @@ def config(cwd):
 def test_table_is_described_and_every_choice_has_its_reason(table):
     output = new(table, "--data", "customers.csv", "--target", "status").stdout
     assert len(output.splitlines()) <= 25
-    assert "customers.csv: 200 rows, 7 columns" in output
-    assert "1 numbers; 1 categories; 1 dates; 3 left out" in output
+    assert "customers.csv: 200 rows, 7 columns\n" in output
+    assert "1 number; 1 category; 1 date; 3 left out" in output
     assert "missing: age 10.0%" in output
     for reason in (
         "customer_id (it has another text in each row, like C00000)",

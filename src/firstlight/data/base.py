@@ -444,7 +444,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
             other = f"{self._source} is not the data that the checkpoint was trained on"
             if is_fit:
                 raise UsageError(f"{other}: resume with the same data")
-            _log.warning(f"{other}: all {len(samples.inputs):,} rows are used; some may be training rows")
+            if trainer is None or trainer.state.fn != TrainerFn.PREDICTING:  # A prediction has no score to mislead.
+                _log.warning(f"{other}: all {len(samples.inputs):,} rows are used; some may be training rows")
             self.indices = {"train": np.arange(0), "val": np.arange(0), "test": np.arange(len(samples.inputs))}
         elif samples.missing_reason or not samples.targets.size:
             raise UsageError(samples.missing_reason or f"{self._source} has no targets to train on")

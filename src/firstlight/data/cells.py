@@ -103,7 +103,8 @@ def encode_labels(
         UsageError: If the checkpoint does not know a label.
     """
     names = list(known) or distinct(labels)
-    warn_doubtful(names, f"{path}: column {column}")
+    if not known:
+        warn_doubtful(names, f"{path}: column {column}")
     encoded = codes(labels, names)
     for line, label in zip(lines, encoded, strict=True):
         if isinstance(label, str) and not is_missing(label):

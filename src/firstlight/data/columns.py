@@ -76,7 +76,8 @@ def describe_column(name: str, values: Collection[str]) -> Column:
         return column("ignore", f"its dates are ambiguous: {example} may be {' or '.join(formats)}")
     repeated = sum(count for count in counts.values() if count > 1)
     if len(counts) > 2 and repeated < _REPEATED * present:
-        kind = "it has another text in each row" if is_all_different else f"free text, {len(counts):,} different values"
+        what = "free text" if any(" " in each for each in counts) else "codes"
+        kind = "it has another text in each row" if is_all_different else f"{what}, {len(counts):,} different values"
         return column("ignore", word_among_numbers(counts) or number_for_people(counts) or f"{kind}, like {example}")
     return column("category", f"{len(counts):,} categories")
 

@@ -122,6 +122,8 @@ def _look_at_table(path: Path, target: str | None) -> Look:
     columns = [describe_column(name, values) for name, values in table.items() if name not in (target, split)]
     used = [column for column in columns if column.kind != "ignore"]
     seen = [f"{path.name}: {len(file.rows):,} rows, {len(file.header):,} columns"]
+    if copies := len(file.rows) - len({*map(tuple, file.rows)}):
+        seen[0] += f"; {copies:,} of the rows {'is a copy' if copies == 1 else 'are copies'} of another one"
     texts = [column for column in columns if column.kind != "number" and _is_text(table[column.name])]
     if len(texts) == 1 and not [column for column in used if column not in texts] and kind in ("binary", "multiclass"):
         return _text(path, texts[0].name, target, split, table, counts, seen)
@@ -153,8 +155,9 @@ def _table(
     seen: list[str],
 ) -> Look:
     by_kind = {kind: [c for c in columns if c.kind == kind] for kind in ("number", "category", "date", "ignore")}
-    names = {"number": "numbers", "category": "categories", "date": "dates", "ignore": "left out"}
-    seen.append("; ".join(f"{len(found):,} {names[kind]}" for kind, found in by_kind.items() if found))
+    names = {"number": ("number", "numbers"), "category": ("category", "categories"), "date": ("date", "dates")}
+    named = {kind: names.get(kind, ("left out",) * 2)[len(found) > 1] for kind, found in by_kind.items()}
+    seen.append("; ".join(f"{len(found):,} {named[kind]}" for kind, found in by_kind.items() if found))
     for c in by_kind["category"]:
         if means := number_for_people(row[file.header.index(c.name)] for row in file.rows):
             seen.append(f"{c.name} counts as categories, because {means}")
@@ -300,6 +303,7 @@ def _look_at_images(path: Path) -> Look:
         widths = [128 >> step for step in reversed(range(min(4, max(1, side.bit_length() - 1))))]
         network, options = "ConvNet", f"widths: {widths}, dropout: 0.2"
         steps = math.ceil((has_splits["train"] or round(0.7 * len(images))) / batch_size)  # An epoch
+        # With few validation images, a pause of the loss says little.
         max_epochs = patience = min(100, max(30, math.ceil(_MIN_STEPS / steps)))
         look.chosen.append(
             f"network   ConvNet with {len(widths)} stages: with few images, better and faster than a large network"

@@ -137,7 +137,8 @@ class ImageFolder(DataModule):
         if missing_reason:
             return Samples(pixels, None, list(self.class_names), missing_reason=missing_reason, **fields)
         names = self.class_names or sorted({*labels})
-        warn_alike(names, self.path)
+        if not self.fitted:
+            warn_alike(names, self.path)
         samples = Samples(pixels, np.array([names.index(label) for label in labels]), names, **fields)
         if not any(splits):
             return samples

@@ -187,8 +187,9 @@ class Table(DataModule):
             self._refuse_text({name: table[name] for name in numeric if name not in named})
         for name in self.categorical:
             self._categories[name] = distinct(table[name])
-            warn_doubtful(self._categories[name], f"{self.path}: column {name}")
-            if self.fitted:
+            if not self.fitted:
+                warn_doubtful(self._categories[name], f"{self.path}: column {name}")
+            else:
                 known = self.fitted["categories"][name] + self.fitted["rare"][name]
                 self._warn_unknown(name, known, "the checkpoint does not know")
             table[name] = codes(table[name], self._categories[name])
