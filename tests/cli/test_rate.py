@@ -9,10 +9,11 @@ from PIL import Image
 
 from firstlight.cli.rate import rate_option
 from firstlight.errors import UsageError
-from tests.helpers import CONFIG, called, firstlight, newest
+from tests.helpers import CONFIG, called, firstlight, logged, newest
 
-SHORT = ["--config", CONFIG, "--model.network.hidden=[8]"]
-OWN = ["--model=tests.preflight.test_lr_range.Quadratic", "--data=tests.preflight.test_lr_range.Ones"]
+SMALL = ["--config", CONFIG, "--model.network.hidden=[8]"]
+SHORT = [*SMALL, "--tries=0"]
+OWN = ["--model=tests.preflight.test_lr_range.Quadratic", "--data=tests.preflight.test_lr_range.Ones", "--tries=0"]
 SENTENCE = (
     r"^suggest  lr (\S+) \((\S+) to (\S+) over 3 orders of the data, batches of 32\): 1/2 of \S+, where the loss is "
     r"lowest; yours is 0.003$"
@@ -32,18 +33,39 @@ def test_lr_prints_a_plot_and_the_suggestion_and_writes_only_a_picture(tmp_path)
 
 
 def test_overlay_sets_the_rate_of_a_run_and_nothing_else(tmp_path):
-    before = called("fit", *SHORT, "--print_config", cwd=tmp_path).stdout
+    before = called("fit", *SMALL, "--print_config", cwd=tmp_path).stdout
     (tmp_path / "found").mkdir()
     printed = called("lr", *SHORT, "--apply", "--output=found", "--quiet", cwd=tmp_path).stdout.splitlines()
     assert len(printed) == 2 and printed[1].startswith("apply    --config found/lr.yaml after your own sets model.op")
     rate = float(re.match(SENTENCE, printed[0])[1])
     overlay = tmp_path / "found" / "lr.yaml"
     assert yaml.safe_load(overlay.read_text()) == {"model": {"init_args": {"optimizer": {"init_args": {"lr": rate}}}}}
-    after = called("fit", *SHORT, "--config", str(overlay), "--print_config", cwd=tmp_path).stdout
+    after = called("fit", *SMALL, "--config", str(overlay), "--print_config", cwd=tmp_path).stdout
     changed = {*after.splitlines()} ^ {*before.splitlines()}
     assert {line.strip() for line in changed} == {"lr: 0.003", f"lr: {rate}"}
-    called("run", *SHORT, "--config", str(overlay), "--trainer.max_epochs=1", cwd=tmp_path)
+    called("run", *SMALL, "--config", str(overlay), "--trainer.max_epochs=1", cwd=tmp_path)
     assert f"lr: {rate}" in (newest(tmp_path) / "config.yaml").read_text()
+
+
+def test_of_short_runs_the_one_with_the_lowest_loss_gives_the_rate(tmp_path):
+    options = [*SMALL, "--trainer.max_epochs=2"]
+    end = json.loads(called("lr", *options, "--tries=4", "--json", "--apply", cwd=tmp_path).stdout.splitlines()[-1])
+    losses = {each["lr"]: each["val/loss"] for each in end["tries"]}
+    assert len(losses) == 4 and 0.003 in losses
+    assert end["rate"] == min(losses, key=losses.get)
+    for rate, loss in losses.items():
+        called("fit", *options, f"--model.optimizer.lr={rate}", cwd=tmp_path)
+        assert min(value for _, value in logged(newest(tmp_path), "val/loss")) == pytest.approx(loss, rel=1e-6)
+    assert yaml.safe_load((tmp_path / "lr.yaml").read_text())["model"]["init_args"]["optimizer"]["init_args"] == {
+        "lr": end["rate"]
+    }
+
+
+def test_where_runs_cannot_decide_one_line_says_why(tmp_path):
+    two = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--data.batch_size_is=global"]
+    printed = firstlight("lr", *SMALL, *two, cwd=tmp_path).stdout
+    assert "try      no runs, because several processes train together" in printed
+    assert re.search(SENTENCE, printed, re.MULTILINE)
 
 
 def test_second_test_replaces_its_own_files_and_no_others(tmp_path):
@@ -86,6 +108,7 @@ REFUSED = {
     "an output that is no folder": ([*OWN, "--output=nowhere"], "--output nowhere is not a folder"),
     "an option of another verb": ([*OWN, "--seeds=3"], "--seeds is an option of repeat and sweep: leave it out of lr"),
     "a checkpoint": ([*OWN, "--ckpt=best"], "--ckpt is for validate, test, predict, export; fit resumes "),
+    "fewer than no runs": ([*OWN, "--tries=-1"], "lr was given tries=-1"),
     "options that train nothing": ([*OWN, "--trainer.max_epochs=0"], "trainer.max_epochs=0 trains nothing"),
 }
 
@@ -93,7 +116,7 @@ REFUSED = {
 @pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
 def test_wrong_use_is_refused_in_one_line(options, message, tmp_path):
     if message is None:
-        called("fit", *SHORT, "--trainer.max_epochs=1", cwd=tmp_path)
+        called("fit", *SMALL, "--trainer.max_epochs=1", cwd=tmp_path)
         message = "lr starts from new weights: leave out --resume, and give --config in place of --run"
     found = called("lr", *options, cwd=tmp_path, code=2).stderr
     assert found.count("\n") == 1 and found.startswith(f"firstlight: {message}")

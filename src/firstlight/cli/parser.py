@@ -72,6 +72,7 @@ _OF_VERBS = {
     "storage": ("sweep",),
     "apply": ("lr",),
     "output": ("lr",),
+    "tries": ("lr",),
 }
 """Options that only some verbs take."""
 
@@ -215,6 +216,7 @@ class CLI(LightningCLI):
             help="URL of a data base that processes and machines of a sweep share; default: a file in its folder.",
         )
         add("--apply", action="store_true", help="Let lr write lr.yaml, an overlay with the rate that it suggests.")
+        add("--tries", type=int | None, help="Short runs that lr compares at most, 0 for none; default: 9.")
         add("--output", type=str | None, help="Folder of lr.png and lr.yaml; default: the current folder.")
         add("--trust", type=str | None, help="Modules A,B whose classes a checkpoint may name; only with --ckpt PATH.")
         add(

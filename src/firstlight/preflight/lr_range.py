@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ RISE = 0.25
 SHARE = 2.0
 """The suggestion is the rate with the lowest loss, divided by this. With half the steps, the loss is lowest at about
 twice the rate, because each rate acts half as long, so a sweep with fewer steps divides by more."""
+_STRIDE = 3.0
 _LEAST = 5
 """Finite losses without which a sweep shows nothing."""
 _ERRORS = 5.0
@@ -161,6 +162,27 @@ def suggest(sweeps: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Sugges
     found = [float(f"{rate / share:.2g}") for rate in lowest]
     reason = f"1/{share:.2g} of {statistics.median(lowest):.2g}, where the loss is lowest"
     return Suggestion(statistics.median(found), min(found), max(found), reason, curves)
+
+
+def next_rate(losses: Mapping[float, float]) -> float | None:
+    """Return the rate that a search for the lowest loss tries next; None when its neighbours are known.
+
+    The search climbs in steps of 3, and then looks half a step to both sides of the best rate.
+
+    Args:
+        losses: Loss of each rate that was tried; infinite where training failed.
+
+    >>> next_rate({0.1: 1.0}), next_rate({0.1: 1.0, 0.3: 2.0}), next_rate({0.1: 1.0, 0.3: 2.0, 0.033: 2.0})
+    (0.3, 0.033, 0.17)
+    >>> next_rate({0.1: 1.0, 0.3: 2.0, 0.033: 2.0, 0.17: 1.5, 0.058: 1.1})
+    """
+    best = min(losses, key=lambda rate: losses[rate])
+    for factor in (_STRIDE, math.sqrt(_STRIDE)):
+        for ratio in (factor, 1 / factor):
+            near, far = sorted((best * ratio**0.5, best * ratio**1.1))
+            if not any(near <= rate <= far for rate in losses):
+                return float(f"{best * ratio:.2g}")
+    return None
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:

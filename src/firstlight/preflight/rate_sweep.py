@@ -65,6 +65,9 @@ class RangeTest:
         sweeps: What was recorded, for each order of the data.
         own: The configured rate of the first parameter group.
         batch_size: Samples of an optimiser step, over all its batches and processes; 0 if unknown.
+        epoch_steps: Optimiser steps of an epoch; infinite if unknown.
+        step_seconds: Time of an optimiser step.
+        processes: How many train together.
         seconds: Time of the whole test.
     """
 
@@ -72,6 +75,9 @@ class RangeTest:
     sweeps: Sequence[Sweep]
     own: float
     batch_size: int
+    epoch_steps: float
+    step_seconds: float
+    processes: int
     seconds: float
 
     def lines(self) -> list[str]:
@@ -119,6 +125,8 @@ class RateSweep(Callback):
         self.own = math.nan
         self.step_seconds = math.inf
         self.batch_size = 0
+        self.epoch_steps = math.inf
+        self.processes = 1
         self._ratios: list[float] = []
         self._window = [0.0, 0.0, 0.0]
         self._ended = -math.inf
@@ -129,6 +137,8 @@ class RateSweep(Callback):
         peaks = [float(group.get("initial_lr", group["lr"])) for group in groups]
         self.own = peaks[0]
         self._ratios = [peak / peaks[0] if peaks[0] > 0 else 1.0 for peak in peaks]
+        self.epoch_steps = trainer.num_training_batches / trainer.accumulate_grad_batches
+        self.processes = trainer.world_size
         trainer.strategy.lr_scheduler_configs = []  # One that waits for a validation metric would raise.
         rules.refuse_single_samples(trainer)
 
@@ -194,7 +204,14 @@ def range_test(fit: Fit, loop: Callable[[Trainer], AbstractContextManager[Any]])
     sweeps = [run_sweep(fit, loop, spaced(steps), has_diverged, seed + order) for order in range(ORDERS)]
     found = suggest([(each.sweep.rates, each.sweep.losses) for each in sweeps])
     return RangeTest(
-        found, [each.sweep for each in sweeps], sweeps[0].own, sweeps[0].batch_size, time.perf_counter() - started
+        found,
+        [each.sweep for each in sweeps],
+        own=sweeps[0].own,
+        batch_size=sweeps[0].batch_size,
+        epoch_steps=timed.epoch_steps,
+        step_seconds=timed.step_seconds,
+        processes=timed.processes,
+        seconds=time.perf_counter() - started,
     )
 
 

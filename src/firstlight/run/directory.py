@@ -38,6 +38,7 @@ PER_COMMAND = {
     "verbose": False,
     "plot": None,
     "space": None,
+    "tries": None,
     "trials": None,
     "jobs": None,
     "storage": None,
