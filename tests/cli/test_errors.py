@@ -224,6 +224,7 @@ NULLS = {
         r"data: class_path is null: give it a value, or leave it out$",
     ),
     "trainer:": ("trainer:\nbest:", r"trainer: null is not a set of options"),
+    "trainer:\n  max_epochs: 60\n  log_every_n_steps: 10": ("trainer: []", r"trainer: \[\] is not a set of options"),
 }
 
 

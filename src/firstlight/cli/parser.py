@@ -457,10 +457,14 @@ def _validate(parser: LightningArgumentParser, config: Namespace) -> None:
 
 
 def _refuse_nulls(parser: LightningArgumentParser, config: Namespace) -> None:
-    """Refuse a null for an option that takes none. jsonargparse 4.53 treats it as "not given" and does not check it."""
+    """Refuse a null for an option that takes none, and another value for a group of options.
+
+    jsonargparse 4.53 treats a null as "not given", and checks no value of a group that is not a mapping.
+    """
     for group in ("trainer", *DEFAULTS):
-        if config.get(group, {}) is None:
-            raise UsageError(f"{group}: null is not a set of options; leave {group} out for the defaults")
+        if not isinstance(config.get(group, {}), Namespace | dict):
+            given = json.dumps(config[group], default=str)
+            raise UsageError(f"{group}: {given} is not a set of options; leave {group} out for the defaults")
     set_parsing_settings(unset_sentinel=True)
     try:
         parser.validate(config)
