@@ -50,6 +50,9 @@ class Loss(nn.Module):
         (lambda outputs: 1 / (1 + (-outputs).exp()), "in [0, 1]"),
         (lambda outputs: outputs.clamp(min=0) + 1e-7, "non-negative"),
         (lambda outputs: outputs / (1 + outputs.abs()), "in [-1, 1]"),
+        (F.gelu, "at least -1"),
+        (F.logsigmoid, "at most 1"),
+        (lambda outputs: outputs**3, "logits"),
     ],
 )
 def test_the_range_of_a_function_after_the_last_layer_is_seen_whatever_its_code(function, head):

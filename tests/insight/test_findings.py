@@ -166,6 +166,16 @@ WRONG_LOSSES = {
         {"kind": "binary", "loss_path": ["BinaryCrossEntropyWithLogits", "Relu"], "head": "non-negative"},
         "ReLU",
     ),
+    "log-sigmoid before one logit": (
+        {},
+        {"kind": "binary", "loss_path": ["BinaryCrossEntropyWithLogits", "LogSigmoid"], "head": "at most 1"},
+        "LogSigmoid",
+    ),
+    "GELU for standardised numbers": (
+        POOR_NUMBERS,
+        REGRESSION | {"loss_path": ["MseLoss", "Gelu"], "head": "at least -1"},
+        "stay at -1 or more",
+    ),
     "ReLU before logits that do not learn": (
         HALF_LEARNED,
         {"loss_path": ["NllLoss", "LogSoftmax", "Relu"], "head": "non-negative"},

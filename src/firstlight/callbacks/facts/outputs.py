@@ -137,7 +137,13 @@ def of_head(network: nn.Module, inputs: Any) -> dict[str, Any]:
     is_odd = float((changes[1.0] + changes[-1.0]).norm()) < _LINEAR * size
     if is_odd and float((changes[_LARGE] - _LARGE * changes[1.0]).norm()) < _LINEAR * _LARGE * size:
         return {"head": "linear"}
-    return {"head": look(torch.cat([*found.values()]))}
+    every = torch.cat([*found.values()])
+    seen = look(every)
+    if seen == "logits" and every.min() >= -1:
+        seen = "at least -1"  # As those of GELU, SiLU and ELU.
+    elif seen == "logits" and every.max() <= 1:
+        seen = "at most 1"  # As those of LogSigmoid.
+    return {"head": seen}
 
 
 def look(values: Tensor) -> str:

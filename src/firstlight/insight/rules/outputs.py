@@ -54,6 +54,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "probabilities": (0, 1),
     "in [0, 1]": (0, 1),
     "in [-1, 1]": (-1, 1),
+    "at least -1": (-1, np.inf),
+    "at most 1": (-np.inf, 1),
 }
 """The others start at 0."""
 _ENDS = {
@@ -61,6 +63,8 @@ _ENDS = {
     "in [0, 1]": "a function like the sigmoid",
     "in [-1, 1]": "a function like tanh",
     "non-negative": "a function like ReLU",
+    "at least -1": "a function like GELU",
+    "at most 1": "a function like LogSigmoid",
 }
 # Operations of autograd that bound what they return, and the losses that want numbers of both signs without bounds.
 _BOUNDING = {"Softmax": "softmax", "Sigmoid": "sigmoid", "Tanh": "tanh", "Relu": "ReLU", "Softplus": "softplus"}
@@ -191,7 +195,9 @@ def _bounded(record: Record) -> Finding | None:
 
 
 def _range(low: float, high: float) -> str:
-    return f"between {low:g} and {high:g}" if np.isfinite(high) else f"at {low:g} or more"
+    if np.isfinite(low) and np.isfinite(high):
+        return f"between {low:g} and {high:g}"
+    return f"at {low:g} or more" if np.isfinite(low) else f"at {high:g} or less"
 
 
 def _other_outputs(record: Record) -> Finding | None:
