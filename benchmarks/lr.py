@@ -26,6 +26,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from pages import write_section
 
 from firstlight.cli.parser import CLI
+from firstlight.cli.rate import TRIES, find_rate
 from firstlight.cli.side_effects import isolated
 from firstlight.errors import TrainingError, UsageError, printing
 
@@ -66,11 +67,11 @@ class Configuration:
         """Its command line, which holds the experiment that was trained last."""
         return self.build()
 
-    def build(self) -> CLI:
+    def build(self, *more: str) -> CLI:
         """Return a command line with an experiment that was not trained."""
         self.folder = tempfile.TemporaryDirectory()
         options = ["--runs", self.folder.name, "--disable", DISABLED, "--trainer.logger", "false"]
-        return CLI("fit", ["--config", f"firstlight:{self.name}", *options])
+        return CLI("fit", ["--config", f"firstlight:{self.name}", *options, *more])
 
     def train(self, rate: float, seed: int, epochs: int) -> dict[str, float]:
         """Return the lowest validation loss of a run, and its seconds."""
@@ -95,11 +96,13 @@ class Configuration:
         return min(most, own["trainer.max_epochs"], int(2 * seconds / max(took[2] - took[1], 1e-3)))
 
     def suggest(self) -> dict[str, float]:
-        """Return what `firstlight lr` suggests, and its seconds."""
+        """Return what `firstlight lr` suggests for the epochs of the grid, and what its range test alone suggests."""
+        started = time.monotonic()
         with isolated(), printing("silent"):
-            found = self.build().experiment.test_rates()
-        rates = {"rate": found.suggestion.rate, "low": found.suggestion.low, "high": found.suggestion.high}
-        return rates | {"own": found.own, "seconds": round(found.seconds, 1)}
+            found = find_rate(self.build("--trainer.max_epochs", str(self.entry["epochs"])), TRIES)
+        tested = found.test.suggestion
+        rates = {"rate": found.rate, "tested": tested.rate, "low": tested.low, "high": tested.high}
+        return rates | {"own": found.test.own, "tries": len(found.tried), "seconds": time.monotonic() - started}
 
     def loss(self, rate: float, seed: int) -> float:
         """Return the loss of a run that was trained."""
@@ -135,7 +138,7 @@ class Configuration:
             entry["suggestion"] = self.suggest()
             store(given.results, results)
         rates = (entry["suggestion"]["rate"], self.best)
-        self._train([(rates[0], 0)], given.results, results)
+        self._train([(rates[0], 0), (entry["suggestion"]["tested"], 0)], given.results, results)
         self._train([(rate, seed) for seed in range(1, given.seeds + 1) for rate in rates], given.results, results)
 
     def _train(self, wanted: list[tuple[float, int]], path: Path, results: dict[str, Any]) -> None:
@@ -157,17 +160,19 @@ def table(measured: list[Configuration], seeds: int) -> str:
     """Return the table and its summary as Markdown."""
     other = f"with {seeds} other seed{'s' * (seeds > 1)}"
     lines = [
-        f"| configuration | epochs | suggestion | interval | loss | best rate | its loss | difference | {other} |",
-        "|---|---:|---:|---|---:|---:|---:|---:|---:|",
+        "| configuration | epochs | suggestion | runs | its loss | best rate | its loss | difference | "
+        f"{other} | range test alone |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for each in measured:
         found, best = each.entry["suggestion"], each.best
-        differences = [each.difference(0), each.difference(seeds)]
+        alone = (each.loss(found["tested"], 0) - each.loss(best, 0)) / abs(each.loss(best, 0))
+        differences = [each.difference(0), each.difference(seeds), alone]
         cells = (
             each.name + ("" if each.name in CHOSEN else " \\*"),
             each.entry["epochs"],
             f"{found['rate']:.2g}",
-            f"{found['low']:.2g} to {found['high']:.2g}",
+            found["tries"],
             f"{each.loss(found['rate'], 0):.4g}",
             f"{best:.2g}",
             f"{each.loss(best, 0):.4g}",

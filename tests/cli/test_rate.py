@@ -61,6 +61,14 @@ def test_of_short_runs_the_one_with_the_lowest_loss_gives_the_rate(tmp_path):
     }
 
 
+def test_optimiser_that_takes_any_rate_is_refused_without_runs_and_searched_around_its_own_with_them(tmp_path):
+    options = ["--config=firstlight:digits_mlp_adafactor", "--trainer.max_epochs=2", "--model.network.hidden=[8]"]
+    refused = called("lr", *options, "--tries=0", cwd=tmp_path, code=2).stderr
+    assert refused.startswith("firstlight: the loss is lowest at the highest rate, 10: an optimiser that limits its")
+    end = json.loads(called("lr", *options, "--tries=2", "--json", cwd=tmp_path).stdout.splitlines()[-1])
+    assert [each["lr"] for each in end["tries"]] == [end["own"], pytest.approx(3 * end["own"], rel=0.05)]
+
+
 def test_where_runs_cannot_decide_one_line_says_why(tmp_path):
     two = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--data.batch_size_is=global"]
     printed = firstlight("lr", *SMALL, *two, cwd=tmp_path).stdout

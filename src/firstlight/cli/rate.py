@@ -29,7 +29,8 @@ _HEADER = "# firstlight lr: "
 _METADATA = b"tEXtSoftware\0firstlight"
 """The beginning of an overlay, and the metadata of a PNG, that the verb writes. It replaces no other files."""
 _NAMES = ("lr", "learning_rate")
-_TRIES = 9
+TRIES = 9
+"""Short runs at most, if --tries does not say otherwise."""
 _TRY_SECONDS, _TRY_STEPS = 20.0, 200
 """A short run has as many epochs as fit into this time, and at least so many steps, but no more than are configured."""
 _QUIET = {"best", "last", "hparams", "insight", "progress", "lr", "gradient_norm", "shutdown", "random_state"}
@@ -85,7 +86,7 @@ class _LowestLoss(Callback):
 def suggest_rate(args: list[str]) -> None:
     """Print the suggestion with its plot, write `lr.png`, and with `--apply` the overlay `lr.yaml`."""
     cli = CLI("lr", args)
-    tries = _TRIES if cli.config.tries is None else cli.config.tries
+    tries = TRIES if cli.config.tries is None else cli.config.tries
     check_range("lr", "[0, inf)", tries=tries)
     if cli.run_dir is not None or cli.config.resume:
         raise UsageError("lr starts from new weights: leave out --resume, and give --config in place of --run")
@@ -154,7 +155,10 @@ def find_rate(cli: CLI, tries: int) -> Found:
             rate, own = own, None  # The suggestion must not be worse.
         else:
             rate = next_rate(tried)
-    return Found(test, tried if any(map(math.isfinite, tried.values())) else {}, epochs)
+    decides = any(map(math.isfinite, tried.values()))
+    if test.suggestion.problem and not decides:
+        raise UsageError(test.suggestion.problem)
+    return Found(test, tried if decides else {}, epochs)
 
 
 def _epochs(test: RangeTest, planned: int | None) -> int:

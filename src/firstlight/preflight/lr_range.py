@@ -70,6 +70,7 @@ class Suggestion:
         high: Highest rate that a sweep suggests.
         reason: What the losses show.
         curves: The smoothed losses of each sweep.
+        problem: Why the losses say nothing about the rate, which is the configured one then; `""`: they do.
     """
 
     rate: float
@@ -77,6 +78,7 @@ class Suggestion:
     high: float
     reason: str
     curves: Sequence[Curve]
+    problem: str = ""
 
 
 def spaced(steps: int) -> list[float]:
@@ -134,15 +136,15 @@ def smoothed(rates: Sequence[float], losses: Sequence[float]) -> Curve:
     return Curve([*rates[:end]], smooth[:end], error)
 
 
-def suggest(sweeps: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Suggestion:
+def suggest(sweeps: Sequence[tuple[Sequence[float], Sequence[float]]], own: float) -> Suggestion:
     """Return the rate that sweeps over several orders of the data suggest.
 
     Args:
         sweeps: Rates and losses of each sweep.
+        own: The configured rate.
 
     Raises:
-        UsageError: When the loss is not finite before the first step, does not fall by more than chance, or is
-            lowest at the highest rate.
+        UsageError: When the loss is not finite before the first step, or does not fall by more than chance.
     """
     if wrong := [losses[0] for _, losses in sweeps if not math.isfinite(losses[0])]:
         raise UsageError(f"the loss is {wrong[0]} before the first step: firstlight check looks for the cause")
@@ -153,10 +155,12 @@ def suggest(sweeps: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Sugges
             "firstlight check looks for the cause"
         )
     if mean_curve(curves).lowest > HIGHEST / 2:
-        raise UsageError(
-            f"the loss is lowest at the highest rate, {HIGHEST:g}: an optimiser that limits its steps itself takes any "
-            "rate, so the test says nothing; keep the rate that its documentation names, or try firstlight sweep"
+        reason = f"the loss is lowest at the highest rate, {HIGHEST:g}"
+        problem = (
+            f"{reason}: an optimiser that limits its steps itself takes any rate, so the test says nothing; keep the "
+            "rate that its documentation names, or try firstlight sweep"
         )
+        return Suggestion(own, own, own, reason, curves, problem)
     lowest = [curve.lowest for curve in curves]
     share = SHARE * STEPS / (1 + round(math.log(HIGHEST / LOWEST) / math.log(sweeps[0][0][1] / sweeps[0][0][0])))
     found = [float(f"{rate / share:.2g}") for rate in lowest]

@@ -202,7 +202,7 @@ def range_test(fit: Fit, loop: Callable[[Trainer], AbstractContextManager[Any]])
     timed = run_sweep(fit, loop, [LOWEST] * _TIMED, lambda _: False, seed)
     steps = steps_in(SECONDS, timed.step_seconds)
     sweeps = [run_sweep(fit, loop, spaced(steps), has_diverged, seed + order) for order in range(ORDERS)]
-    found = suggest([(each.sweep.rates, each.sweep.losses) for each in sweeps])
+    found = suggest([(each.sweep.rates, each.sweep.losses) for each in sweeps], sweeps[0].own)
     return RangeTest(
         found,
         [each.sweep for each in sweeps],
