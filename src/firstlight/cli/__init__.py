@@ -9,7 +9,7 @@ VERBS = {
     "sweep": "search for good settings with many short runs; again: continue",
     "fit": "train; with --run DIR, resume from its last checkpoint",
     "check": "find what is wrong with a fit in seconds, before it starts",
-    "lr": "suggest a learning rate: a range test on copies of the model",
+    "lr": "suggest a learning rate: a range test, then short runs around its rate",
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test split",
     "predict": "write a checkpoint's predictions for the test split",
