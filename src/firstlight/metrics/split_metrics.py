@@ -38,7 +38,7 @@ class SplitMetrics:
         self.split = split
         self.ignore_index = ignore_index
         self.names = list(metrics)
-        self.last_weight: Tensor | int = 0  # Of the last batch.
+        self.last_weight: Tensor | int | None = None  # Of the current batch, if it was added.
         self.is_open = True  # False while `update` leaves out batches: LBFGS evaluates one several times.
         self.copies_targets = False  # True if a loader may write a batch into the memory of the one before.
         self.missing_reasons: dict[str, str] = {}  # By name, why a metric of the last `compute` is NaN.

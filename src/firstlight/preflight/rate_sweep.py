@@ -21,7 +21,6 @@ from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
 from firstlight.callbacks.finite import not_finite
 from firstlight.callbacks.graceful_shutdown import interruptible
@@ -32,6 +31,7 @@ from firstlight.preflight import draw, rules
 from firstlight.preflight.lr_range import LOWEST, Suggestion, has_diverged, mean_curve, spaced, steps_in, suggest
 from firstlight.preflight.probe import probe_splits
 from firstlight.tasks import Task
+from firstlight.tasks.gradient_weights import count_samples
 
 ORDERS = 3
 """Orders of the data, each with a sweep."""
@@ -155,10 +155,10 @@ class RateSweep(Callback):
         """Add the loss; after the last batch of a step, record it, and end the fit if it was the last one."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if loss is not None:  # `training_step` may leave a batch out.
-            weight = float(pl_module.train_metrics.last_weight) if isinstance(pl_module, Task) else 1.0
+            weight = float(pl_module.weight_of_batch()) if isinstance(pl_module, Task) else 1.0
             self._window[0] += weight * float(loss) * trainer.accumulate_grad_batches  # Lightning has divided it.
             self._window[1] += weight
-        self._window[2] += _samples(batch)
+        self._window[2] += count_samples(batch)
         if trainer.global_step == len(self.sweep.losses):
             return  # More batches are accumulated.
         total, weight, samples = _sum(trainer, self._window)
@@ -276,11 +276,6 @@ def _sum(trainer: Trainer, values: Sequence[float]) -> list[float]:
         return [*values]
     of_process = torch.tensor(values, dtype=torch.float64, device=trainer.strategy.root_device)
     return trainer.strategy.reduce(of_process, reduce_op="sum").tolist()
-
-
-def _samples(batch: Any) -> int:
-    """Return the length of the first axis of the first tensor of a batch; 0 without one."""
-    return next((len(each) for each in tree_leaves(batch) if isinstance(each, Tensor) and each.ndim), 0)
 
 
 def _only_optimizer(trainer: Trainer, module: LightningModule) -> Optimizer:

@@ -28,7 +28,12 @@ from firstlight.metrics.split_metrics import SplitMetrics
 from firstlight.optim import weights
 from firstlight.schedules import Schedule
 from firstlight.tasks.checks import at_least_float32, describe
-from firstlight.tasks.gradient_weights import GradientWeights, holds_even_batches, makes_new_batches
+from firstlight.tasks.gradient_weights import (
+    GradientWeights,
+    count_scored,
+    holds_even_batches,
+    makes_new_batches,
+)
 from firstlight.tasks.notices import Notices
 from firstlight.tasks.optimization import Optimization
 from firstlight.tasks.train_log import TrainLog
@@ -175,6 +180,11 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
             return loss_weights.batch_weight(self.loss, targets)
         return self.loss.batch_weight(targets)  # type: ignore[no-any-return]
 
+    def weight_of_batch(self) -> Tensor | int:
+        """Return the weight of the current training batch: that of `shared_step`, or what the batch holds."""
+        weight, results = self.train_metrics.last_weight, self.trainer._results
+        return count_scored(getattr(results, "batch", None), self.averages_over) if weight is None else weight
+
     def counted_ignore_index(self) -> int | None:
         """Return a target that does not count, if metrics may count the others instead of asking `batch_weight`."""
         return None
@@ -296,7 +306,10 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
     def on_train_start(self) -> None:
         """Start or resume the plan of the optimiser and the log."""
         self.gradient_weights.start_step()
+        self.train_metrics.last_weight = None
         counts = "own" if self.is_overridden("batch_weight") else self.averages_over
+        if counts == "targets" and self.is_overridden("training_step"):
+            counts = "own"  # Some processes may have a tensor, and others the samples of their batch.
         self.gradient_weights.is_even = holds_even_batches(self.trainer.train_dataloader, counts)
         self._evaluates_again = any(isinstance(each, LBFGS) for each in self.trainer.optimizers)
         self.train_metrics.is_open = True
@@ -314,7 +327,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
         if trainer.accumulate_grad_batches == 1 and trainer.world_size == 1:
             super().backward(loss, *args, **kwargs)
             return
-        loss = self.gradient_weights.scale(trainer, loss, self.train_metrics.last_weight)
+        loss = self.gradient_weights.scale(trainer, loss, self.weight_of_batch())
         super().backward(loss, *args, **kwargs)
         self.gradient_weights.finish(trainer, self.parameters())
 
@@ -326,7 +339,8 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
                 parameter.grad = None
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log `train/*` every `log_every_n_steps` optimiser steps."""
+        """Log `train/*` every `log_every_n_steps` optimiser steps, and forget the weight of the batch."""
+        self.train_metrics.last_weight = None
         if self._evaluates_again:
             self.train_metrics.is_open = True
         if values := self.train_log.compute_if_due(self.trainer):

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, TensorDataset, default_collate
 
@@ -84,6 +85,25 @@ def holds_even_batches(loader: Any, averages_over: str = "samples") -> bool:
     if type(getattr(loader, "batch_sampler", None)) is not BatchSampler or collate_fn is not default_collate:
         return False
     return averages_over != "elements" or type(dataset) is TensorDataset
+
+
+def count_samples(batch: Any) -> int:
+    """Return the length of the first axis of the first tensor of a batch; 0 without one."""
+    lengths: list[int] = []
+    apply_to_collection(batch, Tensor, lambda each: lengths.append(each.shape[0]) if each.ndim else None)
+    return lengths[0] if lengths else 0
+
+
+def count_scored(batch: Any, averages_over: str) -> int:
+    """Return the weight of a batch whose own is not known: its samples, or 1 if it shows none.
+
+    If the loss of the task averages over numbers or tokens, these are counted, so that the weight compares with others.
+    """
+    targets = batch[1] if isinstance(batch, list | tuple) and len(batch) == 2 else None
+    if isinstance(targets, Tensor) and targets.ndim:
+        if averages_over == "elements" or (averages_over == "targets" and not targets.is_floating_point()):
+            return targets.numel()
+    return count_samples(batch) or 1
 
 
 def makes_new_batches(loader: Any) -> bool:
