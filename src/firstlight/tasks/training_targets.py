@@ -10,40 +10,53 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
+from torch.utils.data import IterableDataset
 
 from firstlight.errors import UsageError, check_range, did_you_mean
+from firstlight.tasks.checks import describe
+from firstlight.tasks.drawn_rows import drawn_once
 
 Weights = list[float] | dict[str, float] | Literal["balanced"]
 """A weight for each class in the order of the class names, or by class name, or weights that balance the classes."""
 
 
 def training_targets(trainer: Trainer, purpose: str) -> Tensor:
-    """Return the targets `(N, ...)` of the training data set, each once and in its order, on the CPU.
+    """Return the targets `(N, ...)` of the training samples that can be drawn, each once and in order, on the CPU.
 
-    Every process reads the whole data set, so they need not communicate.
+    Every process reads the samples of all processes, and all must call this together.
 
     Args:
         trainer: Of a fit; it builds its training loader now, if it has none yet.
         purpose: What the targets are needed for, for the message.
 
     Raises:
-        UsageError: If the data set cannot be read twice.
+        UsageError: If the data set cannot be read twice, its batches are no pairs, or its rows are not known.
     """
     trainer.fit_loop.setup_data()
     loader: Any = trainer.train_dataloader
     dataset: Any = getattr(loader, "dataset", None)  # firstlight's callbacks may have wrapped the loader.
-    if loader is None or not hasattr(dataset, "__getitem__") or isinstance(dataset, IterableDataset):
+    is_read_twice = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if not is_read_twice or isinstance(dataset, IterableDataset):
         raise UsageError(
             f"{purpose} needs all training targets, but {type(loader).__name__} cannot be read twice: use a "
             "DataLoader of a data set with a length"
         )
-    # A loader with a batch sampler has no batch size.
-    if isinstance(loader.sampler, SubsetRandomSampler):
-        dataset = Subset(dataset, sorted(loader.sampler.indices))
-    batches = DataLoader(dataset, batch_size=loader.batch_size or 1024, collate_fn=loader.collate_fn)
+    batches, found = drawn_once(trainer, loader, purpose), []
     with isolate_rng():
-        return torch.cat([targets for _, targets in batches]).cpu()
+        for batch in batches:
+            targets = batch[1] if isinstance(batch, list | tuple) and len(batch) == 2 else None
+            if not isinstance(targets, Tensor) or not targets.ndim:
+                raise UsageError(
+                    f"{purpose} needs all training targets, but a batch is {describe(batch)}: it must be a pair of "
+                    "inputs and a tensor of targets"
+                )
+            found.append(targets)
+    if len(shapes := {targets.shape[1:] for targets in found}) > 1:
+        raise UsageError(
+            f"{purpose} needs training targets of one shape, but they have the shapes "
+            f"{', '.join(str(tuple(each)) for each in sorted(shapes))}"
+        )
+    return torch.cat(found).cpu()
 
 
 def class_names(trainer: Trainer) -> list[str]:
