@@ -1,4 +1,4 @@
-"""Gradients of a task whose `training_step` is the user's, compared with a plain loop."""
+"""Gradients of a task whose `training_step` or stream of samples is the user's, compared with a plain loop."""
 
 import copy
 import json
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from firstlight.cli.parser import CLI
 from firstlight.fast_loop import fast_loop
@@ -155,6 +155,36 @@ def test_two_processes_weigh_the_batches_of_an_own_step_by_samples(tmp_path):
             found = json.loads((tmp_path / f"{name}-{window}").read_text())
             for mine, right in zip(found, expected, strict=True):
                 torch.testing.assert_close(torch.tensor(mine), right, rtol=1e-5, atol=1e-6)
+
+
+PARTS = {(0, 0): [0], (0, 1): [1, 2, 3, 4], (1, 0): [5, 6, 7, 8], (1, 1): [9, 10, 11, 12]}
+"""The rows of each worker of each process. The only batch of the first worker is short, and not the last one."""
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        rows = PARTS[int(os.environ["LOCAL_RANK"]), get_worker_info().id]
+        return zip(INPUTS[rows], NUMBERS[rows], strict=True)
+
+
+class OwnLoss(nn.Module):
+    def forward(self, outputs, targets):
+        return (outputs - targets).square().mean()
+
+
+def streamed():
+    task = Task(**parts(made("Squares")[0].network, OwnLoss()) | {"optimizer": SGD})
+    run = trainer(".", max_epochs=1, devices=2, strategy="ddp", limit_val_batches=0)
+    run.fit(task, DataLoader(Stream(), batch_size=4, num_workers=2), loader(INPUTS, NUMBERS))
+    Path(str(run.global_rank)).write_text(json.dumps([each.tolist() for each in task.network.parameters()]))
+
+
+def test_two_processes_weigh_the_short_batches_of_each_worker(tmp_path):
+    Ranks(streamed, cwd=tmp_path, ranks=2).succeed()
+    expected = by_hand("Squares", [[PARTS[0, 0] + PARTS[1, 0]], [PARTS[0, 1] + PARTS[1, 1]]])
+    for rank in "01":
+        for mine, right in zip(json.loads((tmp_path / rank).read_text()), expected, strict=True):
+            torch.testing.assert_close(torch.tensor(mine), right, rtol=1e-5, atol=1e-6)
 
 
 class OwnStep(Classification):

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, TensorDataset, default_collate
+from torch.utils.data import BatchSampler, IterableDataset, TensorDataset, default_collate
 
 from firstlight.metrics.whole_split import exact
 
@@ -77,7 +77,8 @@ def holds_even_batches(loader: Any, averages_over: str = "samples") -> bool:
         loader: The training loader.
         averages_over: What the loss averages over; the weights of a loss that counts itself may always differ.
     """
-    if averages_over == "own":
+    # Each worker of an iterable data set may end with a short batch in the middle of an epoch.
+    if averages_over == "own" or isinstance(getattr(loader, "dataset", None), IterableDataset):
         return False
     if _is_of_firstlight(getattr(loader, "sampler", None)):
         return True
