@@ -308,6 +308,49 @@ class Penalised(Classification):
         return {"entropy": super().compute_loss(outputs, targets), "penalty": outputs.square().mean()}
 
 
+class RootMean(nn.Module):
+    def forward(self, outputs, targets):
+        return cross_entropy(outputs, targets).sqrt()
+
+
+class LogMean(nn.Module):
+    def forward(self, outputs, targets):
+        return cross_entropy(outputs, targets).log1p()
+
+
+class NeedsTwo(nn.Module):
+    """A mean that cannot be had of one sample."""
+
+    def __init__(self, of_one=None, power=1):
+        super().__init__()
+        self.of_one, self.power = of_one, power
+
+    def forward(self, outputs, targets):
+        if len(outputs) < 2:
+            if self.of_one is None:
+                raise AssertionError("two samples or more")
+            return outputs.sum() * self.of_one
+        return cross_entropy(outputs, targets) ** self.power
+
+
+class SeldomNoisy(nn.Module):
+    """Draws a number that seldom changes something."""
+
+    def forward(self, outputs, targets):
+        return cross_entropy(outputs * (1 + (torch.rand(()) > 0.8)), targets)
+
+
+class NearOne(nn.Module):
+    """A small difference of numbers near 1."""
+
+    def forward(self, outputs, targets):
+        return 1 - (1 - 1e-4 * cross_entropy(outputs, targets, reduction="none")).mean()
+
+
+class Pairwise(Classification):
+    pairwise_loss = True
+
+
 class Noisy(nn.Module):
     def forward(self, outputs, targets):
         return (outputs.mean(1) * torch.rand(len(outputs))).mean()
@@ -325,6 +368,14 @@ ADVICE = "is not a mean over what batch_weight(targets) counts"
         (Penalised, nn.CrossEntropyLoss(), LABELS, ""),
         (Classification, Focal(), LABELS, ""),
         (Classification, Noisy(), LABELS, ""),
+        (Classification, RootMean(), LABELS, "the loss of RootMean"),
+        (Classification, LogMean(), LABELS, "the loss of LogMean"),
+        (Pairwise, RootMean(), LABELS, ""),
+        (Classification, NeedsTwo(), LABELS, ""),
+        (Classification, NeedsTwo(torch.nan), LABELS, ""),
+        (Classification, NeedsTwo(torch.nan, power=2), LABELS, "the loss of NeedsTwo"),
+        (Classification, SeldomNoisy(), LABELS, ""),
+        (Classification, NearOne(), LABELS, ""),
     ],
 )
 def test_a_loss_whose_weight_is_not_known_is_told_once(make, loss, targets, told, tmp_path, caplog):
@@ -333,6 +384,15 @@ def test_a_loss_whose_weight_is_not_known_is_told_once(make, loss, targets, told
     trainer(tmp_path, max_epochs=2).fit(task, batches, batches)
     assert caplog.text.count(ADVICE) == bool(told)
     assert f"{told} {ADVICE}" in caplog.text or not told
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(("loss", "is_told"), [(RootMean(), True), (Focal(), False)])
+def test_a_function_of_a_mean_is_told_in_large_batches_at_any_precision(loss, is_told, precision, tmp_path, caplog):
+    task = Classification(**parts(nn.Linear(5, 3), loss), classes=3)
+    batches = loader(INPUTS.repeat(20, 1), LABELS.repeat(20), 600)
+    trainer(tmp_path, precision=precision).validate(task, batches, verbose=False)
+    assert (ADVICE in caplog.text) == is_told
 
 
 def test_a_sum_and_a_wrong_batch_weight_are_told_in_a_program(tmp_path, caplog):

@@ -43,7 +43,8 @@ class Notices:
             self.tell(
                 f"weight of {name}",
                 f"the {name} of {source} is not a mean over what batch_weight(targets) counts, so its mean depends on "
-                "how samples are cut into batches and processes: let batch_weight return what it averages over",
+                "how samples are cut into batches and processes: let batch_weight return what it averages over; if the "
+                "loss is a function of a mean, such as its square root, train on the mean",
             )
 
 

@@ -5,19 +5,28 @@ Shapes: `B` batch; `...` one output or target.
 
 import copy
 import math
+import pickle
+import warnings
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.seed import _collect_rng_states
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
+
+from firstlight.tasks.checks import at_least_float32
+
+_FEW = 8  # Samples that are cut into small parts.
+_ROUNDING = {"rel_tol": 1e-4, "abs_tol": 1e-6}  # Of a mean of float32 numbers, also if it is subtracted from 1.
 
 
 @torch.no_grad()
 def terms_of_other_weight(task: Any, outputs: Any, targets: Tensor) -> list[str]:
     """Return the names of the terms, or `"loss"`, whose mean depends on how the samples are cut into batches.
 
-    The loss of the batch must be the mean of the losses of two parts of it. The answer is empty if the loss draws
+    The loss of the batch must be the mean of the losses of two parts of it, and the loss of a few samples must be the
+    mean of their own losses; of pairs or fours, if the loss cannot take fewer. The answer is empty if the loss draws
     random numbers or cannot take a part. The loss and the task keep their state.
 
     Args:
@@ -30,30 +39,61 @@ def terms_of_other_weight(task: Any, outputs: Any, targets: Tensor) -> list[str]
     count = len(targets)
     if sizes != {count} or count < 2:
         return []
+    outputs, targets = apply_to_collection(outputs, Tensor, at_least_float32), at_least_float32(targets)
     training = {module: module.training for module in task.modules()}
     twin = _twin(task)
-    try:
-        with isolate_rng():
+    third, few = (count + 2) // 3, min(_FEW, count)
+    step = count // few
+    found: set[str] = set()
+    # 16 bits would hide what is no rounding.
+    with isolate_rng(), warnings.catch_warnings(), torch.autocast(targets.device.type, enabled=False):
+        warnings.simplefilter("ignore")  # For example of a variance of one sample.
+        try:
             twin.eval()
-            whole, again, first, second = (
-                _terms(twin, apply_to_collection(outputs, Tensor, lambda each, rows=rows: each[rows]), targets[rows])
-                for rows in (slice(None), slice(None), slice(0, (count + 2) // 3), slice((count + 2) // 3, None))
-            )
-    except (RuntimeError, ValueError, IndexError):
-        return []
-    finally:
-        for module, was in training.items():
-            module.training = was
-    if whole.keys() != first.keys() or whole.keys() != second.keys():
-        return []
-    found = []
+            halves = [slice(third), slice(third, None)]
+            found |= _differing(twin, outputs, targets, slice(None), halves) or set()
+            for size in (1, 2, 4):
+                starts = range(0, few - few % size, size)
+                parts = [slice(start * step, (start + size) * step, step) for start in starts]
+                if len(parts) < 2:
+                    break
+                differing = _differing(twin, outputs, targets, slice(0, parts[-1].stop, step), parts)
+                if differing is not None:
+                    found |= differing
+                    break
+        finally:
+            for module, was in training.items():
+                module.training = was
+    return sorted(found)
+
+
+def _differing(task: Any, outputs: Any, targets: Tensor, rows: slice, parts: list[slice]) -> set[str] | None:
+    """Return the terms of rows that are not the mean over parts of these rows; None if that cannot be told."""
+    before = _random_states()
+    try:
+        whole, again, *cut = (
+            _terms(task, apply_to_collection(outputs, Tensor, lambda each, part=part: each[part]), targets[part])
+            for part in (rows, rows, *parts)
+        )
+    except Exception:  # The user's loss may need more samples.
+        return None
+    if _random_states() != before or any(each.keys() != whole.keys() for each in cut):
+        return None
+    found = set()
     for name, (loss, weight) in whole.items():
-        parts = [part[name] for part in (first, second) if part[name][1] > 0]
-        mean = sum(each * size for each, size in parts) / max(sum(size for _, size in parts), 1e-300)
-        is_exact = loss == again[name][0]
-        if weight > 0 and is_exact and not math.isclose(mean, loss, rel_tol=1e-2, abs_tol=1e-8):
-            found.append(name)
+        scored = [part[name] for part in cut if part[name][1] > 0]
+        if not all(math.isfinite(each) for each, _ in scored):
+            return None
+        mean = sum(each * size for each, size in scored) / max(sum(size for _, size in scored), 1e-300)
+        if weight > 0 and loss == again[name][0] and not math.isclose(mean, loss, **_ROUNDING):
+            found.add(name)
     return found
+
+
+def _random_states() -> bytes:
+    """Return the states of the random generators, equal if nothing was drawn."""
+    # Two pickles of one tensor differ.
+    return pickle.dumps(apply_to_collection(_collect_rng_states(), Tensor, lambda each: each.tolist()))
 
 
 def _twin(task: Any) -> Any:
