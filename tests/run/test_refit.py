@@ -8,6 +8,7 @@ from firstlight.checkpoints.io import read
 from firstlight.cli.parser import CLI
 from tests.helpers import CONFIG, called, newest, results
 
+CALLBACKS = "--trainer.callbacks"
 OPTIONS = ["--report=false", "--config", CONFIG, "--trainer.max_epochs=3", "--model.network.hidden=[16]"]
 
 
@@ -54,11 +55,14 @@ def test_refit_of_a_run_that_was_best_before_its_end_stops_there_at_the_same_lea
     assert optimizer["param_groups"][0]["lr"] == pytest.approx(0.003 * schedule(48, 144))
 
 
+@pytest.mark.filterwarnings("ignore:When using `Trainer.accumulate_grad_batches:UserWarning")
 @pytest.mark.parametrize(
     ("options", "best", "steps"),
     [
         (["--trainer.accumulate_grad_batches=5"], 24, 30),  # 40 batches are 8 steps, and 48 are 10.
         (["--trainer.limit_train_batches=7"], 21, 21),
+        (["--trainer.overfit_batches=7"], 14, 14),
+        ([f"{CALLBACKS}+=GradientAccumulationScheduler", f"{CALLBACKS}.scheduling={{0: 30, 1: 25}}"], 4, 4),
         (["--trainer.max_steps=100", "--trainer.max_epochs=-1"], 100, 100),
     ],
 )

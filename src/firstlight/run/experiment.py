@@ -58,6 +58,7 @@ from firstlight.run.outputs import outputs_path
 from firstlight.run.resume import config_diff, refuse_inexact
 from firstlight.tasks import Task
 from firstlight.tasks.notices import repeated_samples
+from firstlight.tasks.optimization import accumulated_batches, as_many_epochs
 
 
 @dataclass
@@ -200,18 +201,8 @@ class Experiment:
             raise UsageError(
                 "StochasticWeightAveraging averages the last epochs, and a refit plans steps: use EMAWeightAveraging"
             )
-        of_epoch = self._steps_of(len(self.datamodule.train_dataloader()))
-        self.datamodule.joins_validation = True
-        limits: dict[str, Any] = {"max_steps": steps, "max_epochs": -1}
-        if not stopped_early:
-            steps = round(steps * self._steps_of(len(self.datamodule.train_dataloader())) / of_epoch)
-            most = self.options.get("max_steps", -1)
-            steps, limits = steps if most < 0 else min(steps, most), {}
         kept = [name for name in ("nonfinite", "progress") if name not in self.disable]
         default = [DEFAULTS[name](**self.groups.get(name, {})) for name in kept]
-        for each in default:
-            if isinstance(each, Progress):
-                each.last_step = steps
         own = [each for each in self.own_callbacks if not isinstance(each, EarlyStopping | Checkpoint)]
         start = LambdaCallback(
             on_train_start=lambda trainer, _: rules.refuse_single_samples(trainer),
@@ -222,7 +213,7 @@ class Experiment:
             default_root_dir=folder,
             logger=False,
             callbacks=[*own, *default, start],
-            **limits,
+            **({"max_steps": steps, "max_epochs": -1} if stopped_early else {}),
             min_epochs=None,
             min_steps=None,
             max_time=None,
@@ -230,6 +221,15 @@ class Experiment:
             enable_checkpointing=False,
             enable_progress_bar=any(isinstance(each, ProgressBar) for each in [*own, *default]),
         )
+        before = self._batches(trainer)
+        self.datamodule.joins_validation = True
+        if not stopped_early:
+            steps = as_many_epochs(steps, before, self._batches(trainer), accumulated_batches(trainer))
+            most = self.options.get("max_steps", -1)
+            steps = steps if most < 0 else min(steps, most)
+        for each in default:
+            if isinstance(each, Progress):
+                each.last_step = steps
         again = f"firstlight {self.verb} --run {folder}"
         samples, follows_fit = len(self.datamodule.rows("train")), not stopped_early
         done: dict[str, int | bool] = {"samples": samples, "steps": steps, "follows_fit": follows_fit}
@@ -345,12 +345,10 @@ class Experiment:
                 return None
         return self._results(trainer, folder, ending.cause if ending else "") | {"fast_loop": loop.reason or True}
 
-    def _steps_of(self, batches: int) -> int:
-        """Return the optimiser steps of an epoch of so many batches."""
-        limit = self.options.get("limit_train_batches")
-        if limit is not None:
-            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return max(1, -(-batches // int(self.options.get("accumulate_grad_batches", 1))))
+    def _batches(self, trainer: Trainer) -> int:
+        """Return the training batches of an epoch, as Lightning counts them."""
+        batches, limit = len(self.datamodule.train_dataloader()), trainer.limit_train_batches
+        return max(1, min(batches, limit) if isinstance(limit, int) else int(batches * limit))
 
     def _write_unfinished(self, trainer: Trainer, folder: Path, error: str) -> None:
         """Write `results.json` of a run that failed or was stopped after its start: why, and what is known of it."""

@@ -59,6 +59,27 @@ def planned_steps(
     return total if max_steps < 0 else min(total, max_steps)
 
 
+def as_many_epochs(steps: int, before: int, after: int, accumulated: Sequence[Sequence[int]]) -> int:
+    """Return the optimiser steps of as many epochs of `after` batches as `steps` are with epochs of `before` batches.
+
+    Args:
+        steps: At least 0.
+        before: Batches of an epoch, at least 1.
+        after: Batches of an epoch, at least 1.
+        accumulated: As in `planned_steps`.
+
+    >>> as_many_epochs(50, before=40, after=48, accumulated=[(0, 1), (1, 4)])
+    60
+    """
+    total = epoch = 0
+    while True:
+        size = next(size for start, size in reversed(accumulated) if start <= epoch)
+        planned = math.ceil(before / size)
+        if steps <= planned:
+            return total + round(math.ceil(after / size) * steps / planned)
+        total, steps, epoch = total + math.ceil(after / size), steps - planned, epoch + 1
+
+
 class Optimization:
     """Builds the optimiser and its scheduler, and plans the optimiser steps of a run.
 
@@ -118,7 +139,7 @@ class Optimization:
         """
         self._origin, self._first_total, self._configured, self.timed = (0, 0, 0), 0, [], None
         optimizer = build(self.build_optimizer, module)
-        if isinstance(optimizer, LBFGS) and _accumulated(trainer) != [[0, 1]]:
+        if isinstance(optimizer, LBFGS) and accumulated_batches(trainer) != [[0, 1]]:
             # Lightning 2.6.6 computes only the last batch of the step again for each evaluation.
             raise UsageError(
                 "LBFGS evaluates batches several times and cannot accumulate: set accumulate_grad_batches=1"
@@ -312,10 +333,10 @@ def _limits(trainer: Trainer) -> list[Any]:
         if isinstance(callback, StochasticWeightAveraging):
             # Lightning 2.6.6 adds an epoch without a step, for the statistics of batch normalisation.
             epochs = min(epochs, getattr(callback, "_max_epochs", epochs))
-    return [trainer.num_training_batches, epochs, trainer.max_steps, _accumulated(trainer)]
+    return [trainer.num_training_batches, epochs, trainer.max_steps, accumulated_batches(trainer)]
 
 
-def _accumulated(trainer: Trainer) -> list[list[int]]:
+def accumulated_batches(trainer: Trainer) -> list[list[int]]:
     """Return pairs of an epoch and the batches that are accumulated for one step from that epoch on."""
     for callback in reversed(trainer.callbacks):  # type: ignore[attr-defined]  # set outside the class
         if isinstance(callback, GradientAccumulationScheduler):
