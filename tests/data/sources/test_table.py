@@ -216,6 +216,11 @@ BAD = {
         {},
         r"line 7 column age is 9007199254740993, which float64 rounds: leave age out, or name it in categorical",
     ),
+    "a target beyond float64": (
+        changed(5, "price", str(2**60 + 1)),
+        {"target": "price", "kind": "regression"},
+        r"line 7 column price is 1152921504606846977, which float64 rounds: subtract one constant from all values",
+    ),
     "a word for a truth value": (
         [[*line[:4], "yes", *line[5:]] for line in rows()],
         {"target": ["label", "price"], "kind": "multilabel", "columns": ["height"], "categorical": []},

@@ -181,6 +181,8 @@ class Table(DataModule):
         if self.kind is None:
             self.kind = self.hparams["kind"] = infer_kind({name: table[name].tolist() for name in self.targets})
         numbers = [name for name in columns if name not in named]
+        if self.kind == "regression":
+            numbers += [name for name in self.targets if name in table]  # A file to predict may have none.
         self._refuse_long_integers({name: table[name] for name in numbers}, file.lines)
         if not self.fitted:
             numeric = [*columns, *(self.targets if self.kind == "regression" else [])]
@@ -293,13 +295,16 @@ class Table(DataModule):
             raise UsageError(f"{self.path}: no numbers in {examples}: {way_out}")
 
     def _refuse_long_integers(self, table: dict[str, NDArray[Any]], lines: list[int]) -> None:
-        """Refuse integers that float64 rounds to another one; they are identifiers."""
+        """Refuse integers that float64 rounds to another one. Inputs of this kind are identifiers."""
         for name, values in table.items():
             for line, value in zip(lines, values, strict=True):
                 if _EXACT_DIGITS < len(value) < 300 and value.strip().lstrip("+-").isdecimal():
                     if int(value) != int(float(value)):
                         found = f"{self.path}: line {line} column {name} is {value}, which float64 rounds"
-                        raise UsageError(f"{found}: leave {name} out, or name it in categorical")
+                        way_out = f"leave {name} out, or name it in categorical"
+                        if name in self.targets:
+                            way_out = "subtract one constant from all values of the column"
+                        raise UsageError(f"{found}: {way_out}")
 
     def _warn_unknown(self, name: str, known: list[str], reason: str) -> None:
         names = {*map(same, known)}
