@@ -233,7 +233,7 @@ def test_resuming_with_other_data_is_refused(checkpoint, tmp_path):
 
 
 def test_data_with_other_columns_than_the_checkpoint_is_refused(checkpoint, tmp_path):
-    with pytest.raises(UsageError, match="trained on 4 columns or channels, but Arrays has 1"):
+    with pytest.raises(UsageError, match=r"the inputs have the shape \(\d+, 1\): they must be \(N, 4\)"):
         trainer(tmp_path).predict(
             BatchRecorder(), datamodule=new_data(columns=1), ckpt_path=checkpoint[0], weights_only=True
         )

@@ -27,7 +27,7 @@ from firstlight.data.fitted import COMPARED_FIELDS, check_compatible, is_other_d
 from firstlight.data.loader import BatchSizeIs, Loader, make_loader, per_process
 from firstlight.data.memory import SHARE, free_memory
 from firstlight.data.quality.finding import Finding
-from firstlight.data.raw import samples_like
+from firstlight.data.raw import as_trained, samples_like
 from firstlight.data.samples import SPLITS, Batch, Samples, Split, StoredBatches, TensorBatches
 from firstlight.data.scale import Preparation, Scaler, statistics
 from firstlight.data.shown import show
@@ -478,6 +478,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
                 raise UsageError(
                     f"augment needs images, uint8 (N, C, H, W), but the inputs are {inputs.dtype} {inputs.shape}"
                 )
+            if self.fitted and inputs.dtype.kind in "biuf":
+                loaded = replace(loaded, inputs=as_trained(inputs, self.fitted["dtype"], self.fitted["shape"]))
             return clean(loaded, self.missing, self.missing_targets)
 
     def fits_in_memory(self, nbytes: int, source: str) -> bool:

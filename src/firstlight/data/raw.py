@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from firstlight.data.samples import Samples
+from firstlight.data.stored import Stored
 from firstlight.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,8 +46,7 @@ def samples_like(raw: Any, dtype: str, shape: Sequence[int], columns: Sequence[s
     """Return an array or tensor `(N, ...)`, or the columns of a DataFrame or of a list of dicts, as samples.
 
     Args:
-        raw: The inputs, as they were before any preparation. Images may have their channels last, or one channel and
-            no axis for it.
+        raw: The inputs, as they were before any preparation, see `as_trained`.
         dtype: Type of the training inputs.
         shape: Shape of one training sample.
         columns: Names of the columns of the training data; empty if they have none.
@@ -66,22 +67,44 @@ def samples_like(raw: Any, dtype: str, shape: Sequence[int], columns: Sequence[s
             return Samples(frame[names].to_numpy(object), None, columns=[*columns])
         raw = frame[names].to_numpy()
     values = raw.detach().cpu().numpy() if isinstance(raw, torch.Tensor) else np.asarray(raw)
+    return Samples(as_trained(values, dtype, shape), None, columns=[*columns])
+
+
+def as_trained(inputs: NDArray[Any] | Stored, dtype: str, shape: Sequence[int]) -> NDArray[Any] | Stored:
+    """Return inputs `(N, ...)` with the kind of type and the shape of the training inputs.
+
+    Integers and booleans become numbers, and integers from 0 to 255 pixels. Images may have their channels last, or one
+    channel and no axis for it. Inputs on disk must have kind and shape already.
+
+    Args:
+        inputs: Before any preparation.
+        dtype: Type of the training inputs.
+        shape: Shape of one training sample.
+
+    Raises:
+        UsageError: If type or shape differ from those of the training inputs.
+    """
+    kind, found = (of.kind.replace("b", "f") for of in (np.dtype(dtype), inputs.dtype))
     is_text = kind == "i"
-    if values.shape[1:] != tuple(shape) and len(shape) == 3:
-        if values.shape[1:] == (*shape[1:], shape[0]):  # Images with their channels last.
-            values = np.moveaxis(values, -1, 1)
-        elif values.shape[1:] == tuple(shape[1:]) and shape[0] == 1:
-            values = values[:, None]
-    if values.shape[1:] != tuple(shape) and not (is_text and values.ndim == 1 + len(shape)):
-        raise UsageError(f"the inputs have the shape {values.shape}: they must be {_shape(shape)}")
-    if kind == "f" and values.dtype.kind in "biuf":
-        values = values.astype(np.float64)
-    elif values.dtype.kind in "iu" and (not values.size or (values.min() >= 0 and (is_text or values.max() < 256))):
-        values = values.astype(np.int64 if is_text else np.uint8)
-    else:
-        must = {"u": "integers from 0 to 255, pixels", "i": "integers of at least 0, tokens"}.get(kind, "numbers")
-        raise UsageError(f"the inputs are {values.dtype}, but the network was trained on {must}")
-    return Samples(values, None, columns=[*columns])
+    if isinstance(inputs, np.ndarray) and inputs.shape[1:] != tuple(shape) and len(shape) == 3:
+        if inputs.shape[1:] == (*shape[1:], shape[0]):  # Images with their channels last.
+            inputs = np.moveaxis(inputs, -1, 1)
+        elif inputs.shape[1:] == tuple(shape[1:]) and shape[0] == 1:
+            inputs = inputs[:, None]
+    if inputs.shape[1:] != tuple(shape) and not (is_text and inputs.ndim == 1 + len(shape)):
+        raise UsageError(f"the inputs have the shape {inputs.shape}: they must be {_shape(shape)}")
+    if found == kind and isinstance(inputs, Stored):
+        return inputs
+    are_pixels = inputs.dtype == np.uint8 and len(shape) > 1  # Whose scale may be another one.
+    if isinstance(inputs, np.ndarray):
+        if kind == "f" and found in "iuf" and not are_pixels:
+            return inputs.astype(np.float64)
+        is_in_range = found in "iu" and (not inputs.size or (inputs.min() >= 0 and (is_text or inputs.max() < 256)))
+        if kind != "f" and is_in_range:
+            return inputs.astype(np.int64 if is_text else np.uint8)
+    must = {"u": "integers from 0 to 255, pixels", "i": "integers of at least 0, tokens"}.get(kind, "numbers, floats")
+    hint = ": convert the pixels to floats as those of the training data were" if kind == "f" and are_pixels else ""
+    raise UsageError(f"the inputs are {inputs.dtype}, but the network was trained on {must}{hint}")
 
 
 def _shape(shape: Sequence[int]) -> str:

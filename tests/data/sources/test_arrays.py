@@ -191,6 +191,57 @@ def test_checkpoint_of_split_arrays_predicts_inputs_alone(tmp_path):
     assert len(again.prepare(data.path)[0]) == 50
 
 
+GRAY = GENERATOR.integers(0, 256, (60, 8, 8), np.uint8)
+
+
+def trained_on(folder, inputs):
+    """Return `Arrays` with the fitted state of a training on inputs, and without samples; it reads a new file."""
+    folder.mkdir()
+    data = ready(Arrays(write_arrays(folder, False, X=inputs, y=LABELS)))
+    again = Arrays(str(folder.parent / "arrays.npz"))
+    again.load_state_dict(data.state_dict())
+    return again
+
+
+@pytest.mark.parametrize(
+    ("trained", "new", "message"),
+    [
+        (GRAY, GRAY[:, None].astype(np.float32), "float32, but the network was trained on integers from 0 to 255"),
+        (GRAY, GRAY[:, None].astype(np.int64) + 1, "int64, but the network was trained on integers from 0 to 255"),
+        (GRAY, GRAY[:, :7], r"have the shape \(60, 1, 7, 8\): they must be \(N, 1, 8, 8\)"),
+        (GRAY[:, None] / 255, GRAY, "uint8, but the network was trained on numbers, floats: convert the pixels"),
+        (GRAY[:, 0] + 1, NUMBERS.repeat(2, 1), "float32, but the network was trained on integers from 0 to 255"),
+        (GRAY[:, 0].astype(int) + 1, NUMBERS.repeat(2, 1), "float32, but the network was trained on .*, tokens"),
+    ],
+)
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_new_file_of_another_type_or_shape_is_refused(trained, new, message, in_memory, tmp_path):
+    data = trained_on(tmp_path / "old", trained)
+    data.in_memory = in_memory
+    path = write_arrays(tmp_path, False, X=new, y=LABELS)
+    for score in (lambda: data.dataset("test"), lambda: data.prepare(path)):
+        with pytest.raises(UsageError, match=rf"arrays\.npz: the inputs .*{message}"):
+            score()
+
+
+@pytest.mark.parametrize(
+    ("trained", "new"),
+    [
+        (GRAY, GRAY.astype(np.int64)),
+        (GRAY, GRAY[..., None].astype(np.int16)),
+        (GRAY[:, None] / 1.0, GRAY[:, None].astype(np.int64)),
+        (GRAY[:, 0] / 1.0, GRAY[:, 0]),
+        (GRAY[:, None] / 1.0, GRAY.astype(np.float32)),
+    ],
+)
+def test_new_file_whose_values_have_another_exact_type_or_axes_gives_the_same_batches(trained, new, tmp_path):
+    data = trained_on(tmp_path / "old", trained)
+    expected = data.prepare(write_arrays(tmp_path, False, X=trained, y=LABELS))[0].inputs
+    path = write_arrays(tmp_path, False, X=new, y=LABELS)
+    assert data.prepare(path)[0].inputs.equal(expected)
+    assert data.dataset("test").inputs.equal(expected)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
