@@ -1,3 +1,5 @@
+import csv
+
 import pytest
 
 from firstlight.data import Table
@@ -11,6 +13,7 @@ from firstlight.errors import UsageError
     [
         (b"a,b\n1,\xff\n", r"data\.csv is not UTF-8: line 2 has the byte 0xff; convert it, for example: iconv"),
         (b'a,b\n1,"2\n', r"data\.csv is not a CSV file: line 2"),
+        (b'a,"b\n1,2"\n3,4\n', r"data\.csv: line 1 has a quoted value of 2 lines that read like rows"),
         (b"a,b\n1,2\n3,4\0\n", r"data\.csv is not a CSV file: line 3 has the byte 0x00"),
         ("a,b\n1,2\n".encode("utf-16"), r"data\.csv is text in UTF-16: it must be a CSV file in UTF-8"),
         (b"PAR1\x15\x04", r"data\.csv is not a Parquet file that can be read: .*"),
@@ -47,6 +50,50 @@ def test_messages_name_the_line_where_a_row_begins_in_an_editor(content, message
     (tmp_path / "data.csv").write_bytes(content)
     with pytest.raises(UsageError, match=message):
         Table(str(tmp_path / "data.csv"), "y", "regression", ["x"]).setup()
+
+
+def lines_of(columns, separator):
+    """Return the lines of a table of 60 rows with a label and a text, and maybe a number."""
+    rows = [[("ham", "spam")[row % 3 % 2], f"word {row} of it", str(row)] for row in range(60)]
+    return [separator.join(row[column] for column in columns) for row in [["label", "text", "n"], *rows]]
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+@pytest.mark.parametrize("columns", [(0, 1), (1, 0), (0, 2, 1), (2, 1)])
+@pytest.mark.parametrize(("first", "last"), [(5, 6), (5, 40)], ids=["2 lines", "36 lines"])
+@pytest.mark.parametrize("end", ["", "SEPARATOR"])
+def test_text_that_quotes_join_over_whole_rows_is_refused(columns, separator, first, last, end, tmp_path):
+    lines = lines_of(columns, separator)
+    text = columns.index(1)
+    for line, quote in ((first, '"{}'), (last, '{}"')):
+        cells = lines[line].split(separator)
+        cells[text] = quote.format(cells[text])
+        lines[line] = separator.join(cells)
+    path = tmp_path / "data.csv"
+    path.write_text("\n".join(line + end.replace("SEPARATOR", separator) for line in lines))
+    told = rf"data\.csv: line {first + 1} has a quoted value of {last - first + 1} lines that read like rows"
+    with pytest.raises(UsageError, match=told):
+        read_table(str(path))
+
+
+PARAGRAPHS = [
+    "Dear all,\nthe ham, the eggs\nand spam are here",
+    "one, two\nthree, 4\n5, six",
+    "a; b\n\nspam; c",
+    "- spam\n- ham\n- 3",
+    "It rains,\nit pours,\nthe old man, snoring\n",
+]
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";"])
+@pytest.mark.parametrize("columns", [(0, 1), (1, 0), (0, 2, 1), (2, 1), (1, 2)])
+def test_texts_of_several_lines_are_one_value(columns, separator, tmp_path):
+    lines = [line.split(separator) for line in lines_of(columns, separator)]
+    for row, text in enumerate(PARAGRAPHS, 3):
+        lines[row][columns.index(1)] = text
+    with open(tmp_path / "data.csv", "w", newline="") as file:
+        csv.writer(file, delimiter=separator).writerows(lines)
+    assert read_table(str(tmp_path / "data.csv")).rows == lines[1:]
 
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte order mark"])

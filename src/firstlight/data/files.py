@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from firstlight.data.columns import is_number
 from firstlight.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ _MAGIC = {
 
 _MAX_EXACT = 1e15
 """Floats from here on stay floats, 1e+16, because as integers they would look like identifiers that are too long."""
+
+_MIN_ROWS = 10
+"""Lines of a value that each have as many separators as a row, from which this is no accident of a text."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,7 @@ def _read_csv(content: bytes, path: str) -> Csv:
     found = found[1:] if declared else found
     if not found:
         raise UsageError(f"{path} is empty: its first line must name the columns")
+    _refuse_swallowed_rows(found, separator, path)
     (_, header), *rows = found
     header = [name.strip() for name in header]
     while len(header) > 1 and not header[-1] and not any(row[len(header) - 1 :] != [""] for _, row in rows):
@@ -193,6 +198,45 @@ def _read_csv(content: bytes, path: str) -> Csv:
     if not rows:
         raise UsageError(f"{path} has no rows below its header")
     return Csv(header, [row for _, row in rows], [line for line, _ in rows], digest_of(content))
+
+
+def _refuse_swallowed_rows(found: Sequence[tuple[int, list[str]]], separator: str, path: str) -> None:
+    """Refuse a value whose lines read like rows: a quote that belongs to a text began it, and a later one ended it."""
+    plain: list[list[str]] = []  # Rows without such a value.
+    for begins, row in found:
+        for index, value in enumerate(row):
+            lines = [line for line in re.split("[\r\n]+", value) if line]
+            if len(lines) < 2:
+                continue
+            # The first line lacks the columns before this one, and the last line those after it.
+            parts = [line.split(separator) for line in lines]
+            width, starts = len(row), [index, *[0] * (len(parts) - 1)]
+            ends = [*[width] * (len(parts) - 1), index + 1]
+            if [*map(len, parts)] != [end - start for start, end in zip(starts, ends, strict=True)]:
+                continue
+            if not plain:
+                single = (other for _, other in found[1:] if not re.search("[\r\n]", "".join(other)))
+                plain = [other for other in single if len(other) == width]
+            cells: dict[int, list[str]] = {}
+            for start, part in zip(starts, parts, strict=True):
+                for column, cell in enumerate(part, start):
+                    cells.setdefault(column, []).append(cell)
+            cells.pop(index)
+            fits = any(_fits(values, [other[column] for other in plain]) for column, values in cells.items())
+            if fits or (cells and (separator == "\t" or len(parts) >= _MIN_ROWS)):
+                raise UsageError(
+                    f"{path}: line {begins} has a quoted value of {len(parts)} lines that read like rows: a quote in a "
+                    'text must be written as "", and the text in quotes; if the value is one text, replace its line '
+                    "breaks"
+                )
+
+
+def _fits(values: Sequence[str], column: Sequence[str]) -> bool:
+    """Return whether values may be in a column: all occur in it, or all are numbers like those in it."""
+    spaced = any(each != each.strip() for each in values) and all(
+        each == each.strip() for each in column
+    )  # As in prose
+    return {*values} <= {*column} or (not spaced and all(map(is_number, [*values, *column])))
 
 
 def _separator(text: str) -> str:
