@@ -265,6 +265,28 @@ def test_texts_are_the_names_of_classes(tmp_path):
     ].tolist()
 
 
+@pytest.mark.parametrize("dtype", ["U6", "S6"])
+def test_labels_that_differ_in_spaces_are_one_class_and_missing_ones_have_none(dtype, tmp_path, caplog):
+    labels = np.array(["cat", " cat ", "dog", "NA", "", "Dog"], dtype)[np.arange(60) % 6]
+    path = write_arrays(tmp_path, X=NUMBERS, y=labels)
+    with pytest.raises(UsageError, match=r"20 rows with missing or invalid values: row 3 target \(NA\).*=drop drops"):
+        Arrays(path).setup()
+    data = ready(Arrays(path, missing_targets="drop"))
+    assert data.class_names == ["Dog", "cat", "dog"]
+    assert "Dog and dog, which count as different values" in caplog.text
+    expected = {0: 1, 1: 1, 2: 2, 5: 0}
+    for split in ("train", "val", "test"):
+        assert data.dataset(split).targets.tolist() == [expected[row % 6] for row in data.rows(split)]
+    again = Arrays(write_arrays(tmp_path, X=NUMBERS[:3], y=np.array(["dog ", "cat", " Dog"])))
+    again.load_state_dict(data.state_dict())
+    assert again.dataset("test").targets.tolist() == [2, 1, 0]
+
+
+def test_labels_that_are_no_text_are_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"arrays\.npz holds bytes as targets that are not UTF-8: .* 0xff"):
+        Arrays(write_arrays(tmp_path, X=NUMBERS, y=np.array([b"a", b"\xff"])[LABELS % 2])).setup()
+
+
 def test_checkpoint_predicts_a_file_with_inputs_alone(tmp_path):
     trained = ready(Arrays(write_arrays(tmp_path, features=NUMBERS, labels=LABELS)))
     data = Arrays(write_arrays(tmp_path, features=NUMBERS[:5]))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from firstlight.data.base import DataModule
+from firstlight.data.cells import codes, distinct, is_missing, warn_doubtful
 from firstlight.data.files import digest_of_parts
 from firstlight.data.samples import SPLITS, Samples, Split
 from firstlight.data.sources.tensors import with_classes
@@ -57,7 +58,7 @@ class Arrays(DataModule):
             usual name, for example `inputs`, `X` or `images`, if only one pair of names fits.
         targets_name: Name of the targets in the `.npz`; None: as `inputs_name`.
         class_names: Name of each class. None: integers `(N,)` are classes named 0, 1, and so on, texts `(N,)` are the
-            names of their classes, and booleans `(N,)` become the classes False and True.
+            names of their classes as in a `Table`, and booleans `(N,)` become the classes False and True.
         in_memory: Whether the inputs stay in memory. None: if they take at most 1/4 of the free memory. Targets always
             do.
         **options: Arguments of `DataModule`.
@@ -171,15 +172,23 @@ class Arrays(DataModule):
         return pairs[0]
 
     def _encode(self, labels: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:
-        texts = np.char.decode(labels, "utf-8") if labels.dtype.kind == "S" else labels
-        if texts.ndim != 1:
-            raise UsageError(f"{self.path} holds texts of shape {texts.shape} as targets: they must be (N,)")
-        names = self._class_names or self.class_names or np.unique(texts).tolist()
-        index = {name: label for label, name in enumerate(names)}
-        unknown = [text for text in np.unique(texts).tolist() if text not in index]
+        """Return the index of the class of each text, texts that mean a missing value as they are, and the names."""
+        if labels.dtype.kind == "S":
+            try:
+                labels = np.char.decode(labels, "utf-8")
+            except UnicodeDecodeError as error:
+                raise UsageError(f"{self.path} holds bytes as targets that are not UTF-8: {error}") from error
+        if labels.ndim != 1:
+            raise UsageError(f"{self.path} holds texts of shape {labels.shape} as targets: they must be (N,)")
+        known = self._class_names or self.class_names
+        names = known or distinct(labels)
+        if not known:
+            warn_doubtful(names, self.path)
+        encoded = codes(labels, names)
+        unknown = sorted({text for text in encoded if isinstance(text, str) and not is_missing(text)})
         if unknown:
             raise UsageError(f"{self.path} holds the label {unknown[0]}: the classes are {', '.join(names)}")
-        return np.array([index[text] for text in texts.tolist()]), names
+        return encoded, names
 
 
 def _find_splits(arrays: Mapping[str, Any]) -> dict[Split, tuple[str, str]]:
