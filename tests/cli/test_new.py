@@ -429,13 +429,50 @@ def test_dates_that_became_floats_are_dates(tmp_path):
     assert config(tmp_path)["data"]["init_args"]["dates"] == ["day"]
 
 
+X = np.linspace(0, 1, 200, dtype=np.float32).reshape(50, 4)
+CLASSES = np.arange(50) % 2
+
+
 @pytest.mark.parametrize(
-    ("inputs", "message"),
+    ("inputs", "targets", "message"),
     [
-        (np.zeros((0, 3)), "holds no sample"),
-        (np.ones((50, 3), int), "holds integers, which are tokens: if they are numbers, save X.astype('float32')"),
+        (X[:0], CLASSES[:0], "holds no sample"),
+        (X.astype(int), CLASSES, "holds integers, which are tokens: if they are numbers, save X.astype('float32')"),
+        (X[:, 0], CLASSES, "a.npz: the inputs have shape (50,): they must be (samples, columns, ...)"),
+        (X.astype(np.uint16), CLASSES, "a.npz: the inputs are uint16: use uint8 for pixels"),
+        (np.where(X > 0.9, np.inf, X), CLASSES, "rows with missing or invalid values: row 45 column 0 (inf)"),
+        (X, CLASSES[:40], "a.npz: there are 50 inputs, but 40 targets"),
+        (X, CLASSES - 1, "a.npz: row 0 has the label -1: labels must be integers from 0"),
+        (X, CLASSES * 0, "a.npz has only the class 0: there is nothing to predict"),
+        (X, CLASSES[:, None], "a.npz: the targets are int64 (50, 1): they must be classes, integers or texts (N,), or"),
+        (X, CLASSES[:, None].astype(np.uint64), "a.npz: the targets are uint64 (50, 1): they must be classes"),
+        (X, X, "a.npz: the targets are float32 (50, 4): they must be classes, integers or texts (N,), or numbers"),
+        (X, X[:, 0] * np.nan, "a.npz: there is no target in any sample"),
     ],
 )
-def test_arrays_that_cannot_be_used_are_refused(inputs, message, tmp_path):
-    np.savez(tmp_path / "a.npz", X=inputs, y=np.arange(len(inputs)) % 2)
+def test_arrays_that_cannot_be_used_are_refused(inputs, targets, message, tmp_path):
+    np.savez(tmp_path / "a.npz", X=inputs, y=targets)
     assert message in new(tmp_path, "--data", "a.npz", code=2).stderr
+    assert not (tmp_path / "churn").exists()
+
+
+@pytest.mark.parametrize(
+    "targets", [np.where(X[:, 0] < 0.1, np.nan, X[:, 0]), np.array(["cat", "dog", " cat", "", "NA"])[np.arange(50) % 5]]
+)
+def test_samples_of_arrays_without_a_target_are_dropped_and_told(targets, tmp_path):
+    np.savez(tmp_path / "a.npz", X=X, y=targets)
+    without = 5 if targets.dtype.kind == "f" else 20
+    assert f"targets   {without} samples without a valid target are dropped" in new(tmp_path, "--data", "a.npz").stdout
+    done = called("run", "--config", "config.yaml", "--trainer.max_epochs=1", "--report=false", cwd=tmp_path / "churn")
+    assert f", {without} dropped" in done.stdout
+
+
+@pytest.mark.parametrize("options", [[], ["--target", "y"]])
+def test_json_is_refused_and_a_text_says_how_a_table_is_given(options, tmp_path):
+    (tmp_path / "rows.json").write_text('[{"a": 1, "y": 0}, {"a": 2, "y": 1}]')
+    error = new(tmp_path, "--data", "rows.json", *options, code=2).stderr
+    assert "rows.json is JSON: write a table as CSV, for example pandas.read_json('rows.json').to_csv(" in error
+    (tmp_path / "rows").write_text("a y\n1 2\n" * 5000)
+    output = new(tmp_path, "--data", "rows").stdout
+    assert "rows: a text of 40,000 bytes\n" in output
+    assert "a table would be named .csv, .tsv or .parquet, or be given with --target NAME" in output

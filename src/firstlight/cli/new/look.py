@@ -23,10 +23,11 @@ from firstlight.data.columns import (
 )
 from firstlight.data.dates import DATE_PARTS
 from firstlight.data.files import Csv, missing_column, read_bytes, read_table, read_text
-from firstlight.errors import UsageError
+from firstlight.errors import UsageError, about
 
 _ARRAYS = (".npz", ".npy")
 _TABLES = (".csv", ".tsv", ".tab", ".psv", ".gz", ".parquet", ".pq", ".data")
+_JSON = (".json", ".jsonl", ".ndjson")
 _WORDS = 1.5
 """Words in a text, on average, from which a column is a text to read and not a name."""
 _MAX_NAMED = 6
@@ -84,6 +85,10 @@ def look_at(path: Path | None, target: str | None) -> Look:
     if not path.exists():
         raise UsageError(f"there is no {path}")
     suffix = path.suffix.lower()
+    if suffix in _JSON:
+        lines = "" if suffix == ".json" else ", lines=True"
+        convert = f"pandas.read_json({path.name!r}{lines}).to_csv({path.stem + '.csv'!r}, index=False)"
+        raise UsageError(f"{path} is JSON: write a table as CSV, for example {convert}, and a text to learn as .txt")
     is_table = path.is_file() and (suffix in _TABLES or (target is not None and suffix not in _ARRAYS))
     if target and not (is_table or suffix == ".npz"):
         raise UsageError(f"--target {target} names a column of a table or an array of a .npz, but {path} is neither")
@@ -343,6 +348,7 @@ def _look_at_images(path: Path) -> Look:
 
 
 def _look_at_arrays(path: Path, target: str | None) -> Look:
+    from firstlight.data.clean import Missing, clean
     from firstlight.data.sources.arrays import Arrays  # It imports torch.
     from firstlight.data.stored import Stored
 
@@ -359,21 +365,33 @@ def _look_at_arrays(path: Path, target: str | None) -> Look:
             f"{path} holds integers, which are tokens: if they are numbers, save X.astype('float32'); for tokens, "
             "write a configuration with firstlight.data.Arrays, see docs/data.md"
         )
-    shape = " x ".join(map(str, inputs.shape[1:]))
-    seen = [f"{path.name}: {len(inputs):,} samples of {shape}, {inputs.dtype}"]
-    look = Look("arrays", seen)
-    kind = "regression" if not names else "multiclass" if targets.ndim == 1 else "binary"
-    if names and targets.ndim == 2 and targets.shape[1] > 1:
-        kind = "multilabel"
-    if kind == "multiclass":
-        found = Counter(names[int(each)] for each in np.asarray(targets))
-        seen.append(_described_target("class", kind, found))
-    else:
-        seen.append(f"targets: {'numbers' if kind == 'regression' else ', '.join(names[:_MAX_NAMED])}")
     gaps = 0
     if inputs.dtype.kind == "f":
         parts = inputs.chunks() if isinstance(inputs, Stored) else [inputs]
         gaps = sum(int(np.isnan(part.reshape(len(part), -1)).any(axis=1).sum()) for part in parts)
+    missing: Missing = "mean" if gaps else "refuse"
+    with about(str(path)):
+        kept, rows = clean(samples, missing, "drop")
+        cleaned = kept.targets
+        if kept.missing_reason or cleaned is None:
+            raise UsageError("there is no target in any sample")
+        if not names and (cleaned.dtype.kind != "f" or cleaned.shape[1:] != (1,)):
+            raise UsageError(
+                f"the targets are {targets.dtype} {targets.shape}: they must be classes, integers or texts (N,), or "
+                "numbers to predict, floats (N,) or (N, 1)"
+            )
+    without = len(inputs) - len(rows)
+    shape = " x ".join(map(str, inputs.shape[1:]))
+    seen = [f"{path.name}: {len(inputs):,} samples of {shape}, {inputs.dtype}"]
+    look = Look("arrays", seen)
+    kind = "regression" if not names else "multiclass" if targets.ndim == 1 else "binary"
+    if kind == "multiclass":
+        found = Counter(names[int(each)] for each in cleaned[:])
+        if len(found) < 2:
+            raise UsageError(f"{path} has only the class {next(iter(found))}: there is nothing to predict")
+        seen.append(_described_target("class", kind, found))
+    else:
+        seen.append(f"targets: {'numbers' if kind == 'regression' else ', '.join(names[:_MAX_NAMED])}")
     if gaps:
         seen.append(f"missing: a value in {gaps / len(inputs):.1%} of the samples")
     task, loss = TASKS[kind]
@@ -390,9 +408,11 @@ def _look_at_arrays(path: Path, target: str | None) -> Look:
     look.chosen.append(_REFIT)
     if gaps:
         look.chosen.append("missing   the mean of the training samples")
+    if without:
+        look.chosen.append(f"targets   {without:,} samples without a valid target are dropped")
     look.values = {"file": Text(path.name), "task": Text(task), "loss": Text(loss)}
     look.values |= {"network_class": Text(network), "network": Text(options)}
-    look.values["missing"] = "mean" if gaps else "refuse"
+    look.values |= {"missing": missing, "missing_targets": "drop" if without else "refuse"}
     train = splits["train"] if "val" in splits else round(0.85 * splits["train"]) or round(0.7 * len(inputs))
     look.values |= {"train": train, "is_image": is_image, "target": target}
     return look
@@ -400,7 +420,10 @@ def _look_at_arrays(path: Path, target: str | None) -> Look:
 
 def _look_at_corpus(path: Path) -> Look:
     size = len(read_text(read_bytes(str(path)), str(path), hint="; a table must be named .csv, .tsv or .parquet"))
-    seen = [f"{path.name}: a text of {size:,} bytes"]
+    seen = [
+        f"{path.name}: a text of {size:,} bytes",
+        "a table would be named .csv, .tsv or .parquet, or be given with --target NAME",
+    ]
     chosen = [
         "task      LanguageModel: it predicts the next byte of the text",
         "network   TransformerLM: attention over the bytes before",
