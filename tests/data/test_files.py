@@ -1,4 +1,5 @@
 import csv
+import datetime
 
 import pytest
 
@@ -128,6 +129,27 @@ def test_named_index_of_a_parquet_file_is_a_column(tmp_path):
     frame.iloc[::-1].to_parquet(tmp_path / "b.parquet")
     assert read_table(str(tmp_path / "a.parquet")).header == ["a", "b"]
     assert read_table(str(tmp_path / "b.parquet")).header == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint64", "int8", "float32", "float64", "bool_", "string", "date32"])
+def test_columns_of_parquet_with_gaps_are_those_of_csv(kind, tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    days = [datetime.date(2024, 1, day) for day in (1, 2, 3)]
+    values = {
+        "int64": [2**53, None, 2**53 + 1, -(2**63) + 1],
+        "uint64": [2**64 - 1, None, 2**64 - 2],
+        "int8": [1, None, -5],
+        "float32": [0.5, None, 3.25],
+        "float64": [0.1, None, 2.0],
+        "bool_": [True, None, False],
+        "string": ["a", None, "NA"],
+        "date32": [days[0], None, days[2]],
+    }[kind]
+    table = arrow.table({"a": arrow.array(values, getattr(arrow, kind)()), "b": [*range(len(values))]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    expected = {"float64": ["0.1", "", "2"]}.get(kind, ["" if value is None else str(value) for value in values])
+    assert [row[0] for row in read_table(str(tmp_path / "a.parquet")).rows] == expected
 
 
 def test_large_floats_of_parquet_are_those_of_csv(tmp_path):

@@ -123,7 +123,8 @@ def _read_parquet(content: bytes, path: str, commas: Collection[str]) -> Csv:
     try:
         import pandas  # Imported here: it takes half a second.
 
-        frame = pandas.read_parquet(io.BytesIO(content))
+        # Its default makes integers floats in a column with gaps, which merges long ones.
+        frame = pandas.read_parquet(io.BytesIO(content), dtype_backend="numpy_nullable")
         if any(name is not None for name in frame.index.names):
             frame = frame.reset_index()  # A CSV file has a named index as columns, too.
     except ImportError as error:
