@@ -152,6 +152,116 @@ def test_a_module_of_the_user_is_recorded_and_tested_as_without_it(tmp_path):
     assert stored["targets"].shape == stored["predictions"].shape == (270,)
 
 
+STEPS = """
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader, TensorDataset
+
+class Changes(LightningModule):
+    "Both steps count, and change their batch; the test changes its outputs."
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(2, 1)
+        self.register_buffer("counted", torch.zeros(()), persistent=False)
+        self.seen = 0
+    def forward(self, inputs):
+        return self.net(inputs)
+    def training_step(self, batch, index):
+        return (self(batch[0]) - 1).square().mean()
+    def validation_step(self, batch, index):
+        self.log("val/loss", self.training_step(batch, index))
+    def test_step(self, batch, index):
+        outputs = self(batch[0])
+        self.seen += len(outputs)
+        self.counted += len(outputs)
+        outputs.zero_()
+        batch[0].zero_()
+    def on_test_epoch_end(self):
+        self.log_dict({"test/seen": float(self.seen), "test/counted": self.counted})
+    def predict_step(self, batch, index):
+        outputs = self(batch[0])
+        self.seen += len(outputs)
+        self.counted += len(outputs)
+        return {"prediction": outputs[:, 0], "target": batch[1]}
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+class ByLength:
+    "Batches of the longest samples first."
+    def __iter__(self):
+        return iter([list(range(start, start - 4, -1)) for start in (18, 14, 10, 6)] + [[2, 1, 0]])
+    def __len__(self):
+        return 5
+
+class Data(LightningDataModule):
+    def __init__(self, sorts: bool = False):
+        super().__init__()
+        self.sorts = sorts
+        self.samples = TensorDataset(torch.arange(38.0).view(19, 2) / 38, torch.arange(19))
+    def train_dataloader(self):
+        return DataLoader(self.samples, batch_size=4)
+    def val_dataloader(self):
+        return DataLoader([(inputs.clone(), target) for inputs, target in self.samples], batch_size=4, drop_last=True)
+    def test_dataloader(self):
+        if self.sorts:
+            return DataLoader(self.samples, batch_sampler=ByLength())
+        return DataLoader(self.samples, batch_size=4)
+    predict_dataloader = test_dataloader
+"""
+
+
+def of_steps(cwd, *options, verb="run"):
+    (cwd / "steps.py").write_text(STEPS)
+    own = ("--model=steps.Changes", "--data=steps.Data", "--monitor=val/loss", "--mode=min")
+    done = called(verb, *own, *SHORT, *options, cwd=cwd)
+    return newest(cwd, "unnamed"), done.stdout
+
+
+def test_predict_step_and_test_step_do_not_change_what_the_other_one_reads(tmp_path):
+    run, printed = of_steps(tmp_path)
+    assert results(run)["metrics"] == {"test/seen": 19, "test/counted": 19}
+    assert "test/seen 19, test/counted 19" in printed
+    weights = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    expected = torch.nn.functional.linear(torch.arange(38.0).view(19, 2) / 38, *weights.values())[:, 0]
+    for split, size in (("test", 19), ("val", 16)):  # The loader of the validation drops its last batch.
+        stored = read_outputs(run, split)
+        assert stored["index"].tolist() == stored["targets"].tolist() == list(range(size))
+        assert stored["outputs"] == pytest.approx(expected[:size].numpy(), rel=1e-5)
+    outputs_path(run, "test").unlink()
+    called("test", "--run", str(run), cwd=tmp_path)
+    assert read_outputs(run, "test")["outputs"] == pytest.approx(expected.numpy(), rel=1e-5)
+
+
+def test_samples_that_a_batch_sampler_sorts_get_no_index_of_the_data(tmp_path):
+    run, _ = of_steps(tmp_path, "--data.sorts=true")
+    assert "does not keep the order" in results(run)["outputs"]["test"]
+    assert not outputs_path(run, "test").exists() and outputs_path(run, "val").exists()
+    printed = called("predict", "--run", str(run), cwd=tmp_path).stdout
+    line = "predict  index counts the samples as the data loader yields them, not as the data set holds them"
+    assert line in printed.splitlines()
+    called("predict", "--run", str(run), "--data.sorts=false", cwd=tmp_path)
+    assert line not in called("predict", "--run", str(run), "--data.sorts=false", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("verb, split", [("test", "test"), ("validate", "val")])
+def test_an_evaluation_without_batches_says_that_there_is_none(verb, split, tmp_path):
+    limit = f"--trainer.limit_{split}_batches=0"
+    none = f"none: there is no batch (limit_{split}_batches is 0, or there are no samples)"
+    called("fit", "--config", "firstlight:wine", *SHORT, cwd=tmp_path)
+    run = newest(tmp_path, "wine")
+    printed = called(verb, "--run", str(run), limit, cwd=tmp_path).stdout
+    assert f"{verb:<8} {none} (" in printed
+    (evaluated,) = run.glob("evaluations/*/results.json")
+    assert results(evaluated.parent)["metrics"] == {} and not list(run.rglob("*.npz"))
+
+
+def test_a_run_without_a_test_says_so_and_ends_well(tmp_path):
+    run, printed = of_steps(tmp_path, "--trainer.limit_test_batches=0", "--report=true")
+    assert "\ntest   none: there is no batch (limit_test_batches is 0, or there are no samples) (best" in printed
+    assert results(run)["metrics"] == {} and "best" in results(run)
+    called("run", "--config", "firstlight:wine", *SHORT, "--trainer.limit_test_batches=0", cwd=tmp_path)
+
+
 def test_a_module_without_predict_step_is_left_out_without_a_line(tmp_path):
     run, printed = of_module("Mine", tmp_path)
     assert "outputs" not in printed
@@ -161,7 +271,7 @@ def test_a_module_without_predict_step_is_left_out_without_a_line(tmp_path):
 
 def test_a_predict_step_that_fails_ends_no_run(tmp_path):
     run, printed = of_module("Fails", tmp_path)
-    line = "outputs of the test samples are left out: Fails.predict_step fails (KeyError('rows'))"
+    line = "outputs of the test samples are left out: predicting with Fails fails (KeyError('rows'))"
     assert line in printed.splitlines()
     assert "test/loss" in results(run)["metrics"]
 

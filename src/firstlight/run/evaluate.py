@@ -20,10 +20,9 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from firstlight.callbacks import Progress
 from firstlight.callbacks.graceful_shutdown import interruptible
@@ -35,7 +34,7 @@ from firstlight.metrics.classes import per_class
 from firstlight.preflight.rules import refuse_no_step
 from firstlight.run import console, directory
 from firstlight.run.experiment import Experiment
-from firstlight.run.output_recorder import OutOfTimeError, OutputRecorder
+from firstlight.run.output_recorder import AsYielded, OutOfTimeError, OutputRecorder, keeps_order
 from firstlight.run.outputs import write_outputs
 from firstlight.run.resume import config_diff
 from firstlight.tasks.checks import describe
@@ -77,8 +76,8 @@ def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"
     path = choose_checkpoint(verb, experiment.run_dir, ckpt, default)
     refuse_no_step(experiment.task, experiment.datamodule, verb)
     emit("start", verb=verb, checkpoint=str(path))
-    recorder = None if verb == "predict" else OutputRecorder(experiment.datamodule)
-    outputs = _outputs(experiment, verb, path, recorder)
+    recorder = OutputRecorder(experiment.task, experiment.datamodule)
+    outputs = _outputs(experiment, verb, path) if verb == "predict" else _evaluated(experiment, verb, path, recorder)
     results = {"checkpoint": str(path), "seconds": round(time.monotonic() - experiment.started, 1)}
     # What was computed is printed first: the disk may be full.
     if verb == "predict":
@@ -93,7 +92,7 @@ def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"
         say(f"predict  {len(rows):,} samples ({path})", always=True)
     else:
         results["metrics"] = metrics = _metrics(outputs)
-        say(f"{verb:<8} {console.listed(metrics) or 'no metric was logged'} ({path})", always=True)
+        say(f"{verb:<8} {_listed(metrics, recorder)} ({path})", always=True)
         emit("metrics", verb=verb, metrics=metrics)
         results |= _per_class(experiment, verb)
     parent = (experiment.run_dir or experiment.experiment_dir) / "evaluations"
@@ -103,7 +102,9 @@ def evaluate(experiment: Experiment, verb: Literal["validate", "test", "predict"
             wrote = directory.write_predictions(folder, columns, rows, class_names, files)
         else:
             own = experiment.run_dir if _is_of_run(experiment, verb, path, default) else None
-            results |= _write_outputs(experiment, recorder, "test" if verb == "test" else "val", own or folder)
+            split = "test" if verb == "test" else "val"
+            _predict(experiment, split, path, recorder)
+            results |= _write_outputs(experiment, recorder, split, own or folder)
         directory.write_results(folder, results)
     except UsageError:
         with suppress(OSError):
@@ -124,35 +125,80 @@ def test_trained(experiment: Experiment) -> dict[str, Any]:
         # The other processes have ended, and the metrics would wait for them.
         torch.distributed.destroy_process_group()
     path = choose_checkpoint("test", experiment.run_dir, None)
-    recorder = OutputRecorder(experiment.datamodule)
-    metrics = _metrics(_outputs(experiment, "test", path, recorder))
+    recorder = OutputRecorder(experiment.task, experiment.datamodule)
+    metrics = _metrics(_evaluated(experiment, "test", path, recorder))
     which = {
         "best": "best checkpoint",
         "final": "final checkpoint: a callback changed the weights at the end",
         "refit": "refit checkpoint",
     }
-    say(f"test   {console.listed(metrics)} ({which[path.stem]})", always=True)
+    say(f"test   {_listed(metrics, recorder)} ({which[path.stem]})", always=True)
     emit("metrics", verb="test", metrics=metrics)
     results = {"metrics": metrics, **_per_class(experiment, "test")}
+    _predict(experiment, "test", path, recorder)
     stored = _write_outputs(experiment, recorder, "test", experiment.run_dir)["outputs"]
     return {**results, "outputs": {**stored, **_validate_outputs(experiment)}}
 
 
 def _validate_outputs(experiment: Experiment) -> dict[str, Any]:
     """Write the outputs of the validation split, if that takes at most two seconds."""
-    recorder = OutputRecorder(experiment.datamodule, _MAX_SECONDS)
+    recorder = OutputRecorder(experiment.task, experiment.datamodule, _MAX_SECONDS)
     assert experiment.run_dir is not None
     try:
-        if not is_overridden("predict_step", experiment.task, LightningModule):
-            recorder.reason, recorder.is_expected = "there is no predict_step", True
-        else:
+        if not recorder.reason:
             path = choose_checkpoint("validate", experiment.run_dir, None)
-            _outputs(experiment, "validate", path, recorder)
+            if recorder.watches:
+                _outputs(experiment, "validate", path, recorder)
+            else:
+                _predict(experiment, "val", path, recorder, is_extra=True)
     except UsageError as error:  # For example, a checkpoint that was trained on these samples.
-        recorder.reason, recorder.is_expected = str(error), True
+        recorder.stop(str(error), is_expected=True)
     except OutOfTimeError:
-        recorder.reason, recorder.is_expected = f"one pass takes more than {_MAX_SECONDS:g} s", True
+        recorder.stop(f"one pass takes more than {_MAX_SECONDS:g} s", is_expected=True)
     return {**_write_outputs(experiment, recorder, "val", experiment.run_dir)["outputs"]}
+
+
+def _evaluated(experiment: Experiment, verb: str, path: Path, recorder: OutputRecorder) -> list[Any]:
+    """Return what Lightning's `validate` or `test` returns. A recorder that predicts later gets time for it."""
+    begin = time.monotonic()
+    outputs = _outputs(experiment, verb, path, recorder if recorder.watches else None)
+    if not outputs:
+        option = "limit_test_batches" if verb == "test" else "limit_val_batches"
+        recorder.stop(f"there is no batch ({option} is 0, or there are no samples)", is_expected=True)
+    recorder.seconds = _MAX_SECONDS + 2 * (time.monotonic() - begin)
+    return outputs
+
+
+def _listed(metrics: Mapping[str, float], recorder: OutputRecorder) -> str:
+    """Return the metrics of an evaluation in one line, or why there are none."""
+    none = f"none: {recorder.reason}" if recorder.reason.startswith("there is no batch") else "no metric was logged"
+    return console.listed(metrics) or none
+
+
+def _predict(experiment: Experiment, split: str, path: Path, recorder: OutputRecorder, is_extra: bool = False) -> None:
+    """Record the predictions of a split in a pass of their own, unless the recorder has watched the evaluation."""
+    if recorder.watches or recorder.reason:
+        return
+    data = experiment.datamodule
+
+    def predict_dataloader() -> Any:
+        loaders = getattr(data, f"{split}_dataloader")()
+        recorder.check_order(loaders)
+        return [] if recorder.reason else AsYielded(loaders)
+
+    before = vars(data).get("predict_dataloader")
+    vars(data)["predict_dataloader"] = predict_dataloader
+    limit = experiment.options[f"limit_{split}_batches"]
+    try:
+        _outputs(experiment, "predict", path, recorder, limit_predict_batches=limit)
+    except OutOfTimeError:
+        recorder.stop(f"one pass takes more than {recorder.seconds:.3g} s", is_expected=is_extra)
+    except Exception as error:  # The evaluation is done, and its metrics are right.
+        recorder.stop(f"predicting with {type(experiment.task).__name__} fails ({error!r:.100})", is_expected=is_extra)
+    finally:
+        vars(data).pop("predict_dataloader")
+        if before is not None:
+            vars(data)["predict_dataloader"] = before
 
 
 def _is_of_run(experiment: Experiment, verb: str, path: Path, default: str) -> bool:
@@ -165,16 +211,14 @@ def _is_of_run(experiment: Experiment, verb: str, path: Path, default: str) -> b
             return False
     except UsageError:  # It has no such checkpoint, for example no best one before the first validation.
         return False
-    if isinstance(data, DataModule) and not len(data.indices["train"]):
+    if isinstance(data, DataModule) and not len(data.indices.get("train", ())):
         return False  # It is other data.
     diff = config_diff(directory.load_config(run), yaml.safe_load(experiment.config))
     return not any(name.startswith(_CHANGES_OUTPUTS) for name in diff)
 
 
-def _write_outputs(experiment: Experiment, recorder: OutputRecorder | None, split: Any, folder: Path) -> dict[str, Any]:
+def _write_outputs(experiment: Experiment, recorder: OutputRecorder, split: Any, folder: Path) -> dict[str, Any]:
     """Write what was recorded, and return the entry of `results.json`: by split, the file, or why there is none."""
-    if recorder is None:
-        return {}
     arrays = recorder.arrays(experiment.task, split)
     reason, is_expected = recorder.reason, recorder.is_expected
     if not reason:
@@ -240,10 +284,13 @@ def joined_columns(module: LightningModule, outputs: list[Any]) -> dict[str, lis
     return {name: torch.cat([batch[name] for batch in batches]).tolist() for name in names}
 
 
-def _outputs(experiment: Experiment, verb: str, path: Path, recorder: OutputRecorder | None = None) -> list[Any]:
+def _outputs(
+    experiment: Experiment, verb: str, path: Path, recorder: OutputRecorder | None = None, **changes: Any
+) -> list[Any]:
     """Return what Lightning's `validate`, `test` or `predict` returns for a checkpoint.
 
-    With a time limit, the pass is only for the recorder: callbacks of the user are left out.
+    With a time limit, the pass is only for the recorder: callbacks of the user are left out. `changes` replace options
+    of the trainer.
     """
     is_silent = recorder is not None and recorder.seconds is not None
     own = [] if is_silent else [each for each in experiment.own_callbacks if not isinstance(each, _FIT_ONLY)]
@@ -258,11 +305,12 @@ def _outputs(experiment: Experiment, verb: str, path: Path, recorder: OutputReco
         enable_checkpointing=False,
         enable_progress_bar=any(isinstance(each, ProgressBar) for each in [*own, *progress]),
         callbacks=[*own, *progress, *([] if recorder is None else [recorder])],
+        **changes,
     )
     reset_seed()  # A module that draws numbers draws the same ones in `run` and `test`.
     if verb == "predict":
         let_loaders_predict(experiment.datamodule)
-    quiet = {} if verb == "predict" else {"verbose": False}
+    quiet = {"return_predictions": recorder is None} if verb == "predict" else {"verbose": False}
     again = f"; run again with: firstlight {verb} --run {experiment.run_dir}" if experiment.run_dir else ""
     try:
         with interruptible(trainer, lambda: f"interrupted{again}"), warnings.catch_warnings():
@@ -291,6 +339,9 @@ def let_loaders_predict(datamodule: LightningDataModule) -> None:
         for loader in tree_leaves(found):
             if type(loader) is DataLoader:
                 vars(loader).pop("__pl_saved_args", None)
+            is_read_in_order = isinstance(datamodule, DataModule) or not isinstance(loader, DataLoader)
+            if not (is_read_in_order or isinstance(loader.dataset, IterableDataset) or keeps_order(loader)):
+                say("predict  index counts the samples as the data loader yields them, not as the data set holds them")
         return found
 
     datamodule.predict_dataloader = predict_dataloader  # type: ignore[method-assign]

@@ -4,7 +4,7 @@ Shapes: `B` batch, `N` samples of a split, `...` shape of one output or target.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import SequentialSampler
+from torch.utils.data import BatchSampler, SequentialSampler
 
 from firstlight.data import DataModule
 from firstlight.losses.weights import ignore_index, target_weights
@@ -47,38 +47,70 @@ class OutOfTimeError(Exception):
     """An evaluation that only records has taken longer than it may."""
 
 
-class OutputRecorder(Callback):
-    """Call `predict_step` for each batch that is tested or validated, and keep what it returns.
-
-    The network is not called again for inputs that the step has given it. The evaluation itself is not changed: a fault
-    of `predict_step` only ends the recording.
+class AsYielded:
+    """A loader that Lightning does not build again; before it predicts, it would let no batch be left out.
 
     Args:
+        loader: Any iterable of batches.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return a pass over the batches."""
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        """Return the number of batches; a loader without a length raises a TypeError."""
+        return len(self.loader)
+
+
+class OutputRecorder(Callback):
+    """Keep what `predict_step` returns for each batch.
+
+    The `predict_step` of firstlight's tasks changes nothing. It is called for each batch that is tested or validated,
+    and the network is not called again for inputs that the step has given it. Any other module is recorded in a pass of
+    its own, `Trainer.predict`, because both steps may change what the other one reads: metrics, attributes, the batch.
+
+    Args:
+        module: The module that is evaluated.
         datamodule: Data of the evaluation.
         seconds: Longest time of the evaluation; None if there is no limit.
 
     Attributes:
+        watches: Whether the callback records while the module is tested or validated.
         reason: Why nothing is recorded, or `""`.
         is_expected: Whether the reason needs no line on the screen.
     """
 
-    def __init__(self, datamodule: LightningDataModule, seconds: float | None = None) -> None:
+    def __init__(self, module: LightningModule, datamodule: LightningDataModule, seconds: float | None = None) -> None:
         self.datamodule = datamodule
         self.seconds = seconds
+        self.watches = isinstance(module, Task) and type(module).__module__.partition(".")[0] == "firstlight"
         self.reason = ""
         self.is_expected = False
         self._batches: list[dict[str, Tensor]] = []
         self._calls: list[tuple[Any, Any]] = []  # Arguments and outputs of the module's `forward` in this step.
+        self._handle: Any = None
         self._bytes = 0
         self._spent = 0.0
+        if not is_overridden("predict_step", module, LightningModule):
+            self.stop(f"{type(module).__name__} has no predict_step", is_expected=True)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start recording."""
-        self._start(pl_module, trainer.test_dataloaders)
+        self.check_order(trainer.test_dataloaders)
+        self._start(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start recording."""
-        self._start(pl_module, trainer.val_dataloaders)
+        self.check_order(trainer.val_dataloaders)
+        self._start(pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start recording."""
+        self._start(pl_module)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Keep a batch."""
@@ -88,64 +120,84 @@ class OutputRecorder(Callback):
         """Keep a batch."""
         self._end_batch(trainer, pl_module, *args)
 
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Keep a batch."""
+        calls, self._calls = self._calls, []
+        self._check_time()
+        if not self.reason:
+            self._keep(pl_module, calls, batch, lambda: outputs)
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop recording."""
-        self._handle.remove()
+        if self._handle is not None:  # An evaluation without batches does not start.
+            self._handle.remove()
 
-    def _start(self, module: LightningModule, loaders: Any) -> None:
-        self._handle = module.register_forward_hook(lambda _, args, output: self._calls.append((args, output)))
-        self._started = time.monotonic()
-        name = type(module).__name__
-        if not is_overridden("predict_step", module, LightningModule):
-            self._stop(f"{name} has no predict_step", is_expected=True)
-        elif isinstance(loaders, list | tuple | dict):
-            self._stop("there are several data loaders")
-        elif not isinstance(self.datamodule, DataModule):
-            if not isinstance(getattr(loaders, "sampler", None), SequentialSampler):
-                self._stop("the data loader does not keep the order of the samples", is_expected=True)
+    def check_order(self, loaders: Any) -> None:
+        """Record nothing if samples of these loaders have no known place in the data."""
+        if isinstance(loaders, list | tuple | dict):
+            self.stop("there are several data loaders")
+        elif not isinstance(self.datamodule, DataModule) and not keeps_order(loaders):
+            self.stop("the data loader does not keep the order of the samples", is_expected=True)
 
-    def _stop(self, reason: str, is_expected: bool = False) -> None:
-        self.reason, self.is_expected = reason, is_expected
+    def stop(self, reason: str, is_expected: bool = False) -> None:
+        """Record nothing, for the first reason that was given."""
+        if not self.reason:
+            self.reason, self.is_expected = reason, is_expected
         self._batches = []
+
+    def _start(self, module: LightningModule) -> None:
+        def keep(_: Any, args: Any, output: Any) -> None:
+            is_changeable = not self.watches and isinstance(output, Tensor)
+            self._calls.append((args, output.clone() if is_changeable else output))
+
+        self._handle = module.register_forward_hook(keep)
+        self._started = time.monotonic()
+
+    def _check_time(self) -> None:
+        if self.seconds is not None and time.monotonic() - self._started > self.seconds:
+            raise OutOfTimeError
 
     def _end_batch(self, trainer: Trainer, module: LightningModule, _: Any, batch: Any, index: int, *rest: Any) -> None:
         calls, self._calls = self._calls, []
-        begin = time.monotonic()
-        if self.seconds is not None and begin - self._started > self.seconds:
-            raise OutOfTimeError
+        self._check_time()
         if self.reason:
             return
-        try:
-            with trainer.precision_plugin.forward_context(), _remembers(module, calls), isolate_rng():
-                columns = module.predict_step(batch, index)
-                kept = _arrays(module, batch, columns)
-                if isinstance(module, Task) and len(calls) == 1:
-                    kept |= _losses(module, calls[0][1], batch[1])
-            if len({len(each) for each in kept.values()}) > 1:
-                raise ValueError("its tensors have several lengths")
-        except Exception as error:
-            self._stop(f"{type(module).__name__}.predict_step fails ({error!r:.100})")
-            return
+        begin = time.monotonic()
+        with trainer.precision_plugin.forward_context(), _remembers(module, calls), isolate_rng():
+            self._keep(module, calls, batch, lambda: module.predict_step(batch, index))
         self._calls = []
-        self._batches.append(kept)
-        self._bytes += sum(each.nbytes for each in kept.values())
-        if self._bytes > MAX_BYTES:
-            self._stop(f"they take more than {MAX_BYTES // 2**20} MiB")
         now = time.monotonic()
         self._spent += now - begin
         if self._spent > _EXTRA_SECONDS + now - self._started - self._spent:
-            self._stop(f"{type(module).__name__}.predict_step takes longer than the evaluation")
+            self.stop(f"{type(module).__name__}.predict_step takes longer than the evaluation")
+
+    def _keep(self, module: LightningModule, calls: list[Any], batch: Any, predict: Callable[[], Any]) -> None:
+        try:
+            kept = _arrays(module, batch, predict())
+            if isinstance(module, Task) and len(calls) == 1:
+                kept |= _losses(module, calls[0][1], batch[1])
+            if len({len(each) for each in kept.values()}) > 1:
+                raise ValueError("its tensors have several lengths")
+        except Exception as error:
+            self.stop(f"{type(module).__name__}.predict_step fails ({error!r:.100})")
+            return
+        self._batches.append(kept)
+        self._bytes += sum(each.nbytes for each in kept.values())
+        if self._bytes > MAX_BYTES:
+            self.stop(f"they take more than {MAX_BYTES // 2**20} MiB")
 
     def arrays(self, module: LightningModule, split: Any) -> dict[str, Any]:
         """Return the arrays of `outputs.read_outputs`, or `{}` if nothing is recorded; `reason` says why."""
         if not self.reason and not (self._batches and self._batches[0]):
-            self._stop("predict_step returns nothing that belongs to a sample", is_expected=True)
+            self.stop("predict_step returns nothing that belongs to a sample", is_expected=True)
         if self.reason:
             return {}
         try:
             return self._joined(module, split)
         except Exception as error:  # For example, the batches have other shapes.
-            self._stop(f"what {type(module).__name__}.predict_step returns cannot be joined ({error!r:.100})")
+            self.stop(f"what {type(module).__name__}.predict_step returns cannot be joined ({error!r:.100})")
             return {}
 
     def _joined(self, module: LightningModule, split: Any) -> dict[str, Any]:
@@ -165,6 +217,15 @@ class OutputRecorder(Callback):
             is_scored = (found["targets"] >= 0) & (found["targets"] != (-1 if ignored is None else ignored))
             found = {name: each[is_scored] for name, each in found.items()}
         return {"kind": np.array(kind), **found}
+
+
+def keeps_order(loader: Any) -> bool:
+    """Return whether a loader yields the samples of its data set in their order, as far as its samplers tell.
+
+    Beside any `batch_sampler`, torch sets `sampler` to a `SequentialSampler`.
+    """
+    is_plain = type(getattr(loader, "batch_sampler", None)) in (BatchSampler, type(None))
+    return is_plain and isinstance(getattr(loader, "sampler", None), SequentialSampler)
 
 
 def _kind(module: LightningModule) -> str:
