@@ -266,7 +266,7 @@ def test_the_state_of_each_default_survives_a_round_trip(tmp_path):
         fresh.load_state_dict(state)
         state.pop("current_score", None)  # Lightning saves it and never reads it.
         assert fresh.state_dict() | state == fresh.state_dict()
-    assert moved == {"EarlyStopping", "BestCheckpoint", "GradientNorm", "LearningRate"}
+    assert moved == {"EarlyStopping", "BestCheckpoint", "GradientNorm", "LearningRate", "Progress"}
 
 
 def test_a_fit_in_a_program_writes_best_and_last(tmp_path):

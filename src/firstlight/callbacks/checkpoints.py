@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from firstlight.callbacks.finite import not_finite
+from firstlight.callbacks.measured import Measured, refuse_missing
 from firstlight.checkpoints.io import read
 from firstlight.errors import UsageError, check_range
 from firstlight.loggers import LogCadence, current_step, split_of
@@ -82,12 +83,13 @@ class BestCheckpoint(FiniteCheckpoint):
     ) -> None:
         options: dict[str, Any] = {"save_weights_only": save_weights_only, "enable_version_counter": False}
         super().__init__(dirpath=dirpath, filename="best", monitor=monitor, mode=mode, **options)
+        self._measured = Measured()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the best of an earlier fit with this object; a checkpoint restores its own fit afterwards."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._waiting = None
+            self._waiting, self._measured = None, Measured()
             self.best_k_models, self.best_model_path, self.kth_best_model_path = {}, "", ""
             self.best_model_score = self.current_score = None
             self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
@@ -96,6 +98,15 @@ class BestCheckpoint(FiniteCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Do nothing: the file is written after validations only."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the values of earlier epochs are old."""
+        self._measured.start_epoch()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file, unless that is for the end of the epoch."""
+        self._measured.end_validation(trainer)
+        super().on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file that waits."""
@@ -123,6 +134,13 @@ class BestCheckpoint(FiniteCheckpoint):
         if not waits:
             super()._store(trainer, checkpoint, filepath)
 
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+        """Compare the metric, if it was measured since. Lightning 2.6.6 would compare its last value again."""
+        if self.monitor not in monitor_candidates and trainer.fit_loop.epoch_loop.val_loop._has_run:
+            refuse_missing(self, trainer.callback_metrics)
+        if not self._measured.is_old(trainer, str(self.monitor)):
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+
     def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
         """Return whether the metric is better than before. NaN never is; Lightning 2.6.6 would keep the first one."""
         return (current is None or not current.isnan()) and super().check_monitor_top_k(trainer, current)
@@ -130,13 +148,20 @@ class BestCheckpoint(FiniteCheckpoint):
     def _trim(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         """Remove `train_log`, outputs and targets of training samples: people share this file.
 
-        A module that is not a task stores no metrics, so those of this validation are added.
+        A module that is not a task stores no metrics, so those of this validation are added. Older ones belong to other
+        weights.
         """
         checkpoint.pop("train_log", None)
         if self.current_score is not None:
             named = trainer.callback_metrics.items()
             validated = {name: float(each) for name, each in named if split_of(name) == "val" and each.numel() == 1}
-            checkpoint.setdefault("metrics", {**validated, str(self.monitor): float(self.current_score)})
+            metrics = checkpoint.get("metrics", {**validated, str(self.monitor): float(self.current_score)})
+            now = {name: each for name, each in metrics.items() if not self._measured.is_old(trainer, name)}
+            checkpoint["metrics"] = now
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen."""
+        return {**super().state_dict(), "known": self._measured.known}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score, or that of `best.ckpt` if it is better: the file may be newer than the checkpoint.
@@ -155,6 +180,7 @@ class BestCheckpoint(FiniteCheckpoint):
             state_dict = {**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": scores}
         super().load_state_dict(state_dict)
         self.current_score = state_dict["current_score"]
+        self._measured = Measured(state_dict.get("known", ()))
 
 
 class LastCheckpoint(FiniteCheckpoint):

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 from torch import Tensor
 
-from firstlight.errors import UsageError, did_you_mean
+from firstlight.callbacks.measured import Measured, refuse_missing
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -24,11 +24,13 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def __init__(self, monitor: str, patience: int = 10, **options: Any) -> None:
         super().__init__(monitor, patience=patience, **options)
+        self._measured = Measured()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget what an earlier fit of this object has seen; a checkpoint restores its own fit afterwards."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
+            self._measured = Measured()
             self.wait_count = self.stopped_epoch = 0
             self.best_score = torch.tensor(torch.inf if self.monitor_op == torch.lt else -torch.inf)
 
@@ -36,6 +38,10 @@ class EarlyStopping(callbacks.EarlyStopping):
         """Stop a resumed run at once if its patience was used up before, which Lightning 2.6.6 forgets."""
         if self.wait_count and self.wait_count >= self.patience:
             trainer.should_stop = True
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the values of earlier epochs are old."""
+        self._measured.start_epoch()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide, unless the run ends before its first validation, where Lightning 2.6.6 raises."""
@@ -46,18 +52,26 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide, unless the module says that the monitored metric is undefined for this validation."""
+        self._measured.end_validation(trainer)
         if self.monitor not in getattr(pl_module, "undefined", ()):
             super().on_validation_end(trainer, pl_module)
 
+    def _run_early_stopping_check(self, trainer: Trainer) -> None:
+        """Decide, if the metric was measured since. Lightning 2.6.6 would compare its last value again."""
+        if not self._measured.is_old(trainer, self.monitor):
+            super()._run_early_stopping_check(trainer)
+
     def _validate_condition_metric(self, logs: dict[str, Tensor]) -> bool:
         """Refuse a monitor that was not logged. Lightning 2.6.6 raises a RuntimeError."""
-        if self.strict and self.monitor not in logs:
-            raise UsageError(
-                f"{type(self).__name__} monitors {self.monitor}, but the run logs {', '.join(logs) or 'nothing'}"
-                + did_you_mean(self.monitor, logs)
-            )
+        if self.strict:
+            refuse_missing(self, logs)
         return super()._validate_condition_metric(logs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen."""
+        return {**super().state_dict(), "known": self._measured.known}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score and the number of validations since, and keep the present `patience`."""
         super().load_state_dict({**state_dict, "patience": self.patience})
+        self._measured = Measured(state_dict.get("known", ()))

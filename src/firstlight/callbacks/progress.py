@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
+from firstlight.callbacks.measured import Measured
 from firstlight.callbacks.time_limit import TimeLimit
 from firstlight.errors import current_mode, emit
 from firstlight.loggers import split_of, steps_done
@@ -41,6 +42,7 @@ class Progress(ProgressBar):
         self.redraw_every = redraw_every
         self.last_step = math.inf
         self._enabled = True
+        self._measured = Measured()
         self._bar: tqdm[Any] = tqdm(disable=True)
 
     def disable(self) -> None:
@@ -50,6 +52,23 @@ class Progress(ProgressBar):
     def enable(self) -> None:
         """Draw again."""
         self._enabled = True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier fit; a checkpoint restores its own fit afterwards."""
+        super().setup(trainer, pl_module, stage)
+        self._measured = Measured()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which metrics were logged so far."""
+        return {"known": self._measured.known}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from there."""
+        self._measured = Measured(state_dict["known"])
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the values of earlier epochs are old."""
+        self._measured.start_epoch()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar, at the step from which a run resumes."""
@@ -96,6 +115,7 @@ class Progress(ProgressBar):
             self._bar.close()
         elif not trainer.sanity_checking:
             self._has_validated = True
+            self._measured.end_validation(trainer)
             if not trainer.is_last_batch:
                 self._tell(trainer, "validation")
 
@@ -150,7 +170,8 @@ class Progress(ProgressBar):
         has_logged = every > 0 and self._step // every > before // every
         # Lightning keeps the values of earlier epochs.
         old = tuple(split for split, is_new in (("train", has_logged), ("val", has_validated)) if not is_new)
-        metrics = {name: float(each) for name, each in found.items() if split_of(name) not in old and each.numel() == 1}
+        new = [name for name in found if split_of(name) not in old and not self._measured.is_old(trainer, name)]
+        metrics = {name: float(found[name]) for name in new if found[name].numel() == 1}
         best = best_so_far(trainer, metrics)
         batches = trainer.fit_loop.total_batch_idx + 1
         left = self._seconds_left(trainer, batches)
