@@ -45,7 +45,7 @@ from firstlight.preflight.rules import (
     long_accumulation,
     refuse_no_validation,
     refuse_single_samples,
-    refuse_unknown_monitors,
+    unknown_monitors,
 )
 from firstlight.tasks import LanguageModel, Task
 
@@ -132,9 +132,9 @@ class DryRun(Callback):
             return  # This validation is timed.
 
         def monitors() -> str:
-            refuse_unknown_monitors(trainer, self.callbacks)
+            note = unknown_monitors(trainer, self.callbacks)
             names = {str(name) for each in self.callbacks if (name := getattr(each, "monitor", None))}
-            return ", ".join(sorted(names)) or "none"
+            return note or ", ".join(sorted(names)) or "none"
 
         self.record("monitors", monitors)
 

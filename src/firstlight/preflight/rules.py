@@ -26,6 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from firstlight.callbacks.defaults import DEFAULTS, Monitored
+from firstlight.callbacks.measured import logged_names
 from firstlight.data import DataModule
 from firstlight.data.loader import ResumableDistributedSampler, normalises_batches, per_process
 from firstlight.errors import UsageError, check_range, did_you_mean
@@ -249,21 +250,30 @@ def _smallest(loader: DataLoader[Any], trainer: Trainer, processes: int) -> int:
     return rest if rest and not drop else size
 
 
-def refuse_unknown_monitors(trainer: Trainer, callbacks: Sequence[Callback]) -> None:
-    """Refuse a callback that monitors a metric that validation does not log. Call it at the end of the sanity check.
+def unknown_monitors(trainer: Trainer, callbacks: Sequence[Callback]) -> str:
+    """Return which monitored metric the sanity check has not logged, or `""`. Call it at the end of the sanity check.
 
-    Only monitors `val...` are checked, because `training_step` has logged nothing yet.
+    Only monitors `val...` are checked, because `training_step` has logged nothing yet. A module or callback of the user
+    may log later what it does not log in a sanity check, so the first validation decides.
+
+    Raises:
+        UsageError: When no part of the user can log the metric later.
     """
     if not any(trainer.num_val_batches):
-        return  # `refuse_no_validation` reports it.
-    known = [name for name in trainer.callback_metrics if split_of(name) == "val"]
+        return ""  # `refuse_no_validation` reports it.
+    logged = logged_names(trainer.fit_loop.epoch_loop.val_loop._results, everything=True)
+    known = sorted(name for name in logged if split_of(name) == "val")
+    every: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set outside the class
+    parts = [trainer.lightning_module, *every]
+    is_certain = all(type(each).__module__.partition(".")[0] in ("firstlight", "lightning") for each in parts)
     for each in callbacks:
         monitor = getattr(each, "monitor", None)
         if isinstance(monitor, str) and split_of(monitor) == "val" and monitor not in known:
-            raise UsageError(
-                f"{type(each).__name__} monitors {monitor}, but validation logs {', '.join(known) or 'nothing'}"
-                + did_you_mean(monitor, known)
-            )
+            logs = f"logs {', '.join(known) or 'nothing'}" + did_you_mean(monitor, known)
+            if is_certain:
+                raise UsageError(f"{type(each).__name__} monitors {monitor}, but validation {logs}")
+            return f"{monitor} is not known before the first validation, which must log it: the sanity check {logs}"
+    return ""
 
 
 def checkpoint_bytes(module: nn.Module, optimizer: OptimizerCallable | None) -> int:

@@ -293,7 +293,7 @@ class Experiment:
         step = None if checkpoint is None else first_index(checkpoint)
         shutdown = next((each for each in every if isinstance(each, GracefulShutdown)), None)
         start = LambdaCallback(
-            on_sanity_check_end=lambda trainer, _: rules.refuse_unknown_monitors(trainer, every),
+            on_sanity_check_end=lambda trainer, _: _tell_unknown_monitors(trainer, every),
             on_train_start=lambda trainer, _: self._start(trainer, every, folder, loop.reason),
         )
         final = FinalCheckpoint(folder / "checkpoints", self.own_callbacks)
@@ -477,6 +477,13 @@ def tell_findings(found: Sequence[Finding]) -> None:
     shown = [each for each in found if current_mode() == "lines" or each.severity != "info"]
     for line in console.findings(shown):
         say(line, always=True)
+
+
+def _tell_unknown_monitors(trainer: Trainer, callbacks: Sequence[Callback]) -> None:
+    """Print which monitored metric only the first validation can show, or refuse the run."""
+    note = rules.unknown_monitors(trainer, callbacks)
+    if note and trainer.is_global_zero:
+        say(f"best   {note}")
 
 
 def _stop_after(steps: int, trainer: Trainer) -> None:
