@@ -37,6 +37,10 @@ class AtEpochEnd(Base):
     def on_train_epoch_end(self):
         self.log("val/score", self.loss)
 
+class NotANumber(Base):
+    def on_validation_epoch_end(self):
+        self.log("val/score", float("nan"))
+
 class Data(LightningDataModule):
     def __init__(self, loaders: int = 1):
         super().__init__()
@@ -115,3 +119,17 @@ def test_a_resumed_run_knows_which_metrics_are_old(epochs, here):
     assert results(run)["steps"] == 14 and results(run)["best"]["epoch"] == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("epoch") and ", val/fid" in line]
     assert [int(line.split("/")[0].split()[1]) for line in lines] == [each for each in (4, 7) if each > epochs]
+
+
+@pytest.mark.parametrize(
+    "module, options, reason",
+    [
+        ("NotSane", ["--trainer.fast_dev_run=2"], "fast_dev_run writes no checkpoint"),
+        ("NotANumber", ["--disable=insight,nonfinite"], "val/score was a number in no validation"),
+        ("NotSane", ["--trainer.max_steps=1"], "the run ended before its first validation"),
+    ],
+)
+def test_a_run_without_a_best_checkpoint_says_why(module, options, reason, here):
+    run, done = fitted(module, "val/score", here, "--trainer.max_epochs=2", *options)
+    assert f"best   none: {reason}" in done.stdout.splitlines()
+    assert not (run / "checkpoints" / "best.ckpt").exists()

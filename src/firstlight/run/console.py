@@ -128,13 +128,13 @@ def nothing_to_do(steps: int, cause: str, advice: str) -> str:
     return f"fit    nothing to do: {done}; {advice} to continue"
 
 
-def best(metrics: Mapping[str, float]) -> str:
-    """Return when the best checkpoint was written, and its metrics; without metrics, that there is none.
+def best(metrics: Mapping[str, float], none: str) -> str:
+    """Return when the best checkpoint was written, and its metrics; without metrics, why there is `none`.
 
-    >>> best({"epoch": 3, "step": 120, "val/loss": 0.57012634})
+    >>> best({"epoch": 3, "step": 120, "val/loss": 0.57012634}, none="")
     'best   epoch 3, step 120, val/loss 0.570126'
     """
-    return f"best   {listed(metrics) or 'none: the run ended before its first validation'}"
+    return f"best   {listed(metrics) or f'none: {none}'}"
 
 
 def refit(samples: int, steps: int, follows_fit: bool) -> str:

@@ -466,7 +466,12 @@ class Experiment:
         if best.is_file() or (self.monitored and "best" not in self.disable):
             others = {name: value for name, value in results["best"].items() if not name.startswith("val/")}
             monitor = self.monitored.monitor if self.monitored else ""
-            say(console.best(others | metrics_of_line(results["best"], monitor)), always=True)
+            none = "the run ended before its first validation"
+            if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set outside the class
+                none = "fast_dev_run writes no checkpoint"
+            elif trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.completed:
+                none = f"{monitor} was a number in no validation"
+            say(console.best(others | metrics_of_line(results["best"], monitor), none), always=True)
         return results | self._insight(trainer, cause)
 
 
