@@ -107,10 +107,28 @@ class LogsSteps(Callback):
 
 
 def log(trainer: Trainer, values: Mapping[str, float]) -> None:
-    """Log `values` at the current step. A logger that can buffer them writes all values of a step at once."""
-    step = current_step(trainer)
+    """Log `values` at the current step. A logger that can buffer them writes all values of a step at once.
+
+    A value whose name the module logs, too, is left out: a name has one value at a step.
+    """
+    step, own = current_step(trainer), logged_names(trainer.fit_loop.epoch_loop._results, everything=True)
+    values = {name: value for name, value in values.items() if name not in own}
     for logger in trainer.loggers:
         getattr(logger, "buffer_metrics", logger.log_metrics)(dict(values), step=step)
+
+
+def logged_names(results: Any, everything: bool = False) -> set[str]:
+    """Return the names that Lightning 2.6.6 gives to logged values in `callback_metrics`.
+
+    Args:
+        results: The result collection of a loop.
+        everything: Whether values count that were logged before the last reset, which is at the end of a validation or
+            epoch.
+    """
+    forks = (False, True) if results.training else (False,)
+    values = [each for each in results.values() if everything or not each.has_reset]
+    values = [each for each in values if results.training or each.meta.on_epoch]
+    return {name for each in values for on_step in forks for name in results._forked_name(each, on_step)}
 
 
 class _SurvivesDiskErrors:

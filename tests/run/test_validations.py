@@ -41,6 +41,13 @@ class NotANumber(Base):
     def on_validation_epoch_end(self):
         self.log("val/score", float("nan"))
 
+class Named(Base):
+    "Logs names that firstlight or Lightning logs, too."
+    def training_step(self, batch, index):
+        if self.training:
+            self.log_dict({"lr": 123.0, "grad_norm/total": 77.0, "epoch": 5.0})
+        return super().training_step(batch, index)
+
 class Data(LightningDataModule):
     def __init__(self, loaders: int = 1):
         super().__init__()
@@ -133,3 +140,12 @@ def test_a_run_without_a_best_checkpoint_says_why(module, options, reason, here)
     run, done = fitted(module, "val/score", here, "--trainer.max_epochs=2", *options)
     assert f"best   none: {reason}" in done.stdout.splitlines()
     assert not (run / "checkpoints" / "best.ckpt").exists()
+
+
+def test_a_name_that_the_module_logs_too_has_the_value_of_the_module(here):
+    run, done = fitted("Named", "val/loss", here, "--trainer.max_epochs=2")
+    assert logged(run, "lr") == [(step, 123) for step in range(4)]
+    assert logged(run, "grad_norm/total") == [(step, 77) for step in range(4)]
+    assert len(logged(run, "grad_norm/Linear")) == 4  # Nobody else logs it.
+    line = "log    Named logs epoch, and validations log the number of the epoch as epoch: rename yours"
+    assert done.stdout.splitlines().count(line) == 1

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from firstlight.errors import UsageError, did_you_mean
+from firstlight.loggers import logged_names
 
 
 class Measured:
@@ -43,20 +44,6 @@ class Measured:
     def _logged(self, results: Any) -> set[str]:
         self._known |= logged_names(results, everything=True)
         return logged_names(results)
-
-
-def logged_names(results: Any, everything: bool = False) -> set[str]:
-    """Return the names that Lightning 2.6.6 gives to logged values in `callback_metrics`.
-
-    Args:
-        results: The result collection of a loop.
-        everything: Whether values count that were logged before the last reset, which is at the end of a validation or
-            epoch.
-    """
-    forks = (False, True) if results.training else (False,)
-    values = [each for each in results.values() if everything or not each.has_reset]
-    values = [each for each in values if results.training or each.meta.on_epoch]
-    return {name for each in values for on_step in forks for name in results._forked_name(each, on_step)}
 
 
 def refuse_missing(callback: Any, metrics: Mapping[str, Any]) -> None:

@@ -26,11 +26,10 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from firstlight.callbacks.defaults import DEFAULTS, Monitored
-from firstlight.callbacks.measured import logged_names
 from firstlight.data import DataModule
 from firstlight.data.loader import ResumableDistributedSampler, normalises_batches, per_process
 from firstlight.errors import UsageError, check_range, did_you_mean
-from firstlight.loggers import split_of
+from firstlight.loggers import logged_names, split_of
 from firstlight.tasks import Task
 
 

@@ -90,3 +90,12 @@ def limit(trainer: Trainer) -> str:
 def _timer(timer: Timer, own: Sequence[Callback]) -> str:
     """Return the option or the class that sets the time: the trainer makes a Timer for `max_time`."""
     return type(timer).__name__ if timer in own else "trainer.max_time"
+
+
+def no_best(trainer: Trainer, monitor: str) -> str:
+    """Return why a run that has ended has no best checkpoint."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set outside the class
+        return "fast_dev_run writes no checkpoint"
+    if trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.completed:
+        return f"{monitor} was a number in no validation"
+    return "the run ended before its first validation"

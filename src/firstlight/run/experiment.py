@@ -46,14 +46,14 @@ from firstlight.data import DataModule
 from firstlight.data.quality.finding import Finding
 from firstlight.errors import TrainingError, UsageError, current_mode, emit, say
 from firstlight.fast_loop import fast_loop
-from firstlight.loggers import all_loggers, as_list, log_findings, steps_done
+from firstlight.loggers import all_loggers, as_list, log_findings, logged_names, steps_done
 from firstlight.optim import skip_nvml_check
 from firstlight.preflight import report as checks
 from firstlight.preflight import rules
 from firstlight.preflight.probe import probe_splits
 from firstlight.preflight.rate_sweep import RangeTest, range_test
 from firstlight.run import board, console, directory, report
-from firstlight.run.ending import caveat, find_ending, limit, missed_average, stopped_early
+from firstlight.run.ending import caveat, find_ending, limit, missed_average, no_best, stopped_early
 from firstlight.run.outputs import outputs_path
 from firstlight.run.resume import config_diff, refuse_inexact
 from firstlight.tasks import Task
@@ -100,6 +100,7 @@ class Experiment:
     group: Mapping[str, Any] | None = None
     reads_test: bool = True
     _trained: bool = field(default=False, init=False)
+    _told_epoch: bool = field(default=False, init=False)
     stopped_early: bool = field(default=False, init=False)
 
     @property
@@ -295,6 +296,7 @@ class Experiment:
         start = LambdaCallback(
             on_sanity_check_end=lambda trainer, _: _tell_unknown_monitors(trainer, every),
             on_train_start=lambda trainer, _: self._start(trainer, every, folder, loop.reason),
+            on_train_epoch_end=lambda trainer, _: self._tell_own_epoch(trainer),
         )
         final = FinalCheckpoint(folder / "checkpoints", self.own_callbacks)
         trainer = self.trainer(
@@ -438,6 +440,14 @@ class Experiment:
         if slow:
             say(f"loop   the fast loop is off, so steps take longer: {slow}")
 
+    def _tell_own_epoch(self, trainer: Trainer) -> None:
+        """Say once that the module logs `epoch`, which Lightning adds to what validations log."""
+        own = logged_names(trainer.fit_loop.epoch_loop._results, everything=True)
+        if "epoch" in own and not self._told_epoch and trainer.is_global_zero:
+            self._told_epoch = True
+            name = type(self.task).__name__
+            say(f"log    {name} logs epoch, and validations log the number of the epoch as epoch: rename yours")
+
     def _planned(self, trainer: Trainer) -> float:
         """Return how many steps are planned, infinite if unknown. With manual optimisation they are batches."""
         if isinstance(self.task, Task):
@@ -466,12 +476,9 @@ class Experiment:
         if best.is_file() or (self.monitored and "best" not in self.disable):
             others = {name: value for name, value in results["best"].items() if not name.startswith("val/")}
             monitor = self.monitored.monitor if self.monitored else ""
-            none = "the run ended before its first validation"
-            if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set outside the class
-                none = "fast_dev_run writes no checkpoint"
-            elif trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.completed:
-                none = f"{monitor} was a number in no validation"
-            say(console.best(others | metrics_of_line(results["best"], monitor), none), always=True)
+            say(
+                console.best(others | metrics_of_line(results["best"], monitor), no_best(trainer, monitor)), always=True
+            )
         return results | self._insight(trainer, cause)
 
 
@@ -486,8 +493,7 @@ def tell_findings(found: Sequence[Finding]) -> None:
 
 def _tell_unknown_monitors(trainer: Trainer, callbacks: Sequence[Callback]) -> None:
     """Print which monitored metric only the first validation can show, or refuse the run."""
-    note = rules.unknown_monitors(trainer, callbacks)
-    if note and trainer.is_global_zero:
+    if (note := rules.unknown_monitors(trainer, callbacks)) and trainer.is_global_zero:
         say(f"best   {note}")
 
 
