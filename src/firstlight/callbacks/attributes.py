@@ -179,6 +179,18 @@ def _all_attributes(objects: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _attributes(owner: Any) -> dict[str, Any]:
     """Return the attributes of an object that a checkpoint must hold."""
+    return {
+        name: each
+        for name, each in own_attributes(owner).items()
+        if not is_generator(each)
+        and not isinstance(each, FunctionType | MethodType)  # `replaced` compares them.
+        and not isinstance(each, Trainer | LightningModule | LightningDataModule | DataLoader)
+        and not isinstance(each, Dataset | Sampler)  # `ResumableLoader` compares them.
+    }
+
+
+def own_attributes(owner: Any) -> dict[str, Any]:
+    """Return the attributes of an object without those of its base class in a library."""
     if isinstance(owner, Trainer):
         return {name: getattr(owner, name) for name in _OPTIONS}
     if isinstance(owner, Metric):
@@ -189,14 +201,7 @@ def _attributes(owner: Any) -> dict[str, Any]:
         values |= {name: owner._buffers[name] for name in owner._non_persistent_buffers_set}
         if _package(type(owner)) == "torch":
             values = {name: each for name, each in values.items() if not name.startswith("_")}
-    return {
-        name: each
-        for name, each in values.items()
-        if not is_generator(each)
-        and not isinstance(each, FunctionType | MethodType)  # Lightning adds `log` to callbacks while it calls them.
-        and not isinstance(each, Trainer | LightningModule | LightningDataModule | DataLoader)
-        and not isinstance(each, Dataset | Sampler)  # `ResumableLoader` compares them.
-    }
+    return values
 
 
 def _is_own(owner: Any, name: str) -> bool:

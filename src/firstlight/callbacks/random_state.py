@@ -10,6 +10,7 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from firstlight.callbacks.attributes import changed_values, digests, find_lost, holders, set_changed
+from firstlight.callbacks.replaced import find_replaced, names_of_code, replaced
 from firstlight.callbacks.resumable_loader import ResumableLoader, cannot_resume
 from firstlight.callbacks.state import find_stateful, get_states, is_generator, restore, set_states, slots, snapshot
 from firstlight.data.loader import Loader
@@ -42,6 +43,7 @@ class RandomState(Callback):
         self._loaders: list[ResumableLoader] = []
         self._loaded: dict[str, Any] | None = None
         self._initial: dict[str, Any] = {}
+        self._code: dict[str, str] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the training loaders resumable as Lightning gets them."""
@@ -70,6 +72,7 @@ class RandomState(Callback):
         objects = holders(trainer, pl_module)
         state = snapshot() | {
             "attributes": {"initial": self._initial, "saved": changed_values(objects, self._initial)},
+            "code": {"initial": self._code, "replaced": replaced(names_of_code(objects, pl_module), self._code)},
             "generators": get_states(_generators(objects)),
             "loaders": [each.state_dict(is_within_epoch) for each in self._current(trainer)],
             "evaluation": get_states(_evaluation_objects(trainer)),
@@ -106,6 +109,7 @@ class RandomState(Callback):
         """Refuse what cannot be restored, and restore the rest right before the first epoch."""
         loaded, self._loaded = self._loaded, None
         if loaded is None or not trainer.ckpt_path:
+            _before_first_epoch(trainer, lambda start: self._start(trainer, pl_module, start))
             return
         _refuse_wrong_shapes(trainer)
         lost = self._find_lost(trainer, pl_module, loaded)
@@ -129,14 +133,22 @@ class RandomState(Callback):
             if (found := each.lost(saved, loaded["epoch"])) is not None:
                 return found
         objects, values = holders(trainer, module), state["attributes"]
+        if (found := find_replaced(state["code"]["replaced"], names_of_code(objects, module))) is not None:
+            return found
         with restoring("an attribute"):
             return find_lost(objects, values["initial"], values["saved"], self._initial)
+
+    def _start(self, trainer: Trainer, module: LightningModule, start: Any) -> None:
+        """Start the first epoch of a run. The hooks before it may set functions, also in a resumed run."""
+        self._code = names_of_code(holders(trainer, module), module)
+        start()
 
     def _resume(self, trainer: Trainer, module: LightningModule, loaded: dict[str, Any], start: Any) -> None:
         """Start the first epoch of a resumed run with the states of the checkpoint."""
         states, loop = loaded["states"], trainer.fit_loop
         state = states[trainer.global_rank] if len(states) == trainer.world_size else {}
         objects, values = holders(trainer, module), dict[str, Any](initial={}, saved={})
+        self._code = state["code"]["initial"] if state else names_of_code(objects, module)
         if state:
             values = state["attributes"]
             set_changed(objects, values["initial"], values["saved"], self._initial)
@@ -213,8 +225,11 @@ def _check_states(checkpoint: dict[str, Any]) -> None:
         return
     check_saved("the run", checkpoint, random_state=list, frozen=list, evaluating=list, callback_metrics=dict)
     for state in checkpoint["random_state"]:
-        check_saved("the random states", state, attributes=dict, generators=dict, loaders=list, evaluation=dict)
+        check_saved(
+            "the random states", state, attributes=dict, code=dict, generators=dict, loaders=list, evaluation=dict
+        )
         check_saved("the attributes", state["attributes"], initial=dict, saved=dict)
+        check_saved("the code", state["code"], initial=dict, replaced=dict)
         for values in state["attributes"].values():
             check_saved("the attributes", values, **dict.fromkeys(values, dict))
         for each in state["loaders"]:

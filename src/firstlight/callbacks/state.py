@@ -4,6 +4,7 @@ import inspect
 import io
 import marshal
 import random
+import sys
 import zlib
 from array import array
 from collections import deque
@@ -13,9 +14,10 @@ from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from functools import partial
-from itertools import count
+from itertools import count, islice
+from logging import Logger
 from pathlib import PurePath
-from types import FunctionType, MappingProxyType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -34,14 +36,23 @@ _PRINTED = (
 )
 """Classes whose `repr` tells the value."""
 
+CODE = (FunctionType, MethodType, BuiltinFunctionType, type)
+"""Values whose name tells what they do."""
+
+_PLAIN = (int, float, complex, str, bytes, np.generic, type(None), torch.Tensor, np.ndarray, *_PRINTED)
+"""Values that `digest` compares, also in large containers."""
+
 _POSITIONS = count()
 """A number for each look at an iterator, whose position nobody can ask for."""
 
 _LARGE = 1000
-"""Containers with more entries are not searched for objects."""
+"""Of containers with more entries, about this many are searched for objects."""
 
 _SAMPLE = 2**20
 """Of arrays with more numbers, about this many are compared."""
+
+_LARGE_BUFFER = 2**28
+"""Memory of more bytes is not compared, if it is no array."""
 
 
 def snapshot() -> dict[str, Any]:
@@ -99,42 +110,44 @@ def set_states(objects: Mapping[str, Any], states: Mapping[str, Any]) -> None:
 
 
 def fingerprints(roots: Mapping[str, Any]) -> dict[str, str]:
-    """Return by path a text for each plain value that is reachable from `roots` and that nothing else restores.
+    """Return by path a text for each value that is reachable from `roots` and that nothing else restores.
 
-    Two equal texts mean the same value. Long containers and large arrays are described by their size.
+    Two equal texts mean the same value, or objects of one class that nobody can compare. Objects are described by their
+    class, functions by their name, and large containers and arrays by a digest.
     """
     found = {}
     for path, value in _walk(roots):
-        if isinstance(value, _GENERATORS) or has_state_dict(value):
+        if isinstance(value, _GENERATORS):
             continue
-        if isinstance(value, torch.Tensor | np.ndarray | list | tuple | dict | set | frozenset | deque):
-            is_searched = not isinstance(value, torch.Tensor | np.ndarray) and len(value) <= _LARGE
-            found[path] = f"{type(value).__name__} of {len(value)}" if is_searched else digest(value)
-        elif isinstance(value, int | float | complex | str | bytes | np.generic | None):
-            found[path] = repr(value)[:80]
+        if isinstance(value, list | tuple | dict | deque) and len(value) <= _LARGE and not has_state_dict(value):
+            found[path] = f"{type(value).__name__} of {len(value)}"
         elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
             found[path] = f"an iterator at {id(value)}"  # No two processes agree on it: its position is unknown.
+        elif _is_frame(value):
+            found[path] = _digest_frame(value)
+        elif isinstance(value, (*_PLAIN, list, tuple, dict, set, frozenset, deque)) and not has_state_dict(value):
+            found[path] = digest(value)
+        else:
+            found[path] = name_of(value) + _digest_buffer(value)
     return found
 
 
 def _walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield path and value of everything that is reachable from `roots` through attributes and small containers."""
+    """Yield path and value of everything that is reachable from `roots` through attributes and containers."""
     pending, seen = deque(roots.items()), dict[int, Any]()
     while pending and len(seen) < 10_000:
         path, value = pending.popleft()
         if any(value is each for each in _GLOBAL):
             continue
         yield path, value
-        if id(value) in seen or isinstance(value, type | ModuleType | torch.Tensor | np.ndarray | nn.Module):
+        if id(value) in seen or isinstance(value, type | ModuleType | nn.Module | Logger) or _is_frame(value):
             continue
         seen[id(value)] = value  # Kept alive, so that no other object gets its `id`.
-        if isinstance(value, _GENERATORS) or has_state_dict(value):
+        if isinstance(value, _GENERATORS + _PLAIN) or has_state_dict(value) or _digest_buffer(value):
             continue
         inner: Any = ()
-        if isinstance(value, dict):
-            inner = value.items() if len(value) <= _LARGE else ()
-        elif isinstance(value, list | tuple | deque):
-            inner = enumerate(value) if len(value) <= _LARGE else ()
+        if isinstance(value, dict | list | tuple | deque):
+            inner = _entries(value)
         elif isinstance(value, partial):
             inner = {"func": value.func, "args": value.args, **value.keywords}.items()
         elif callable(value) and hasattr(value, "__self__"):
@@ -148,6 +161,59 @@ def _walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             inner = [item for item in getattr(value, "__dict__", {}).items() if not item[0].startswith("__pl")]
             inner += slots(value).items()
         pending += [(f"{path}.{name}", each) for name, each in inner]
+
+
+def _entries(value: Any) -> Any:
+    """Return keys or positions and values of a container; of a large one, those that `digest` does not compare."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value)
+    if len(value) <= _LARGE:
+        return entries
+    some = islice(entries, 0, None, -(-len(value) // _LARGE))
+    return [(name, each) for name, each in some if not _is_plain(each)]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return len(value) > _LARGE or all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
+
+
+def name_of(value: Any) -> str:
+    """Return the full name of a function, a method or a class, or that of the class of another object.
+
+    >>> name_of(random.choice), name_of(random.Random), name_of(random.Random(1))
+    ('random.Random.choice', 'random.Random', 'random.Random')
+    """
+    kind = value if isinstance(value, CODE) else type(value)
+    return f"{getattr(kind, '__module__', None) or 'builtins'}.{kind.__qualname__}"
+
+
+def _is_frame(value: Any) -> bool:
+    pandas = sys.modules.get("pandas")  # Not imported here: it takes half a second.
+    return pandas is not None and isinstance(value, pandas.DataFrame | pandas.Series | pandas.Index)
+
+
+def _digest_frame(value: Any) -> str:
+    """Return a text for values, index, columns and types of an object of pandas."""
+    name, step = type(value).__name__, max(1, value.size // _SAMPLE)
+    some = value[::step]
+    try:
+        content = sys.modules["pandas"].util.hash_pandas_object(some).to_numpy()
+    except TypeError:  # It holds lists or arrays.
+        content = digest(some.to_numpy().tolist())
+    labels = [str(value.dtypes), str(list(value.columns))] if value.ndim == 2 else [str(value.dtype), str(value.name)]
+    return f"{name} {value.shape} {zlib.crc32(repr([digest(content), *labels]).encode())}"
+
+
+def _digest_buffer(value: Any) -> str:
+    """Return a checksum of the memory that an object exports, as `multiprocessing.Value` does, or an empty text."""
+    try:
+        memory = memoryview(value)
+        return f" {zlib.crc32(memory)}" if memory.nbytes <= _LARGE_BUFFER else ""
+    except (TypeError, ValueError, BufferError):
+        return ""
 
 
 def slots(value: Any) -> dict[str, Any]:
@@ -194,6 +260,8 @@ def digest(value: Any) -> str:
         return f"{name} {digest(dict(value))}"
     if has_state_dict(value):
         return f"{name} {digest(dict(value.state_dict()))}"
+    if isinstance(value, CODE):
+        return f"{name} {name_of(value)}"
     is_advanced = isinstance(value, Iterator) and not isinstance(value, io.IOBase)
     return f"{name} {next(_POSITIONS)}" if is_advanced else name
 
