@@ -225,7 +225,17 @@ class Terminate(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def fit(folder, make_loader=EXACT["shuffle"], module=Net, stop=None, callbacks=(), resume=False, exact=True, **options):
+def fit(
+    folder,
+    make_loader=EXACT["shuffle"],
+    module=Net,
+    stop=None,
+    callbacks=(),
+    resume=False,
+    exact=True,
+    validation=loader,
+    **options,
+):
     """Fit, perhaps with a SIGTERM at the step `stop`, and return the weights."""
     seed_everything(7, verbose=False)
     net = module()
@@ -242,7 +252,7 @@ def fit(folder, make_loader=EXACT["shuffle"], module=Net, stop=None, callbacks=(
     )
     path = folder / "last.ckpt" if resume else None
     try:
-        trainer.fit(net, make_loader(), loader(), ckpt_path=path, weights_only=True)
+        trainer.fit(net, make_loader(), validation(), ckpt_path=path, weights_only=True)
     except SystemExit as stopped:
         assert stopped.code == 143 and stop is not None
     else:

@@ -170,6 +170,18 @@ def test_run_on_other_training_data_is_refused(kind, tmp_path):
     fit(tmp_path, lambda: loader(Shared(CHANGED[kind], 0)), resume=True)
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_run_on_other_validation_data_is_refused(every, tmp_path):
+    def validation(shift):
+        return lambda: loader(Shared(CHANGED["data frame"], shift))
+
+    options = {"check_val_every_n_epoch": every, "max_epochs": 2 + every}
+    fit(tmp_path, validation=validation(0), stop=8 if every == 1 else 15, **options)
+    with pytest.raises(UsageError, match=r"resume exactly: dataset\.values of the validation loader was"):
+        fit(tmp_path, validation=validation(1), resume=True, **options)
+    fit(tmp_path, validation=validation(0), resume=True, **options)
+
+
 def test_description_of_a_large_data_set_stays_small():
     rows = [Sample(torch.ones(2)) for _ in range(100_000)]
     assert len(fingerprints({"dataset": Shared(lambda _: rows, 0)})) < 5000

@@ -10,12 +10,30 @@ from lightning.pytorch.trainer import call
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from firstlight.callbacks.attributes import changed_values, digests, find_lost, holders, set_changed
+from firstlight.callbacks.optimisers import (
+    describe,
+    kept_options,
+    options_of,
+    pending_gradients,
+    refuse_others,
+    set_gradients,
+)
 from firstlight.callbacks.replaced import find_replaced, names_of_code, replaced
-from firstlight.callbacks.resumable_loader import ResumableLoader, cannot_resume
-from firstlight.callbacks.state import find_stateful, get_states, is_generator, restore, set_states, slots, snapshot
+from firstlight.callbacks.resumable_loader import ResumableLoader, cannot_resume, difference, roots
+from firstlight.callbacks.state import (
+    find_stateful,
+    fingerprints,
+    get_states,
+    is_generator,
+    is_position,
+    restore,
+    set_states,
+    slots,
+    snapshot,
+)
 from firstlight.data.loader import Loader
 from firstlight.distributed import all_gather_objects
-from firstlight.errors import UsageError, about, check_range, check_saved, restoring
+from firstlight.errors import UsageError, about, check_range, check_saved, restoring, say
 
 
 class RandomState(Callback):
@@ -44,17 +62,24 @@ class RandomState(Callback):
         self._loaded: dict[str, Any] | None = None
         self._initial: dict[str, Any] = {}
         self._code: dict[str, str] = {}
+        self._options: dict[str, str] = {}  # As the optimisers were made at the start of the run.
+        self._configured: dict[str, str] = {}  # As they were made in this process.
+        self._validation: list[dict[str, str]] = []  # Of each loader, its description when it was made.
+        self._known: list[dict[str, str]] = []  # Those of the run that is resumed.
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the training loaders resumable as Lightning gets them."""
-        self._loaders, self._loaded = [], None
+        self._loaders, self._loaded, self._validation, self._known = [], None, [], []
         self.teardown(trainer, pl_module, stage)  # A fit that raised has not called it.
         if stage == "fit":
             process = trainer.strategy.process_dataloader
 
             def wrap(dataloader: object) -> object:
                 loader = process(dataloader)
-                return self._wrap(trainer, loader) if trainer.training else loader
+                if trainer.training:
+                    return self._wrap(trainer, loader)
+                self._compare_validation(trainer, loader)
+                return loader
 
             trainer.strategy.process_dataloader = wrap  # type: ignore[method-assign]  # `teardown` removes it
 
@@ -63,7 +88,16 @@ class RandomState(Callback):
         vars(trainer.strategy).pop("process_dataloader", None)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the attributes, before training changes them."""
+        """Note the attributes and optimisers, before a checkpoint or training changes them.
+
+        Raises:
+            UsageError: When the optimisers cannot load the state of those of the checkpoint.
+        """
+        self._options = self._configured = options_of(trainer)
+        if self._loaded and trainer.ckpt_path:
+            for state in self._loaded["states"][:1]:
+                refuse_others(trainer, state["optimisers"])
+                self._options = state["optimisers"]["initial"]
         self._initial = digests(holders(trainer, pl_module))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -76,6 +110,10 @@ class RandomState(Callback):
             "generators": get_states(_generators(objects)),
             "loaders": [each.state_dict(is_within_epoch) for each in self._current(trainer)],
             "evaluation": get_states(_evaluation_objects(trainer)),
+            "validation": self._validation,
+            "gradients": pending_gradients(trainer, pl_module),
+            "optimisers": {**describe(trainer), "initial": self._options},
+            "repeats": is_within_epoch and _repeats_loader(trainer),
         }
         checkpoint["random_state"] = all_gather_objects(trainer, state)
         checkpoint["callback_metrics"] = {
@@ -92,8 +130,10 @@ class RandomState(Callback):
         """Keep the states of the checkpoint until training starts, or refuse damaged ones."""
         _check_states(checkpoint)
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"] if "loops" in checkpoint else {}
+        states = checkpoint.get("random_state", [])
+        self._known = states[trainer.global_rank]["validation"] if len(states) == trainer.world_size else []
         self._loaded = {
-            "states": checkpoint.get("random_state", []),
+            "states": states,
             "frozen": checkpoint.get("frozen"),
             "evaluating": checkpoint.get("evaluating"),
             "callback_metrics": {
@@ -129,6 +169,8 @@ class RandomState(Callback):
         state = states[trainer.global_rank]
         if len(state["loaders"]) != len(loaders):
             return f"the number of training loaders was {len(state['loaders'])} and is {len(loaders)}"
+        if state["repeats"]:
+            return "a loader without a length was used up and started again within the epoch (max_size_cycle)"
         for each, saved in zip(loaders, state["loaders"], strict=True):
             if (found := each.lost(saved, loaded["epoch"])) is not None:
                 return found
@@ -154,11 +196,15 @@ class RandomState(Callback):
             set_changed(objects, values["initial"], values["saved"], self._initial)
             set_states(_generators(objects), state["generators"])
             set_states(_evaluation_objects(trainer), state["evaluation"])
+            set_gradients(trainer, module, state["gradients"])
             restore(state)
             for name, parameter in module.named_parameters():
                 parameter.requires_grad_(name not in loaded["frozen"])
             for name, each in module.named_modules():
                 each.training = name not in loaded["evaluating"]
+            if (kept := kept_options(trainer, self._options, self._configured)) and trainer.is_global_zero:
+                more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
+                say(f"keep   what the checkpoint holds stays, and the change does not act: {', '.join(kept[:3])}{more}")
         metrics = trainer._logger_connector._callback_metrics
         metrics.update({**loaded["callback_metrics"], **metrics})  # A task may have logged a step that was due.
         progress: Any = loop.epoch_progress.current
@@ -189,10 +235,29 @@ class RandomState(Callback):
         self._loaders.append(wrapped)
         return wrapped
 
+    def _compare_validation(self, trainer: Trainer, loader: Any) -> None:
+        """Describe a validation loader before it is used, and refuse another one than the saved run had."""
+        if isinstance(loader, Loader) or trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+            return
+        values = fingerprints(roots(loader))
+        index, values = len(self._validation), {path: each for path, each in values.items() if not is_position(each)}
+        self._validation.append(values)
+        if index < len(self._known) and not self.allow_inexact:
+            if found := difference(self._known[index], values, "validation"):
+                raise UsageError(cannot_resume(found))
+
     def _current(self, trainer: Trainer) -> list[ResumableLoader]:
         """Return the loaders of this epoch; Lightning may have reloaded them."""
         combined = trainer.fit_loop._combined_loader
         return [] if combined is None else [each for each in combined.flattened if isinstance(each, ResumableLoader)]
+
+
+def _repeats_loader(trainer: Trainer) -> bool:
+    """Return whether Lightning 2.6.6 holds that a loader was used up once, which no checkpoint tells."""
+    loop = trainer.fit_loop
+    iterator = None if loop._combined_loader is None else loop._combined_loader._iterator
+    has_length = getattr(loop._data_fetcher, "length", None) is not None  # The length ends the epoch.
+    return not has_length and any(getattr(iterator, "_consumed", ()))
 
 
 def _is_within_epoch(checkpoint: dict[str, Any]) -> bool:
@@ -232,6 +297,8 @@ def _check_states(checkpoint: dict[str, Any]) -> None:
         check_saved("the code", state["code"], initial=dict, replaced=dict)
         for values in state["attributes"].values():
             check_saved("the attributes", values, **dict.fromkeys(values, dict))
+        for each in state["validation"]:
+            check_saved("the validation loader", {"description": each}, description=dict)
         for each in state["loaders"]:
             check_saved("the training loader", each, start=dict, used=int, ahead=dict | None, now=dict)
             with about("the checkpoint is damaged"):
@@ -252,11 +319,9 @@ def _evaluating(trainer: Trainer, module: LightningModule) -> list[str]:
 def _evaluation_objects(trainer: Trainer) -> dict[str, Any]:
     """Return the generators and stateful samplers of the validation loaders."""
     combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
-    names = ("generator", "sampler", "batch_sampler", "dataset", "collate_fn")
     loaders = [] if combined is None else [each for each in combined.flattened if not isinstance(each, Loader)]
-    return find_stateful(
-        {f"{index}.{name}": getattr(each, name, None) for index, each in enumerate(loaders) for name in names}
-    )
+    every = [(f"{index}.{name}", each) for index, loader in enumerate(loaders) for name, each in roots(loader).items()]
+    return find_stateful(dict(every))
 
 
 def _generators(objects: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,15 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from firstlight.callbacks.state import find_stateful, fingerprints, get_states, restore, set_states, snapshot
+from firstlight.callbacks.state import (
+    find_stateful,
+    fingerprints,
+    get_states,
+    is_position,
+    restore,
+    set_states,
+    snapshot,
+)
 from firstlight.data.loader import obedient_workers
 from firstlight.errors import UsageError
 
@@ -132,7 +140,7 @@ class ResumableLoader:
         if getattr(loader, "persistent_workers", False):
             return "the loader has persistent_workers=True, whose processes keep their own random states"
         _set_sampler_epoch(loader, epoch)
-        return _difference(state["start"]["values"], self._state()["values"])
+        return difference(state["start"]["values"], self._state()["values"])
 
     def resume(self, state: Mapping[str, Any] | None, is_within_pass: bool, allow_inexact: bool = False) -> None:
         """Let the next pass resume after the batches that were used, or start as the next one of the saved run.
@@ -151,13 +159,13 @@ class ResumableLoader:
     def _refuse_changes(self, resumed: Mapping[str, Any]) -> None:
         """Refuse a loader that something else than the pass has changed, for example weights of its sampler."""
         if not self.allow_inexact and not self.restores_itself:
-            if found := _difference(resumed["now"], self._now()):
+            if found := difference(resumed["now"], self._now()):
                 raise UsageError(cannot_resume(found))
 
     def _now(self) -> dict[str, str]:
         """Describe the loader in a pass, without iterators, which the pass has made and moved."""
-        values = {} if self.restores_itself else fingerprints(self._roots())
-        return {path: value for path, value in values.items() if not value.startswith("an iterator at ")}
+        values = {} if self.restores_itself else fingerprints(roots(self.loader))
+        return {path: value for path, value in values.items() if not is_position(value)}
 
     def _state(self) -> dict[str, Any]:
         if self.restores_itself:
@@ -165,17 +173,19 @@ class ResumableLoader:
         return {
             "random": snapshot(),
             "objects": get_states(self._objects()),
-            "values": fingerprints(self._roots()),
+            "values": fingerprints(roots(self.loader)),
         }
 
     def _objects(self) -> dict[str, Any]:
-        return find_stateful(self._roots())
+        return find_stateful(roots(self.loader))
 
-    def _roots(self) -> dict[str, Any]:
-        if not isinstance(self.loader, DataLoader):
-            return {type(self.loader).__name__: self.loader}
-        names = ("generator", "sampler", "batch_sampler", "dataset", "collate_fn")
-        return {name: getattr(self.loader, name) for name in names}
+
+def roots(loader: Any) -> dict[str, Any]:
+    """Return by name the objects that decide the batches of a loader."""
+    if not isinstance(loader, DataLoader):
+        return {type(loader).__name__: loader}
+    names = ("generator", "sampler", "batch_sampler", "dataset", "collate_fn")
+    return {name: getattr(loader, name) for name in names}
 
 
 def cannot_resume(reason: str) -> str:
@@ -186,10 +196,10 @@ def cannot_resume(reason: str) -> str:
     )
 
 
-def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """Return the first value that two descriptions of a training loader do not share, or None."""
+def difference(before: Mapping[str, str], now: Mapping[str, str], split: str = "training") -> str | None:
+    """Return the first value that two descriptions of a loader do not share, or None."""
     for path in dict.fromkeys([*before, *now]):
         old, new = before.get(path, "not set"), now.get(path, "not set")
         if old != new:
-            return f"{path} of the training loader was {old} and is {new}"
+            return f"{path} of the {split} loader was {old} and is {new}"
     return None

@@ -132,6 +132,11 @@ def fingerprints(roots: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def is_position(text: str) -> bool:
+    """Return whether `fingerprints` describes an iterator with this text, which no two processes share."""
+    return text.startswith("an iterator at ")
+
+
 def _walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield path and value of everything that is reachable from `roots` through attributes and containers."""
     pending, seen = deque(roots.items()), dict[int, Any]()
