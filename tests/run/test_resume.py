@@ -331,3 +331,40 @@ def test_resume_in_a_file_resumes(tmp_path):
         called("fit", "--config", "mine.yaml", f"--trainer.max_epochs={epochs}", cwd=tmp_path)
     (run,) = tmp_path.glob("runs/mine/*/config.yaml")
     assert results(run.parent)["steps"] == 80
+
+
+def test_best_of_another_loss_is_not_compared(tmp_path):
+    called("fit", "--config", CONFIG, "--trainer.max_epochs=2", cwd=tmp_path)
+    run = newest(tmp_path)
+    before = results(run)["best"]
+    command = ["fit", "--run", str(run), "--trainer.max_epochs=3"]
+    changes = {
+        "model.init_args.loss.init_args.label_smoothing": "--model.loss.label_smoothing=0.4",
+        "trainer.limit_val_batches": "--trainer.limit_val_batches=1",
+    }
+    for option, change in changes.items():
+        refused = called(*command, change, cwd=tmp_path, code=2)
+        assert f"changing {option} changes what val/loss means" in refused.stderr and refused.stderr.count("\n") == 1
+    done = called(*command, changes["model.init_args.loss.init_args.label_smoothing"], "--allow_inexact", cwd=tmp_path)
+    assert "best   best checkpoint and early stopping start anew: changing model.init_args.loss" in done.stdout
+    best = results(run)["best"]
+    (*_, (_, last)) = logged(run, "val/loss")
+    assert best["val/loss"] == pytest.approx(last) and last > before["val/loss"]
+
+
+def test_loss_may_change_if_a_metric_decides_the_best(tmp_path):
+    called("fit", "--config", CONFIG, "--trainer.max_epochs=1", "--model.monitor=val/accuracy", cwd=tmp_path)
+    change = ["--trainer.max_epochs=2", "--model.loss.label_smoothing=0.4"]
+    done = called("fit", "--run", str(newest(tmp_path)), *change, cwd=tmp_path)
+    assert "change model.init_args.loss.init_args.label_smoothing" in done.stdout and "anew" not in done.stdout
+
+
+def test_limit_of_one_batch_differs_from_all_batches(tmp_path):
+    limits = [f"--trainer.limit_{split}_batches=1" for split in ("train", "test")]
+    called("run", "--config", CONFIG, "--trainer.max_epochs=1", *limits, cwd=tmp_path)
+    run = newest(tmp_path)
+    outputs = (run / "outputs" / "test.npz").read_bytes()
+    called("test", "--run", str(run), "--trainer.limit_test_batches=1.0", cwd=tmp_path)
+    assert (run / "outputs" / "test.npz").read_bytes() == outputs
+    refused = called("fit", "--run", str(run), "--trainer.limit_train_batches=1.0", cwd=tmp_path, code=2)
+    assert "changing trainer.limit_train_batches breaks exact resume" in refused.stderr

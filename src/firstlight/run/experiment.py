@@ -55,7 +55,7 @@ from firstlight.preflight.rate_sweep import RangeTest, range_test
 from firstlight.run import board, console, directory, report
 from firstlight.run.ending import caveat, find_ending, limit, missed_average, no_best, stopped_early
 from firstlight.run.outputs import outputs_path
-from firstlight.run.resume import config_diff, refuse_inexact
+from firstlight.run.resume import config_diff, refuse_inexact, start_anew
 from firstlight.tasks import Task
 from firstlight.tasks.notices import repeated_samples
 from firstlight.tasks.optimization import accumulated_batches, as_many_epochs
@@ -101,6 +101,7 @@ class Experiment:
     reads_test: bool = True
     _trained: bool = field(default=False, init=False)
     _told_epoch: bool = field(default=False, init=False)
+    _diff: dict[str, Any] = field(default_factory=dict, init=False)
     stopped_early: bool = field(default=False, init=False)
 
     @property
@@ -277,7 +278,7 @@ class Experiment:
     def _resume(self, run: Path) -> Path:
         """Return the checkpoint that a run resumes from, after a comparison of its saved config with the new one."""
         checkpoint = directory.checkpoint(run, "last")
-        diff = config_diff(directory.load_config(run), yaml.safe_load(self.config))
+        diff = self._diff = config_diff(directory.load_config(run), yaml.safe_load(self.config))
         is_exact = refuse_inexact(diff, self.allow_inexact)
         if isinstance(self.datamodule, DataModule) and not is_exact:
             self.datamodule.resume_exactly = False
@@ -291,6 +292,9 @@ class Experiment:
         every = self.callbacks(folder)
         if checkpoint is not None:  # It holds the rate that was found.
             every = [each for each in every if not isinstance(each, LearningRateFinder)]
+            metrics = self.task.val_metrics.names if isinstance(self.task, Task) else []
+            if (why := start_anew(self._diff, every, metrics, self.allow_inexact)) and is_first_process():
+                say(f"best   best checkpoint and early stopping start anew: {why}")
         step = None if checkpoint is None else first_index(checkpoint)
         shutdown = next((each for each in every if isinstance(each, GracefulShutdown)), None)
         start = LambdaCallback(
