@@ -323,3 +323,38 @@ def test_own_task_without_a_constructor_takes_the_options_of_its_base(task):
     options = [parameter.name for parameter in get_signature_parameters(task, None)]
     assert [parameter.name for parameter in get_signature_parameters(type("Own", (task,), {}), None)] == options
     assert {"monitor", "mode", "l1"} < {*options}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (4, r"Classification has classes=3, but MLP returns 4 outputs per sample: .*, or classes=4"),
+        (2, r"Classification has classes=3, but MLP returns 2 outputs per sample: set out_features=3, or classes=2$"),
+    ],
+)
+def test_outputs_that_are_not_one_for_each_class_are_refused_with_any_loader(outputs, message, tmp_path):
+    task = build(Classification, MLP(4, [], outputs), loss=nn.CrossEntropyLoss(), classes=3)
+    batches = loader(INPUTS, LABELS.clamp(max=outputs - 1))
+    with pytest.raises(UsageError, match=message):
+        trainer(tmp_path, max_epochs=1).fit(task, batches, batches)
+
+
+class OwnValidation(Classification):
+    """Takes several loaders."""
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        if not dataloader_idx:
+            super().validation_step(batch, batch_idx)
+
+
+def test_several_loaders_of_a_split_are_refused_unless_the_step_is_the_users(tmp_path):
+    batches, others = loader(INPUTS, LABELS), loader(INPUTS[:7], LABELS[:7])
+    options = {"loss": nn.CrossEntropyLoss(), "classes": 3}
+    task = build(Classification, MLP(4, [], 3), **options)
+    with pytest.raises(UsageError, match="the data has 2 loaders for validation_step, but Classification logs one set"):
+        trainer(tmp_path, max_epochs=1).fit(task, batches, [batches, others])
+    with pytest.raises(UsageError, match="the data has 2 loaders for test_step"):
+        trainer(tmp_path).test(task, [batches, others], verbose=False)
+    own = build(OwnValidation, MLP(4, [], 3), **options)
+    found = trainer(tmp_path).validate(own, [batches, others], verbose=False)[0]
+    assert found == trainer(tmp_path).validate(own, batches, verbose=False)[0]

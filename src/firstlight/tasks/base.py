@@ -232,11 +232,11 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
             loss = loss + self.l1 * sum(weight.abs().sum() for weight in weights(self))
         return loss
 
-    def validation_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Any, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a validation batch to `val/*`."""
         self.shared_step(batch, self.val_metrics)
 
-    def test_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: tuple[Any, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a test batch to `test/*`."""
         self.shared_step(batch, self.test_metrics)
 
@@ -348,6 +348,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
 
     def on_validation_epoch_start(self) -> None:
         """Prepare `val/*`."""
+        self._refuse_several("validation_step", self.trainer.num_val_batches)
         self._start_split(self.val_metrics, self.trainer.val_dataloaders)
 
     def on_validation_epoch_end(self) -> None:
@@ -356,6 +357,7 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
 
     def on_test_epoch_start(self) -> None:
         """Prepare `test/*`."""
+        self._refuse_several("test_step", self.trainer.num_test_batches)
         self._start_split(self.test_metrics, self.trainer.test_dataloaders)
 
     def on_test_epoch_end(self) -> None:
@@ -365,6 +367,14 @@ class Task(SafeLoading, LightningModule):  # type: ignore[misc]  # SafeLoading n
     def _start_split(self, metrics: SplitMetrics, loader: Any) -> None:
         metrics.copies_targets = not makes_new_batches(loader)  # Others write into the memory of the batch before.
         self.notices.tell_repeated_samples(metrics.split, loader, self.trainer.world_size)
+
+    def _refuse_several(self, step: str, loaders: Collection[Any]) -> None:
+        if len(loaders) > 1 and not self.is_overridden(step):
+            raise UsageError(
+                f"the data has {len(loaders)} loaders for {step}, but {type(self).__name__} logs one set of values: "
+                f"return one loader, for example of a torch.utils.data.ConcatDataset, or override {step}(self, batch, "
+                "batch_idx, dataloader_idx=0)"
+            )
 
     def _log_split(self, metrics: SplitMetrics) -> None:
         self.log_dict(metrics.compute(), sync_dist=True)

@@ -99,6 +99,12 @@ class Classification(Task):
         self.classes = classes
         self.class_weights = class_weights
 
+    def metric_inputs(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return outputs and targets of a batch, or refuse outputs that are not `(B, classes)`."""
+        if outputs.ndim != 2 or outputs.shape[1] != self.classes:
+            self.check_outputs(outputs, targets)
+        return outputs, targets
+
     def counted_ignore_index(self) -> int | None:
         """Return the label that the loss leaves out, unless it has class weights or a subclass weighs batches."""
         is_own = any(map(self.is_overridden, ("batch_weight", "metric_inputs")))
