@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import nn
 
 from firstlight.callbacks import BestCheckpoint, EarlyStopping
@@ -15,6 +16,7 @@ from firstlight.metrics import AUROC, R2, RecallAtK
 from firstlight.networks import MLP
 from firstlight.preflight.probe import probe_splits
 from firstlight.tasks import BinaryClassification, Embedding, MultilabelClassification, Regression
+from tests.helpers import called, newest, results
 from tests.tasks.helpers import loader, parts, trainer
 
 INPUTS = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
@@ -81,6 +83,31 @@ def test_monitor_that_is_undefined_for_its_split_is_refused_before_the_run(caplo
         probe_splits(regression(monitor="val/r2"), data)
     probe_splits(regression(), data)
     assert caplog.text.count("val/r2 is undefined (nan), because it needs two samples") == 1
+
+
+class OneClass(LightningDataModule):
+    """Its validation has one class, which only its loader shows."""
+
+    def train_dataloader(self):
+        return loader(INPUTS, MIXED)
+
+    def val_dataloader(self):
+        return loader(INPUTS, ONES)
+
+
+def test_a_run_that_ends_with_an_undefined_monitor_names_this_cause(tmp_path):
+    part = "--model.network.class_path=firstlight.networks.MLP"
+    options = [
+        "--model=BinaryClassification", part, "--model.network.in_features=4", "--model.network.hidden=[]",
+        "--model.network.out_features=1", "--model.loss=torch.nn.BCEWithLogitsLoss", "--model.optimizer=SGD",
+        "--model.optimizer.lr=0.01", "--model.schedule=Constant", "--model.monitor=val/auroc",
+        f"--data={__name__}.OneClass", "--trainer.max_epochs=2", "--report=false", "--experiment=one",
+    ]  # fmt: skip
+    done = called("fit", *options, cwd=tmp_path, code=1)
+    assert "val/auroc is nan after step 2 (epoch 1), because all samples have the same class: monitor" in done.stderr
+    assert "learning_rate_too_high" not in done.stdout + done.stderr
+    found = results(newest(tmp_path, "one"))
+    assert not [each for each in found["findings"] if each["severity"] == "fault"]
 
 
 @pytest.mark.parametrize("make", [partial(AUROC), partial(R2), partial(RecallAtK, 3)])

@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -188,10 +189,16 @@ class NonFinite(Callback):
         for monitor in [name for each in trainer.checkpoint_callbacks if (name := getattr(each, "monitor", None))]:
             value = trainer.callback_metrics.get(monitor)
             if value is not None and not trainer.strategy.reduce_boolean_decision(all_finite(value), all=True):
+                why, advice = "with finite weights", "look at the validation data, or lower the learning rate"
+                undefined = getattr(pl_module, "undefined", {})
+                if isinstance(undefined, Mapping) and monitor in undefined:
+                    why, advice = (
+                        f"because {undefined[monitor]}",
+                        "monitor another metric or use other data",
+                    )
                 raise TrainingError(
                     f"{monitor} is {value.item():.4g} after step {current_step(trainer)} (epoch "
-                    f"{trainer.current_epoch + 1}), with finite weights: look at the validation data, or lower the "
-                    "learning rate\nno checkpoint was written from it"
+                    f"{trainer.current_epoch + 1}), {why}: {advice}\nno checkpoint was written from it"
                 )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

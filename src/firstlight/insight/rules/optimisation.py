@@ -267,7 +267,7 @@ def _is_scale_free(record: Record) -> bool:
 def _is_not_finite(record: Record) -> bool:
     names = ("train/loss", "grad_norm/total", "val/loss")
     recorded = any(not np.isfinite(record.series[name].values).all() for name in names if name in record.series)
-    return recorded or "finite" in str(fact(record, "ending")).lower()
+    return recorded or "not finite" in str(fact(record, "ending")).lower()
 
 
 RULES = (
