@@ -51,6 +51,14 @@ def test_no_group_is_in_two_splits_and_sizes_are_about_the_fractions(kind, seed,
     assert data.split_note == f"by group patient: {counts} groups"
 
 
+def test_groups_that_look_alike_are_told(tmp_path, caplog):
+    ready(table(tmp_path))
+    assert not caplog.text
+    ready(table(tmp_path, ["P01", "p01", "P1", "P-01", *(f"p{row % 50 + 2}" for row in range(ROWS - 4))]))
+    told = "table.csv: column patient has P-01 and P01, P-01 and P1, P-01 and p01, which count as different values"
+    assert told in caplog.text
+
+
 def test_split_by_group_is_the_same_each_time_and_another_for_another_seed(tmp_path):
     first, again, other = (ready(table(tmp_path, split_seed=seed)) for seed in (0, 0, 1))
     assert first.fitted["split"] == again.fitted["split"] != other.fitted["split"]

@@ -126,12 +126,23 @@ def warn_alike(names: Sequence[str], where: str) -> None:
     seen: dict[str, str] = {}
     alike = []
     for name in names:
-        other = seen.setdefault(unicodedata.normalize("NFKC", same(name)).casefold().lstrip("0").strip("\"'"), name)
+        other = seen.setdefault(_key(name), name)
         if other != name:
             alike.append(f"{other} and {name}")
     if alike:
         more = f", and {len(alike) - _MAX_ALIKE:,} more pairs" if len(alike) > _MAX_ALIKE else ""
         _log.warning(f"{where} has {', '.join(alike[:_MAX_ALIKE])}{more}, which count as different values")
+
+
+def _key(name: str) -> str:
+    """Return what names that look alike have in common.
+
+    >>> _key("P-01"), _key("p1"), _key("1.05"), _key("1-05")
+    ('p1', 'p1', '1.05', '1-5')
+    """
+    text = unicodedata.normalize("NFKC", same(name)).casefold().lstrip("0").strip("\"'")
+    text = re.sub(r"(?<=[^\W\d_])[-_ .](?=\d)", "", text)
+    return re.sub(r"(?<![\d.,])0+(?=\d)", "", text)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from firstlight.data.amounts import Mark, read_amount
 from firstlight.data.base import DataModule
-from firstlight.data.cells import codes, distinct, encode_labels, is_missing, notation, same, warn_doubtful
+from firstlight.data.cells import codes, distinct, encode_labels, is_missing, notation, same, warn_alike, warn_doubtful
 from firstlight.data.columns import TargetKind, infer_kind, is_number
 from firstlight.data.dates import one_format, seconds, unordered_months
 from firstlight.data.encoder import Kind, Scale, TableEncoder
@@ -234,6 +234,8 @@ class Table(DataModule):
             if is_missing(value):
                 raise UsageError(f"{self.path}: line {line} column {name} is empty: each row needs a {kind}")
         if kind == "group":
+            if not self.fitted and name not in self.categorical:  # Categories are judged anyway.
+                warn_alike(distinct(values), f"{self.path}: column {name}")
             names = np.array([*map(same, values)])
             return SplitBy(kind, name, np.unique(names, return_inverse=True)[1], names)
         if all(map(is_number, values)):
