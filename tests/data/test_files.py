@@ -13,7 +13,9 @@ from firstlight.errors import UsageError
     ("content", "message"),
     [
         (b"a,b\n1,\xff\n", r"data\.csv is not UTF-8: line 2 has the byte 0xff; convert it, for example: iconv"),
-        (b'a,b\n1,"2\n', r"data\.csv is not a CSV file: line 2"),
+        (b'a,b\n1,"2\n3,4\n', r"not a CSV file: line 2: unexpected end of data; a quote .* must be written as \"\""),
+        (b'a,b\n1,2\n1,"2" or 3\n', r"line 3: ',' expected after '\"'; a quote in a value must be written as \"\""),
+        (b"a,b,c\n1,2\n", r"data\.csv: line 2 has 2 values, but the header has 3 columns$"),
         (b'a,"b\n1,2"\n3,4\n', r"data\.csv: line 1 has a quoted value of 2 lines that read like rows"),
         (b"a,b\n1,2\n3,4\0\n", r"data\.csv is not a CSV file: line 3 has the byte 0x00"),
         ("a,b\n1,2\n".encode("utf-16"), r"data\.csv is text in UTF-16: it must be a CSV file in UTF-8"),

@@ -177,7 +177,8 @@ def _read_csv(content: bytes, path: str) -> Csv:
                 found.append((begins, row))
             begins = reader.line_num + 1
     except csv.Error as error:
-        raise UsageError(f"{path} is not a CSV file: line {begins}: {error}") from error
+        hint = 'a quote in a value must be written as "", and the value in quotes'
+        raise UsageError(f"{path} is not a CSV file: line {begins}: {error}; {hint}") from error
     finally:
         csv.field_size_limit(limit)
     found = found[1:] if declared else found
