@@ -203,7 +203,7 @@ def test_temporary_file_of_a_live_writer_and_other_files_stay(tmp_path):
 
 def test_failed_write_leaves_the_earlier_file_and_no_other(tmp_path):
     IO.save_checkpoint(content(1), tmp_path / "last.ckpt")
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises(UsageError, match="the checkpoint holds made of, a function: store plain values"):
         IO.save_checkpoint({"made of": lambda: None}, tmp_path / "last.ckpt")
     assert os.listdir(tmp_path) == ["last.ckpt"]
     assert same(IO.load_checkpoint(tmp_path / "last.ckpt"), content(1))

@@ -159,3 +159,70 @@ def test_samples_that_several_processes_validate_twice_are_told(here):
     (value,) = (value for _, value in logged(newest(here, "ddp"), "val/mean"))
     assert value == sum(range(7)) / 8  # The sample that counts twice is 0.
     assert "the val loader gives 1 of its samples to two processes, so they count twice in val/*" in done.stdout
+
+
+UNREADABLE = """
+
+import collections
+import threading
+import numpy
+
+
+class Hyper(Plain):
+    def __init__(self, lr: float = 0.1):
+        super().__init__()
+        self.save_hyperparameters({"lr": lr, "act": nn.functional.relu, "counts": collections.Counter("abc")})
+
+
+class Late(Plain):
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["mine"] = {"history": [0.1, numpy.minimum(0.5, 2.0)]} if self.trainer.current_epoch else {}
+
+
+class Lock(Plain):
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["mine"] = {"lock": threading.Lock()}
+
+
+class Within(Plain):
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["mine"] = {}
+        checkpoint["mine"]["mine"] = checkpoint["mine"]
+
+
+class Field(Plain):
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["metrics"] = {"confusion": [[1, 2]]}
+"""
+
+
+def test_hyperparameters_that_no_checkpoint_can_hold_are_refused_before_the_first_step(here):
+    with (here / "mine.py").open("a") as file:
+        file.write(UNREADABLE)
+    why = "a checkpoint cannot hold a hyper-parameter of Hyper: act, a function: store plain values and tensors, or"
+    module = ["--model", "mine.Hyper", "--data", "mine.Data", *QUICK]
+    assert why in called("fit", *module, cwd=here, code=2).stderr
+    assert why in called("check", *module, cwd=here, code=2).stdout
+    assert not (here / "runs").exists()
+    called("fit", *module, "--disable=best,last", cwd=here)  # It writes none.
+
+
+@pytest.mark.parametrize(
+    ("module", "wrong", "kept"),
+    [
+        ("Late", "the checkpoint holds mine.history.1, a numpy.float64: store its .item()", ["last.ckpt"]),
+        ("Lock", "the checkpoint holds mine.lock, a _thread.lock: store plain values and tensors", []),
+        ("Within", "the checkpoint holds a container that holds itself, or containers of more than 100 levels", []),
+        ("Field", "metrics holds what is not a number", []),
+    ],
+)
+def test_checkpoint_that_nobody_could_read_is_refused_when_it_is_written(module, wrong, kept, here):
+    with (here / "mine.py").open("a") as file:
+        file.write(UNREADABLE)
+    options = ["--model", f"mine.{module}", "--data", "mine.Data", "--last.min_seconds=0", *QUICK]
+    done = called("fit", *options, cwd=here, code=2)
+    folder = newest(here, "unnamed") / "checkpoints"
+    assert done.stderr.splitlines()[-1] == f"firstlight: cannot write {folder / 'last.ckpt'}: {wrong}"
+    assert [file.name for file in folder.glob("*")] == kept
+    if kept:
+        assert torch.load(folder / "last.ckpt", weights_only=True)["mine"] == {}

@@ -16,8 +16,10 @@ from typing import Any, NoReturn
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from torch.serialization import get_unsafe_globals_in_checkpoint
 from torch.utils.serialization import config
 
+from firstlight.checkpoints.content import find_tangle, find_unreadable
 from firstlight.errors import UsageError, root_cause
 
 _RESTORING = ("pytorch/trainer/connectors/checkpoint_connector.py", "pytorch/core/saving.py")
@@ -53,14 +55,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     A checkpoint is written to a temporary file beside its path, flushed to the disk, and moved into place. If `kill
     -9`, a full disk or a power failure interrupts that, the earlier file stays. The next write removes temporary files
-    of dead processes. Before reading, the CRC-32 of each record is checked. No code in a file is run.
+    of dead processes. Before reading, the CRC-32 of each record is checked. No code in a file is run. A checkpoint
+    that could not be read again is refused when it is written.
 
     It works with any LightningModule: `Trainer(plugins=[AtomicCheckpointIO()])`. To write in a thread, use
     `AsyncCheckpointIO(AtomicCheckpointIO())`. Sharded checkpoints do not use it.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`, or raise a `UsageError`; on a full disk, it has the bytes needed and free."""
+        """Write `checkpoint` to `path`.
+
+        Raises:
+            UsageError: If the disk fails; for a full disk, it has the bytes needed and free. If `checkpoint` holds
+                what `read` refuses, it has the first such entry.
+        """
         if storage_options is not None:
             raise UsageError("storage_options are for remote storage, but checkpoints are written to a local disk")
         path = _local(path)
@@ -73,9 +81,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
             cause = _os_error(error)
-            if cause is None:
-                raise
-            raise UsageError(f"cannot write {path}: {_reason(cause, checkpoint, path.parent)}") from error
+            if cause is not None:
+                raise UsageError(f"cannot write {path}: {_reason(cause, checkpoint, path.parent)}") from error
+            if isinstance(error, Exception) and not isinstance(error, UsageError):
+                if wrong := find_unreadable(checkpoint):  # Python cannot pickle it.
+                    raise UsageError(f"cannot write {path}: the checkpoint holds {wrong}") from error
+            raise
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
@@ -149,15 +160,25 @@ def _load(path: Path, map_location: Any, mmap: bool) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read: {reason[:200]}") from error
     if not isinstance(found, dict):
         raise UsageError(f"{path} is not a checkpoint: it holds a {type(found).__name__}")
-    for name, kind in _FIELDS.items():
-        if name in found and (not isinstance(found[name], kind) or isinstance(found[name], bool)):
-            raise UsageError(f"{path} is damaged: {name} is a {type(found[name]).__name__}, not a {kind.__name__}")
-    if not all(isinstance(name, str) for name in found):
-        raise UsageError(f"{path} is damaged: a field name is not a string")
-    for name, value in found.get("metrics", {}).items():
-        if not isinstance(name, str) or type(value) not in (int, float, NoneType):
-            raise UsageError(f"{path} is damaged: metrics holds what is not a number")
+    if wrong := find_tangle(found):
+        raise UsageError(f"{path} is damaged: it holds {wrong}")
+    if wrong := _find_other_type(found):
+        raise UsageError(f"{path} is damaged: {wrong}")
     return found
+
+
+def _find_other_type(checkpoint: dict[str, Any]) -> str:
+    """Return which field has another type than Lightning and firstlight give it; an empty text if none has."""
+    for name, kind in _FIELDS.items():
+        value = checkpoint.get(name, kind())
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"{name} is a {type(value).__name__}, not a {kind.__name__}"
+    if not all(isinstance(name, str) for name in checkpoint):
+        return "a field name is not a string"
+    for name, value in checkpoint.get("metrics", {}).items():
+        if not isinstance(name, str) or type(value) not in (int, float, NoneType):
+            return "metrics holds what is not a number"
+    return ""
 
 
 def newest_resumable(path: Path) -> Path:
@@ -247,6 +268,10 @@ def _write(checkpoint: dict[str, Any], beside: Path, path: Path) -> None:
         with config.patch({"save.compute_crc32": True}):  # type: ignore[attr-defined]  # torch creates it at run time
             torch.save(checkpoint, file)
         file.flush()
+        if not _is_readable(checkpoint, beside) and (wrong := find_unreadable(checkpoint)):
+            raise UsageError(f"cannot write {path}: the checkpoint holds {wrong}")
+        if wrong := _find_other_type(checkpoint):
+            raise UsageError(f"cannot write {path}: {wrong}")
         os.fsync(file.fileno())
         beside.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -254,6 +279,14 @@ def _write(checkpoint: dict[str, Any], beside: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _is_readable(checkpoint: dict[str, Any], file: Path) -> bool:
+    """Return whether a reader certainly takes the file that was just written."""
+    try:
+        return not get_unsafe_globals_in_checkpoint(file) and not find_tangle(checkpoint)
+    except Exception:  # torch does not know what all values are pickled as.
+        return False
 
 
 def _local(path: str | Path) -> Path:

@@ -230,7 +230,7 @@ class DryRun(Callback):
         facts.checkpoints = sum(isinstance(each, Checkpoint) for each in self.callbacks)
         size = sum(each.nbytes for each in module.parameters()) + facts.optimizer_bytes
         # Another CheckpointIO may write in the background, or elsewhere.
-        if size < _LARGE and type(trainer.strategy.checkpoint_io) is AtomicCheckpointIO:
+        if facts.checkpoints and size < _LARGE and type(trainer.strategy.checkpoint_io) is AtomicCheckpointIO:
             begun = _now(module)
             checkpoint = deepcopy(trainer._checkpoint_connector.dump_checkpoint())
             # A new best is kept in memory, and written once a second.

@@ -159,6 +159,7 @@ def check(fit: Fit, folder: Path, loop: Callable[[Trainer], AbstractContextManag
         return "the trainer options are usable"
 
     def output() -> str:
+        rules.refuse_unreadable_checkpoints(fit.task, fit.datamodule, fit.options, fit.disable)
         needed, free = rules.refuse_no_room(fit.task, fit.disable, folder)
         return f"{folder}: checkpoints need about {readable(needed)}, {readable(free)} free"
 

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
+    Checkpoint,
     EarlyStopping,
     ModelCheckpoint,
     ProgressBar,
@@ -20,16 +21,18 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from firstlight.callbacks.defaults import DEFAULTS, Monitored
+from firstlight.checkpoints.content import find_unreadable
 from firstlight.data import DataModule
 from firstlight.data.loader import ResumableDistributedSampler, normalises_batches, per_process
 from firstlight.errors import UsageError, check_range, did_you_mean
-from firstlight.loggers import logged_names, split_of
+from firstlight.loggers import as_list, logged_names, split_of
 from firstlight.tasks import Task
 
 
@@ -61,6 +64,21 @@ def refuse_options(options: Mapping[str, Any]) -> None:
         raise UsageError(
             f"trainer.devices={devices} starts {devices} processes on the CPU; at most {processors} fit here"
         )
+
+
+def refuse_unreadable_checkpoints(
+    task: LightningModule, datamodule: LightningDataModule, options: Mapping[str, Any], disable: Collection[str]
+) -> None:
+    """Refuse hyper-parameters that a checkpoint of the run cannot hold."""
+    writes = not {"best", "last"} <= {*disable} or any(isinstance(e, Checkpoint) for e in as_list(options["callbacks"]))
+    if not writes or any(isinstance(each, CheckpointIO) for each in as_list(options["plugins"])):
+        return
+    for part in (task, datamodule):
+        if wrong := find_unreadable(dict(part.hparams)):
+            raise UsageError(
+                f"a checkpoint cannot hold a hyper-parameter of {type(part).__name__}: {wrong}, or leave it out with "
+                "save_hyperparameters(ignore=[...])"
+            )
 
 
 def refuse_other_limits(options: Mapping[str, Any], own: Sequence[Callback]) -> None:

@@ -152,6 +152,7 @@ class Experiment:
         """
         is_first = is_first_process()
         rules.refuse_options(self.options)
+        rules.refuse_unreadable_checkpoints(self.task, self.datamodule, self.options, self.disable)
         self._check_time()
         probe_splits(self.task, self.datamodule, self.reads_test)
         checkpoint = None if self.run_dir is None else self._resume(self.run_dir)
