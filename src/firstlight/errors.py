@@ -5,10 +5,12 @@ import json
 import math
 import operator
 import re
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import UnionType
-from typing import Any, Literal, TextIO
+from pathlib import Path
+from types import GenericAlias, UnionType
+from typing import Any, Literal, TextIO, get_args, get_origin
 
 _OUTER_LINES = (
     "Parser key",
@@ -24,6 +26,9 @@ _OUTER_LINES = (
     "Unexpected import path format",
 )
 """Beginnings of the lines of a jsonargparse 4.53 error that only lead to the cause. `tests/cli` tests the wording."""
+
+_LIBRARIES = (*{sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}, str(Path(__file__).parent))
+"""Folders of modules that are not the user's."""
 
 Mode = Literal["lines", "quiet", "json", "silent"]
 
@@ -95,8 +100,10 @@ def check_range(owner: str, interval: str, **values: float | Sequence[float]) ->
             )
 
 
-def check_saved(owner: str, state: object, **kinds: type | UnionType) -> None:
-    """Refuse the saved state of `owner` if it is not a mapping whose entries have these types; a bool is not an int.
+def check_saved(owner: str, state: object, **kinds: type | UnionType | GenericAlias) -> None:
+    """Refuse the saved state of `owner` if it is not a mapping whose entries have these types.
+
+    A bool is not an int, an int has at most 64 bits, and `list[str]` or `dict[str, int]` name the types of all values.
 
     >>> check_saved("the loader", {"epoch": 1}, epoch=int)
     >>> check_saved("the loader", {"epoch": "x"}, epoch=int)
@@ -106,8 +113,22 @@ def check_saved(owner: str, state: object, **kinds: type | UnionType) -> None:
     found = state if isinstance(state, Mapping) else {}
     for name, kind in kinds.items():
         value = found.get(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UsageError(f"the checkpoint is damaged: {name} of {owner} is a {type(value).__name__}")
+        if not _is_a(value, kind):
+            wanted = f" and no {kind}" if isinstance(kind, GenericAlias) else ""
+            raise UsageError(f"the checkpoint is damaged: {name} of {owner} is a {type(value).__name__}{wanted}")
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    if isinstance(kind, GenericAlias):
+        kinds = get_args(kind)
+        if not isinstance(value, get_origin(kind)):
+            return False
+        if isinstance(value, dict):
+            return all(_is_a(key, kinds[0]) and _is_a(each, kinds[1]) for key, each in value.items())
+        return all(_is_a(each, kinds[0]) for each in value)  # type: ignore[attr-defined]
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, kind) and not (isinstance(value, int) and not -(2**63) <= value < 2**63)
 
 
 @contextmanager
@@ -151,6 +172,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def is_library(file: str) -> bool:
+    """Return whether a file belongs to a library, to Python or to firstlight, and is not a module of the user."""
+    return not Path(file).is_absolute() or file.startswith(_LIBRARIES)  # A frame of a compiled library has no path.
 
 
 def root_cause(error: BaseException) -> BaseException:

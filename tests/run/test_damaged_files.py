@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 import torch
+from torch.utils.serialization import config
 
 import firstlight
 from firstlight.__main__ import main
@@ -107,6 +108,16 @@ def test_damaged_metrics_have_the_steps_of_their_readable_lines(content, steps, 
     assert directory.logged_steps(tmp_path) == 0
     (tmp_path / "metrics.csv").write_bytes(content + b"7,lr,0.5\n")
     assert directory.logged_steps(tmp_path) == steps
+
+
+def test_report_and_run_leave_out_lines_of_metrics_that_are_no_steps(run, capsys):
+    with (run / "metrics.csv").open("a") as file:
+        file.write("99999999999999999999,val/loss,1\n-3,val/loss,1\nnan,val/loss,1\n1e3,val/loss,1\n2,val/loss,1e400\n")
+        file.write(f"{'9' * 5000},val/loss,1\n")
+    read = SeriesReader(run / "metrics.csv").read()
+    assert read["val/loss"].steps.max() < 100 and all((each.steps >= 0).all() for each in read.values())
+    said(capsys, {0}, "report", "--run", run)
+    said(capsys, {0}, "run", "--run", run, "--trainer.max_epochs=2", "--disable=progress")
 
 
 def test_run_with_damaged_metrics_and_a_folder_as_lock(run, capsys):
@@ -225,6 +236,65 @@ def test_resume_from_a_state_of_another_form_is_refused_in_one_line(place, value
     (run / "checkpoints" / "best.ckpt").unlink()
     line = said(capsys, {2}, "fit", "--run", run, "--trainer.max_epochs=2", "--disable=progress")
     assert "damaged" in line
+
+
+CYCLE = {}
+CYCLE["itself"] = CYCLE
+TABLE = ROOT / "configs" / "data" / "bicycles.csv"
+CRAFTED = {
+    "a category that is a tensor": ("Table.encoder.categories", [5, 3, torch.zeros(3)], "test", "categories"),
+    "more categories than memory": ("Table.encoder.categories.0", 2**40, "predict", "categories"),
+    "columns that are a tensor": ("Table.columns", torch.tensor(1.0), "export", "columns"),
+    "categories of no column": ("Table.categories", {}, "load", "categories"),
+    "a kind of a column": ("Table.encoder.kinds.0", "x", "test", "columns of other kinds"),
+    "a mean of another length": ("Table.mean", torch.zeros(2), "load", "mean"),
+    "a mean without axes": ("Table.mean", torch.tensor(0.0), "test", "mean"),
+    "no mean": ("Table.mean", None, "predict", "mean"),
+    "no mapping": ("Table", "x", "load", "Table"),
+    "patience as a text": ("callbacks.EarlyStopping.wait_count", "3", "fit", "wait_count"),
+    "scores as a text": ("callbacks.BestCheckpoint.best_k_models", {"best.ckpt": "x"}, "fit", "best_k_models"),
+    "an optimiser within itself": ("optimizer_states.0.state", CYCLE, "fit", "a container that holds itself"),
+    "betas of an optimiser": ("optimizer_states.0.param_groups.0.betas", [], "fit", "betas"),
+    "a class that is a mapping": ("datamodule_hyper_parameters._class_path", {"init_args": "x"}, "load", "not a class"),
+    "a class that is a list": ("hyper_parameters._class_path", ["x"], "test", "not a class"),
+}
+"""By kind of damage: place, value, the verb that meets it, and what its line names."""
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("table")
+    quick = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--disable=progress", f"--runs={folder}/runs"]
+    config = str(ROOT / "configs/bicycles.yaml")
+    assert main(["fit", "--config", config, "--data.path", str(TABLE), "--model.network.hidden=[4]", *quick]) == 0
+    return newest(folder, "bicycles")
+
+
+@pytest.mark.parametrize(("place", "value", "verb", "named"), CRAFTED.values(), ids=CRAFTED)
+def test_crafted_state_is_refused_in_one_line(place, value, verb, named, table, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(table, tmp_path / "run")
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    *parents, name = place.split(".")
+    at = checkpoint
+    for parent in parents:
+        key = next((key for key in at if str(key).startswith(parent)), None) if isinstance(at, dict) else int(parent)
+        at = at[key]
+    at[int(name) if isinstance(at, list) else name] = value
+    with config.patch({"save.compute_crc32": True}):
+        for file in ("best", "last"):
+            torch.save(checkpoint, run / "checkpoints" / f"{file}.ckpt")
+    if verb == "load":
+        with pytest.raises(UsageError) as refused:
+            firstlight.load(run / "checkpoints" / "best.ckpt")
+        line = str(refused.value)
+    elif "class" in place:
+        line = said(capsys, {2}, verb, "--ckpt", run / "checkpoints" / "best.ckpt", "--data.path", TABLE)
+    else:
+        options = {"fit": ["--trainer.max_epochs=2"], "export": ["--to=safetensors"]}.get(verb, [])
+        line = said(capsys, {2}, verb, "--run", run, "--disable=progress", *options)
+    assert named in line and line.isprintable()
+    assert any(word in line for word in ("damaged", "best.ckpt", "last.ckpt", "the checkpoint"))
 
 
 def test_records_that_are_compressed_or_share_bytes_are_not_read(run):

@@ -13,12 +13,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveragi
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
 
 from firstlight.callbacks.finite import not_finite
 from firstlight.callbacks.measured import Measured, refuse_missing
 from firstlight.checkpoints.io import read
-from firstlight.errors import UsageError, check_range
+from firstlight.errors import UsageError, check_range, check_saved
 from firstlight.loggers import LogCadence, current_step, split_of
+
+_PATHS = ("best_model_path", "kth_best_model_path")
 
 
 class FiniteCheckpoint(ModelCheckpoint):
@@ -171,16 +174,25 @@ class BestCheckpoint(FiniteCheckpoint):
         best = Path(str(self.dirpath)) / "best.ckpt"
         with suppress(Exception):  # A damaged file counts as none, and the next best replaces it.
             written = read(best, mmap=True)["callbacks"][self.state_key]
+            _check_best(written)
             known, score = state_dict["best_model_score"], written["best_model_score"]
             if known is None or (score < known if self.mode == "min" else score > known):
                 state_dict = written
+        _check_best(state_dict)
         if best.is_file():
-            paths = dict.fromkeys(("best_model_path", "kth_best_model_path"), str(best))
+            paths = dict.fromkeys(_PATHS, str(best))
             scores = {str(best): score for score in state_dict["best_k_models"].values()}
             state_dict = {**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": scores}
         super().load_state_dict(state_dict)
         self.current_score = state_dict["current_score"]
         self._measured = Measured(state_dict.get("known", ()))
+
+
+def _check_best(state: dict[str, Any]) -> None:
+    """Refuse a state of another form than Lightning's `ModelCheckpoint` writes."""
+    score, scores = Tensor | None, dict[str, Tensor]
+    check_saved("BestCheckpoint", state, best_model_score=score, current_score=score, best_k_models=scores)
+    check_saved("BestCheckpoint", state, kth_value=Tensor, **dict.fromkeys(_PATHS, str))
 
 
 class LastCheckpoint(FiniteCheckpoint):

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 from torch import Tensor
 
 from firstlight.callbacks.measured import Measured, refuse_missing
+from firstlight.errors import check_saved
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -73,5 +74,6 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score and the number of validations since, and keep the present `patience`."""
+        check_saved("EarlyStopping", state_dict, wait_count=int, stopped_epoch=int, best_score=Tensor)
         super().load_state_dict({**state_dict, "patience": self.patience})
         self._measured = Measured(state_dict.get("known", ()))

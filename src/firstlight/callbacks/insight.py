@@ -40,7 +40,7 @@ from firstlight.callbacks.gradient_norm import dense
 from firstlight.data import DataModule
 from firstlight.data.quality.finding import Finding
 from firstlight.data.samples import TensorBatches
-from firstlight.errors import current_mode, emit, say
+from firstlight.errors import check_saved, current_mode, emit, say
 from firstlight.insight.findings import TIMED, find
 from firstlight.insight.record import Record, Series, SeriesReader
 from firstlight.loggers import History, MetricsCSV, current_step, log, log_findings, steps_done
@@ -120,6 +120,9 @@ class Insight(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from there."""
+        flags = dict.fromkeys(("armed", "checks_gradients"), bool)
+        check_saved("Insight", state_dict, measured=dict, fixed_step=int, evaluated=int, **flags)
+        check_saved("Insight", state_dict, first=dict[str, list[int | None]])
         self.measured = dict(state_dict["measured"])
         self._is_armed, self._checks_gradients = state_dict["armed"], state_dict["checks_gradients"]
         self._fixed_step, self._evaluated = state_dict["fixed_step"], state_dict["evaluated"]

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from firstlight.callbacks.finite import all_finite, by_mesh, not_finite, surely_finite
 from firstlight.callbacks.replay import fault_message, first_fault
 from firstlight.distributed import all_gather_objects
-from firstlight.errors import TrainingError, UsageError
+from firstlight.errors import TrainingError, UsageError, check_saved
 from firstlight.loggers import current_step, log, should_log
 
 
@@ -97,6 +97,7 @@ class NonFinite(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the count."""
+        check_saved("NonFinite", state_dict, skipped=int)
         self.skipped = state_dict["skipped"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from firstlight.errors import UsageError
+from firstlight.errors import UsageError, check_saved
 from firstlight.tasks import Task
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Pruning(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from there."""
+        check_saved("Pruning", state_dict, best=int | float, validations=int)
         self.best, self._validations = state_dict["best"], state_dict["validations"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

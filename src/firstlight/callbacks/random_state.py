@@ -151,7 +151,7 @@ class RandomState(Callback):
         if loaded is None or not trainer.ckpt_path:
             _before_first_epoch(trainer, lambda start: self._start(trainer, pl_module, start))
             return
-        _refuse_wrong_shapes(trainer)
+        _refuse_wrong_optimizers(trainer)
         lost = self._find_lost(trainer, pl_module, loaded)
         # One process may lose what the others keep.
         faults = [each for each in all_gather_objects(trainer, lost) if each]
@@ -271,21 +271,46 @@ def _is_within_epoch(checkpoint: dict[str, Any]) -> bool:
     return is_open and progress["current"]["ready"] > 0 and not progress["is_last_batch"]
 
 
-def _refuse_wrong_shapes(trainer: Trainer) -> None:
-    """Refuse averages of gradients in another shape than their parameter: torch 2.14 loads them, and a step fails."""
+_OF_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
+
+
+def _refuse_wrong_optimizers(trainer: Trainer) -> None:
+    """Refuse options and averages of another form than the optimiser's: torch loads them, and a step fails."""
     for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            for name, default in optimizer.defaults.items():
+                if not _is_like(group.get(name), default):
+                    raise UsageError(
+                        f"{trainer.ckpt_path} is damaged: {name} of the optimiser is a {type(group.get(name)).__name__}"
+                    )
         for parameter, state in optimizer.state.items():
-            for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum"):
-                found = state.get(name) if isinstance(state, Mapping) else None
-                if isinstance(found, torch.Tensor) and found.shape != parameter.shape:
+            for name in _OF_PARAMETER if isinstance(state, Mapping) else ():
+                found = state.get(name)
+                if found is None:
+                    continue
+                if not isinstance(found, torch.Tensor) or not isinstance(parameter, torch.Tensor):
+                    raise UsageError(f"{trainer.ckpt_path} is damaged: {name} of the optimiser is not of a parameter")
+                if found.shape != parameter.shape:
                     raise UsageError(
                         f"{trainer.ckpt_path} cannot be restored: {name} of the optimiser has the shape "
                         f"{tuple(found.shape)}, and its parameter {tuple(parameter.shape)}"
                     )
 
 
+def _is_like(value: Any, default: Any) -> bool:
+    """Return whether an option of an optimiser can be used in place of its default."""
+    if isinstance(default, tuple | list):
+        return isinstance(value, tuple | list) and len(value) == len(default) and all(map(_is_like, value, default))
+    if isinstance(default, int | float) and not isinstance(default, bool):
+        return isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+    return True
+
+
 def _check_states(checkpoint: dict[str, Any]) -> None:
-    """Refuse states of another form than `on_save_checkpoint` and `ResumableLoader` give them."""
+    """Refuse states of another form than `on_save_checkpoint`, `ResumableLoader` and torch's schedulers give them."""
+    for each in checkpoint.get("lr_schedulers", []):
+        if isinstance(each, dict) and "last_epoch" in each:
+            check_saved("a schedule", each, last_epoch=int | float)
     if not checkpoint.get("random_state", []):
         return
     check_saved("the run", checkpoint, random_state=list, frozen=list, evaluating=list, callback_metrics=dict)

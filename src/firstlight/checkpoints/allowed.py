@@ -88,7 +88,9 @@ def judge(values: Mapping[str, Any], source: str, trust: Collection[str] = ()) -
         if depth > _MOST_DEPTH or left < 0:
             limit = f"{_MOST_DEPTH} levels" if depth > _MOST_DEPTH else f"{_MOST_VALUES:,} values"
             raise UsageError(f"{source} holds hyper-parameters of more than {limit}: refused")
-        if type(value) is dict:
+        if name in _CLASS_NAMES:
+            refuse_class(value, source, trust)
+        elif type(value) is dict:
             for key, inner in value.items():
                 if type(key) is not str or len(key) > _MOST_CHARACTERS:
                     refuse(place, f", a mapping with the key {shorten(key)}, which is not a short text")
@@ -96,8 +98,6 @@ def judge(values: Mapping[str, Any], source: str, trust: Collection[str] = ()) -
         elif type(value) in (list, tuple):
             for index, inner in enumerate(value):  # type: ignore[arg-type]
                 visit(inner, f"{place}[{index}]", name, depth + 1)
-        elif name in _CLASS_NAMES:
-            refuse_class(value, source, trust)
         elif is_location(name, value):
             refuse(place, f"={shorten(value)}, a location: a checkpoint may hold no path and no address")
         elif type(value) is str and len(value) > _MOST_CHARACTERS:

@@ -1,6 +1,5 @@
 """Write checkpoints atomically, and verify them before they are read."""
 
-import copy
 import errno
 import fcntl
 import os
@@ -20,11 +19,14 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from torch.utils.serialization import config
 
 from firstlight.checkpoints.content import find_tangle, find_unreadable
-from firstlight.errors import UsageError, root_cause
+from firstlight.errors import UsageError, is_library, root_cause
 
-_RESTORING = ("pytorch/trainer/connectors/checkpoint_connector.py", "pytorch/core/saving.py")
-"""Where Lightning 2.6.6 restores a checkpoint."""
-_LIBRARIES = ("firstlight", "lightning", "torch", "torchmetrics", "jsonargparse", "packaging")
+_RESTORING = (
+    "pytorch/trainer/connectors/checkpoint_connector.py",
+    "pytorch/core/saving.py",
+    "firstlight/run/predictor.py",
+)
+"""Where Lightning 2.6.6 and firstlight restore a checkpoint."""
 
 _FIELDS = {
     "state_dict": dict,
@@ -238,8 +240,8 @@ def remove_leftovers(folder: Path) -> None:
 def raise_fault(error: Exception, ckpt: str | Path | None) -> NoReturn:
     """Raise a `UsageError` if an error comes from the content of a checkpoint, otherwise the cause of the error.
 
-    The content is at fault if the error was raised while Lightning restored from it, unless the innermost function is
-    the user's own.
+    The content is at fault if the error was raised while a checkpoint was restored, unless the user's own code was
+    called for it.
     """
     fault = _fault(error, root_cause(error), ckpt)
     if fault is error:
@@ -252,11 +254,9 @@ def _fault(error: Exception, cause: BaseException, ckpt: str | Path | None) -> B
         return cause
     if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
         return UsageError(f"{ckpt} holds the weights of another network, not of the configured one")
-    outer = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    inner = Path(traceback.extract_tb(cause.__traceback__)[-1].filename).as_posix()
-    restores = any(Path(name).match(file) for name in outer for file in _RESTORING)
-    is_library = any(f"/{package}/" in inner for package in _LIBRARIES) or inner == copy.__file__
-    if not restores or not is_library:
+    files = [frame.filename for each in (error, cause) for frame in traceback.extract_tb(each.__traceback__)]
+    restores = [index for index, name in enumerate(files) if any(Path(name).match(file) for file in _RESTORING)]
+    if not restores or not all(map(is_library, files[restores[-1] :])):
         return cause
     return UsageError(f"{ckpt} cannot be restored: {type(cause).__name__}: {str(cause)[:200]}")
 

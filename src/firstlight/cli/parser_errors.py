@@ -3,7 +3,6 @@
 import inspect
 import re
 import sys
-import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires
@@ -13,7 +12,7 @@ from typing import Any
 import yaml
 
 from firstlight.cli.class_help import near_class
-from firstlight.errors import closest, did_you_mean, innermost_statement
+from firstlight.errors import closest, did_you_mean, innermost_statement, is_library
 
 WORDING = {
     "key": r'Parser key "([^"]+)"',
@@ -38,10 +37,6 @@ WORDING = {
     "typed null": r"NoneType'>\s+Given value type: <class 'str'>\s+Given value: None\s",
 }
 """What `explain` looks for in the errors of jsonargparse 4.53; `tests/cli/test_wording.py` uses real errors."""
-
-
-_LIBRARIES = (*{sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}, str(Path(__file__).parents[1]))
-"""Folders of modules that are not the user's."""
 
 
 def explain(message: str, options: Iterable[str], configs: Sequence[Path]) -> str:
@@ -129,11 +124,6 @@ def import_fault(error: BaseException) -> str:
             return f"{where}: importing it failed in {place}: {type(cause).__name__}: {text}"
         cause = cause.__cause__ or cause.__context__
     return ""
-
-
-def is_library(file: str) -> bool:
-    """Return whether a file belongs to a library, to Python or to firstlight, and is not a module of the user."""
-    return not Path(file).is_absolute() or file.startswith(_LIBRARIES)  # A frame of a compiled library has no path.
 
 
 def _is_of_other_package(class_path: str) -> bool:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from firstlight.cli.parser_errors import is_library
+from firstlight.errors import is_library
 
 _KNOWN = (
     # Lightning 2.6.6 counts the batches of an epoch; here, logging counts the steps of the whole run.

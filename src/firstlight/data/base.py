@@ -23,7 +23,7 @@ from firstlight.checkpoints.trust import SafeLoading
 from firstlight.data import quality
 from firstlight.data.clean import Missing, MissingTargets, clean
 from firstlight.data.files import digest_of
-from firstlight.data.fitted import COMPARED_FIELDS, check_compatible, is_other_data
+from firstlight.data.fitted import COMPARED_FIELDS, check_compatible, check_fitted, is_other_data
 from firstlight.data.loader import BatchSizeIs, Loader, make_loader, per_process
 from firstlight.data.memory import SHARE, free_memory
 from firstlight.data.quality.finding import Finding
@@ -182,6 +182,14 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
         Inputs that stay on disk are not passed, and not transformed: the argument has no sample then.
         """
         return {}
+
+    def check_fitted(self, state: dict[str, Any]) -> None:
+        """Refuse the fitted state of a checkpoint if it has another form than `fit` gives it: anybody may have made it.
+
+        Raises:
+            UsageError: With the entry that is wrong.
+        """
+        check_fitted(type(self).__name__, state)
 
     def transform(self, inputs: Tensor) -> Tensor:
         """Return the inputs to scale for cleaned inputs `(N, ...)`. `fitted` holds what `fit` returned."""
@@ -422,6 +430,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the fitted state of a checkpoint, or refuse data that does not fit it."""
+        if state_dict or not isinstance(state_dict, dict):
+            self.check_fitted(state_dict)
         self.fitted = dict(state_dict)
         self._scaler = None
         self._loader_state = self.fitted.pop("loader", {})
@@ -515,6 +525,8 @@ class DataModule(SafeLoading, LightningDataModule, ABC):  # type: ignore[misc]  
 
     def _scale(self, inputs: Tensor) -> Tensor:
         if self._scaler is None:
+            if self.fitted["mean"] is None:
+                raise UsageError(f"the checkpoint was trained on tokens, but {self._source} has numbers or pixels")
             self._scaler = Scaler(self.fitted["mean"], self.fitted["std"])
         return self._scaler(inputs)
 

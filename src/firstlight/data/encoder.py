@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.compiler import is_exporting
 
 from firstlight.data.dates import DATE_PARTS
+from firstlight.errors import UsageError, check_saved
 
 Kind = Literal["number", "date", "category"]
 Scale = Literal["standard", "quantile"]
@@ -94,7 +95,15 @@ class TableEncoder(nn.Module):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "TableEncoder":
-        """Return the encoder with a state."""
+        """Return the encoder with a state.
+
+        Raises:
+            UsageError: If the state has another form than `state`, for example in a crafted checkpoint.
+        """
+        check_saved("the encoder", state, kinds=list[str], categories=list[int], others=list[bool])
+        check_saved("the encoder", state, indicators=list[int], shares=Tensor, quantiles=Tensor)
+        if sum(state["categories"]) + sum(state["others"]) != state["shares"].numel():  # They decide what is allocated.
+            raise UsageError("the checkpoint is damaged: the encoder has other categories than shares")
         arguments = {name: state[name] for name in ("kinds", "categories", "others", "indicators")}
         encoder = cls(**arguments, quantiles=state["quantiles"].shape[1])
         encoder.load_state_dict({name: state[name] for name in encoder.state_dict()})

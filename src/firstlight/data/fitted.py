@@ -6,10 +6,25 @@ from typing import Any
 from torch import Tensor
 
 from firstlight.data.samples import Samples
-from firstlight.errors import UsageError
+from firstlight.errors import UsageError, check_saved
 
 COMPARED_FIELDS = ("class_names", "columns")
 """Fields of `Samples` that must be equal to those that the checkpoint was trained on."""
+
+
+def check_fitted(owner: str, state: object) -> None:
+    """Refuse a fitted state of another form than `DataModule` gives it, for example of a crafted checkpoint."""
+    texts, tensor = list[str], Tensor | None
+    check_saved(owner, state, **dict.fromkeys(COMPARED_FIELDS, texts), digest=str, split=str, shape=list[int])
+    check_saved(owner, state, mean=tensor, std=tensor)
+    assert isinstance(state, Mapping)
+    mean, std = state["mean"], state["std"]
+    if mean is None and std is None:
+        return
+    for each in (mean, std):
+        is_broadcast = each is not None and each.ndim == len(state["shape"]) and all(n == 1 for n in each.shape[1:])
+        if not is_broadcast or not each.is_floating_point() or len(each) != len(mean):
+            raise UsageError(f"the checkpoint is damaged: mean and std of {owner} do not fit its samples")
 
 
 def is_other_data(fitted: Mapping[str, Any], samples: Samples) -> bool:

@@ -150,7 +150,7 @@ class Loader(DataLoader[Batch]):
         now = self.state_dict()
         check_saved("the training loader", state_dict, **dict.fromkeys(now, int))
         with about("the checkpoint is damaged"):
-            check_range("the training loader", "[0, inf)", **{name: state_dict[name] for name in now})
+            check_range("the training loader", "[0, 1e18]", **{name: state_dict[name] for name in now})
         changed = [name for name in ("samples", "batch_size", "processes") if state_dict[name] != now[name]]
         if changed:
             found = ", ".join(f"{name} was {state_dict[name]} and is {now[name]}" for name in changed)

@@ -19,7 +19,7 @@ from firstlight.data.files import digest_of_parts
 from firstlight.data.samples import SPLITS, Samples, Split
 from firstlight.data.sources.tensors import with_classes
 from firstlight.data.stored import Joined, Stored, StoredArray
-from firstlight.errors import UsageError, did_you_mean
+from firstlight.errors import UsageError, check_saved, did_you_mean
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +90,11 @@ class Arrays(DataModule):
     def fit(self, inputs: Tensor) -> dict[str, Any]:
         """Return the names of the arrays, for a `.npz` to predict."""
         return {"array_names": self._names}  # Empty if the file has arrays for each split.
+
+    def check_fitted(self, state: dict[str, Any]) -> None:
+        """Refuse a state of another form than `fit` gives it."""
+        super().check_fitted(state)
+        check_saved("Arrays", state, array_names=list[str])
 
     def read_from(self, path: str) -> None:
         """Let `load` read other inputs; the targets of a `.npy` are those of other samples."""

@@ -23,7 +23,7 @@ from firstlight.data.files import digest_of, read_bytes
 from firstlight.data.pictures import Header, Resize
 from firstlight.data.samples import Samples, Split
 from firstlight.data.stored import Kept, Stored
-from firstlight.errors import UsageError, check_range
+from firstlight.errors import UsageError, about, check_range, check_saved
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ _SPLITS: dict[str, Split] = {
 }
 """Names of folders that hold a split, in any case."""
 
+_LARGEST_SIDE = 2**14  # That a checkpoint may ask for.
 _MAX_SIDE = 224  # Of the shorter side, if no size is given: the size of the networks for ImageNet.
 _MAX_LISTED = 3
 
@@ -99,6 +100,15 @@ class ImageFolder(DataModule):
     def fit(self, inputs: Tensor) -> dict[str, Any]:
         """Return height and width of the images, and their channels."""
         return {"size": self._size, "channels": self._channels}
+
+    def check_fitted(self, state: dict[str, Any]) -> None:
+        """Refuse a state of another form than `fit` gives it."""
+        super().check_fitted(state)
+        check_saved("ImageFolder", state, size=list[int], channels=int)
+        if len(state["size"]) != 2 or state["channels"] not in (1, 3):
+            raise UsageError("the checkpoint is damaged: size and channels of ImageFolder are not those of images")
+        with about("the checkpoint is damaged"):
+            check_range("ImageFolder", f"[1, {_LARGEST_SIDE}]", size=state["size"])
 
     def samples_from(self, raw: Any) -> Samples:
         """Return image files, a list of their paths or contents, or pixels `(N, C, H, W)` of the fitted size."""

@@ -19,7 +19,7 @@ from firstlight.data.cells import encode_labels
 from firstlight.data.files import digest_of, missing_column, read_table
 from firstlight.data.raw import texts_of
 from firstlight.data.samples import Batch, Samples, TensorBatches
-from firstlight.errors import UsageError, check_range
+from firstlight.errors import UsageError, about, check_range, check_saved
 
 _log = logging.getLogger(__name__)
 
@@ -67,9 +67,16 @@ class Texts(DataModule):
         """Return the number of bytes after which texts were cut."""
         return {"max_length": self._max_length}
 
+    def check_fitted(self, state: dict[str, Any]) -> None:
+        """Refuse a state of another form than `fit` gives it."""
+        super().check_fitted(state)
+        check_saved(type(self).__name__, state, max_length=int)
+        with about("the checkpoint is damaged"):
+            check_range(type(self).__name__, "[1, inf)", max_length=state["max_length"])
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the fitted state of a checkpoint, and cut texts as it did."""
-        if state_dict.get("max_length") != self._max_length:
+        if isinstance(state_dict, dict) and state_dict.get("max_length") != self._max_length:
             self._samples = None
         super().load_state_dict(state_dict)
 

@@ -22,7 +22,7 @@ from firstlight.data.encoder import Kind, Scale, TableEncoder
 from firstlight.data.files import Csv, from_frame, missing_column, read_table
 from firstlight.data.raw import as_frame
 from firstlight.data.samples import Samples, SplitBy
-from firstlight.errors import UsageError, check_range
+from firstlight.errors import UsageError, check_range, check_saved, restoring
 
 _log = logging.getLogger(__name__)
 
@@ -345,6 +345,28 @@ class Table(DataModule):
         encoder = TableEncoder.fit(rows, kinds, sizes, others, self.scale, self.indicators)
         formats = {"date_formats": self._date_formats, "signs": self._signs}
         return {"categories": categories, "rare": rare, **formats, "encoder": encoder.state}
+
+    def check_fitted(self, state: dict[str, Any]) -> None:
+        """Refuse a state of another form than `fit` gives it, or of columns of other kinds."""
+        super().check_fitted(state)
+        of_columns = dict[str, list[str]]
+        check_saved("Table", state, categories=of_columns, rare=of_columns, encoder=dict)
+        check_saved("Table", state, **dict.fromkeys(("date_formats", "signs"), dict[str, str]))
+        columns, saved = state["columns"][: -len(self.targets)], state["encoder"]
+        kinds = [self._kind(name) for name in columns]
+        if saved.get("kinds") != kinds or any(name not in state["date_formats"] for name in self.dates):
+            raise UsageError(
+                f"the checkpoint was trained on the columns {columns}, and not all of them are of the kinds that "
+                "categorical and dates say"
+            )
+        with restoring("the encoder of Table"):
+            features = TableEncoder.from_state(saved)(torch.full((1, len(columns)), math.nan, dtype=torch.float64))
+        named = [name for name, kind in zip(columns, kinds, strict=True) if kind == "category"]
+        sizes = [len(state["categories"][name]) for name in named if name in state["categories"]]
+        if {*state["categories"]} != {*named} or {*state["rare"]} != {*named} or sizes != saved["categories"]:
+            raise UsageError("the checkpoint is damaged: the categories of Table are not those of its encoder")
+        if features.shape[1] != len(state["mean"] if state["mean"] is not None else ()):
+            raise UsageError("the checkpoint is damaged: mean of Table is not that of its encoder")
 
     def transform(self, inputs: Tensor) -> Tensor:
         """Return inputs `(N, C)` as features `(N, F)`."""
