@@ -14,6 +14,7 @@ from firstlight.__main__ import main
 from firstlight.checkpoints.io import AtomicCheckpointIO, read, read_checkpoint_metrics
 from firstlight.data import Digits
 from firstlight.errors import UsageError
+from firstlight.insight.record import SeriesReader
 from firstlight.run import directory
 from firstlight.tasks import Classification
 from tests.helpers import ROOT, newest, quick_or_slow
@@ -95,7 +96,8 @@ HEADER = b"step,name,value\n"
 METRICS = {
     "no header": (b"", 0), "bytes": (b"\xff\xfe\x00", 0), "zeros": (b"\0" * 100, 0),
     "other columns": (b"a,b\n1,2\n", 0), "no values": (b"step,name\n", 0), "no number": (HEADER + b"x,lr,1\n", 8),
-    "a large number": (HEADER + b"9" * 400 + b",lr,1\n", 8), "no whole number": (HEADER + b"-5,lr,1\n1.5,lr,2\n", 8),
+    "a large number": (HEADER + b"9" * 400 + b",lr,1\n", 8),
+    "no whole number": (HEADER + b"-5,lr,1\n1.5,lr,2\n", 8),
     "an open quote, which takes the rest": (HEADER + b'"1,lr,1\n', 0),
     "a field that ends reading": (HEADER + b"1" * 200_000 + b",lr,1\n", 0),
 }  # fmt: skip
@@ -246,7 +248,7 @@ CRAFTED = {
     "more categories than memory": ("Table.encoder.categories.0", 2**40, "predict", "categories"),
     "columns that are a tensor": ("Table.columns", torch.tensor(1.0), "export", "columns"),
     "categories of no column": ("Table.categories", {}, "load", "categories"),
-    "a kind of a column": ("Table.encoder.kinds.0", "x", "test", "columns of other kinds"),
+    "a kind of a column": ("Table.encoder.kinds.0", "x", "test", "of the kinds that categorical and dates say"),
     "a mean of another length": ("Table.mean", torch.zeros(2), "load", "mean"),
     "a mean without axes": ("Table.mean", torch.tensor(0.0), "test", "mean"),
     "no mean": ("Table.mean", None, "predict", "mean"),

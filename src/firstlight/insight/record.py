@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -95,9 +96,11 @@ class SeriesReader:
         with suppress(csv.Error):
             for row in csv.reader(text.splitlines()):
                 try:
-                    step, name, value = int(row[0]), row[1], float(row[2])
+                    step, name, value = row[0], row[1], float(row[2])
                 except (ValueError, IndexError):  # For example the header.
                     continue
+                if not re.fullmatch(r"[0-9]{1,18}", step):  # More digits do not fit into int64.
+                    continue
                 steps, values = self._found.setdefault(name, ([], []))
-                steps.append(step)
+                steps.append(int(step))
                 values.append(value)
