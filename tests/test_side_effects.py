@@ -3,11 +3,13 @@
 import logging
 import os
 import random
+import shutil
 import signal
 import sys
 import threading
 import warnings
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +20,11 @@ from firstlight import callbacks
 from firstlight.__main__ import main
 from firstlight.cli.side_effects import without_side_effects
 from firstlight.data import Digits, Tensors
+from firstlight.errors import UsageError
 from firstlight.networks import MLP
 from firstlight.schedules import Constant
 from firstlight.tasks import Classification
-from tests.helpers import CONFIG, called
+from tests.helpers import CONFIG, called, newest
 
 
 def state():
@@ -110,3 +113,53 @@ def test_known_warnings_are_silent_and_others_are_not():
             warnings.warn("The 'train_dataloader' does not have many workers which may be a bottleneck.", stacklevel=1)
             warnings.warn("another warning", stacklevel=1)
     assert [str(each.message) for each in shown] == ["another warning"]
+
+
+OWN = """
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from pathlib import Path
+from mine import Plain
+
+
+class Long(Plain):
+    def training_step(self, batch, batch_idx):
+        (Path("x" * 300)).read_text()
+
+
+class Setup(Plain):
+    def setup(self, stage):
+        raise MisconfigurationException("my own rule")
+
+
+class Restored(Plain):
+    def on_load_checkpoint(self, checkpoint):
+        torch.nn.functional.cross_entropy(torch.zeros(2), torch.zeros(3).long())
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "verb", "kind", "line"),
+    [("Long", "fit", OSError, 9), ("Setup", "fit", Exception, 14), ("Setup", "check", Exception, 14)],
+)
+def test_an_exception_of_the_users_code_keeps_its_traceback(module, verb, kind, line, tmp_path):
+    shutil.copy(Path(__file__).parent / "run" / "foreign_modules.py", tmp_path / "mine.py")
+    (tmp_path / "own.py").write_text(OWN)
+    with pytest.raises(kind) as raised:
+        called(verb, "--model", f"own.{module}", "--data", "mine.Data", "--trainer.max_epochs=1", cwd=tmp_path)
+    assert not isinstance(raised.value, UsageError)
+    assert [each.lineno + 1 for each in raised.traceback if each.path.name == "own.py"] == [line]
+
+
+def test_an_exception_while_the_users_code_restores_keeps_its_traceback(tmp_path):
+    shutil.copy(Path(__file__).parent / "run" / "foreign_modules.py", tmp_path / "mine.py")
+    (tmp_path / "own.py").write_text("import torch\n" + OWN)
+    options = ["--model=own.Restored", "--data=mine.Data", "--trainer.max_epochs=1"]
+    called("fit", *options, cwd=tmp_path)
+    with pytest.raises(Exception, match="batch_size") as raised:
+        called("fit", "--run", str(newest(tmp_path, "unnamed")), "--trainer.max_epochs=2", cwd=tmp_path)
+    assert [each.lineno + 1 for each in raised.traceback if each.path.name == "own.py"] == [20]
+
+
+def test_a_name_that_is_too_long_for_a_file_of_a_command_is_one_line(tmp_path):
+    done = called("fit", "--config", CONFIG, "--experiment", "x" * 300, cwd=tmp_path, code=2)
+    assert "File name too long" in done.stderr and done.stderr.count("\n") == 1

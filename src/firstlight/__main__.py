@@ -11,7 +11,7 @@ from typing import Any
 
 from firstlight import __version__
 from firstlight.cli import TOOLS, VERBS
-from firstlight.errors import Mode, TrainingError, UsageError, did_you_mean, emit, printing
+from firstlight.errors import Mode, TrainingError, UsageError, did_you_mean, emit, is_users, printing
 
 _KNOWN = {**VERBS, **TOOLS}
 _VERB_LINES = "\n".join(f"  {verb:<12}{line}" for verb, line in _KNOWN.items())
@@ -93,7 +93,7 @@ def _call(verb: str, args: list[str]) -> int:
             emit("error", kind="usage" if is_usage else "training", message=str(error), exit_code=2 if is_usage else 1)
         return 2 if isinstance(error, UsageError) else 1
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # Others are handled where a file is opened.
+        if error.errno != errno.ENAMETOOLONG or is_users(error):  # Others are handled where a file is opened.
             emit("error", kind="bug", message=f"OSError: {error}", exit_code=1)
             raise
         message = f"{error.strerror}: {str(error.filename)[:80]}..."

@@ -6,6 +6,7 @@ import math
 import operator
 import re
 import sysconfig
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,6 +178,19 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def is_library(file: str) -> bool:
     """Return whether a file belongs to a library, to Python or to firstlight, and is not a module of the user."""
     return not Path(file).is_absolute() or file.startswith(_LIBRARIES)  # A frame of a compiled library has no path.
+
+
+def is_users(error: BaseException) -> bool:
+    """Return whether the user's own code raised an exception, and not firstlight or Lightning.
+
+    An exception of Python or another library is that of the code that called it.
+    """
+    for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)]):
+        if not is_library(frame.f_code.co_filename):
+            return True
+        if str(frame.f_globals.get("__name__")).partition(".")[0] in ("firstlight", "lightning"):
+            return False
+    return False
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from firstlight.callbacks.finite import not_finite
 from firstlight.callbacks.graceful_shutdown import interruptible
 from firstlight.callbacks.state import find_stateful, get_states, set_states
-from firstlight.errors import UsageError, printing
+from firstlight.errors import UsageError, is_users, printing
 from firstlight.optim import skip_nvml_check
 from firstlight.preflight import draw, rules
 from firstlight.preflight.lr_range import LOWEST, Suggestion, has_diverged, mean_curve, spaced, steps_in, suggest
@@ -261,6 +261,8 @@ def run_sweep(
             with loop(trainer), interruptible(trainer, lambda: "interrupted; nothing was written"):
                 trainer.fit(module, datamodule=fit.datamodule)
         except MisconfigurationException as error:
+            if is_users(error):
+                raise
             raise UsageError(f"trainer: {error}") from error
         except RuntimeError:
             # Some losses of torch raise for outputs that are not finite.

@@ -18,7 +18,7 @@ from firstlight.callbacks import GradientNorm, Insight, LearningRate
 from firstlight.callbacks.facts.data import data_findings
 from firstlight.data import DataModule
 from firstlight.data.quality.finding import Finding, Severity
-from firstlight.errors import UsageError, printing
+from firstlight.errors import UsageError, is_users, printing
 from firstlight.loggers import all_loggers
 from firstlight.optim import skip_nvml_check
 from firstlight.preflight import data_summary, draw, layers, rules
@@ -283,5 +283,7 @@ def _run(dry_run: DryRun, fit: Fit, loop: Callable[[Trainer], AbstractContextMan
                 # The command line, to which the optimiser's constructor refers, holds the data.
                 trainer.fit(deepcopy(fit.task, {id(fit.datamodule): fit.datamodule}), datamodule=fit.datamodule)
         except MisconfigurationException as error:
+            if is_users(error):
+                raise
             raise UsageError(f"trainer: {error}") from error
         rules.refuse_no_batches(trainer)

@@ -28,7 +28,7 @@ from firstlight.callbacks import Progress
 from firstlight.callbacks.graceful_shutdown import interruptible
 from firstlight.checkpoints.io import has_seen_validation, raise_fault
 from firstlight.data import DataModule
-from firstlight.errors import UsageError, did_you_mean, emit, say
+from firstlight.errors import UsageError, did_you_mean, emit, is_users, say
 from firstlight.metrics import SplitMetrics
 from firstlight.metrics.classes import per_class
 from firstlight.preflight.rules import refuse_no_step
@@ -320,6 +320,8 @@ def _outputs(
                 experiment.task, datamodule=experiment.datamodule, ckpt_path=str(path), weights_only=True, **quiet
             )
     except MisconfigurationException as error:
+        if is_users(error):
+            raise
         raise UsageError(f"{verb}: {error}") from error
     except Exception as error:
         raise_fault(error, path)

@@ -44,7 +44,7 @@ from firstlight.checkpoints.io import (
 )
 from firstlight.data import DataModule
 from firstlight.data.quality.finding import Finding
-from firstlight.errors import TrainingError, UsageError, current_mode, emit, say
+from firstlight.errors import TrainingError, UsageError, current_mode, emit, is_users, say
 from firstlight.fast_loop import fast_loop
 from firstlight.loggers import all_loggers, as_list, log_findings, logged_names, steps_done
 from firstlight.optim import skip_nvml_check
@@ -247,6 +247,8 @@ class Experiment:
             try:
                 trainer.fit(self.task, datamodule=self.datamodule)
             except MisconfigurationException as error:  # For example, a scheduler that reads a validation metric.
+                if is_users(error):
+                    raise
                 raise UsageError(" ".join(str(error).split())) from error
             trainer.save_checkpoint(folder / "checkpoints" / "refit.ckpt")
         return {**done, "steps": steps_done(trainer)}
@@ -323,13 +325,13 @@ class Experiment:
                 fast_loop(trainer, handles_signals=shutdown is not None) as loop,
             ):
                 trainer.fit(self.task, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
-        except MisconfigurationException as error:
-            raise UsageError(f"trainer: {error}") from error
         except SystemExit as stopped:
             if trainer.interrupted:
                 self._write_unfinished(trainer, folder, f"stopped by a signal, exit code {stopped.code}")
             raise
         except Exception as error:
+            if isinstance(error, MisconfigurationException) and not is_users(error):
+                raise UsageError(f"trainer: {error}") from error
             self._write_unfinished(trainer, folder, str(error) or type(error).__name__)
             if isinstance(error, RuntimeError) and shutdown and shutdown.failed_rank:
                 raise TrainingError(f"{shutdown.failed_rank}\n{self._interrupted(trainer, folder)}") from error
