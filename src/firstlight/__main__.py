@@ -11,7 +11,7 @@ from typing import Any
 
 from firstlight import __version__
 from firstlight.cli import TOOLS, VERBS
-from firstlight.errors import Mode, TrainingError, UsageError, did_you_mean, emit, is_users, printing
+from firstlight.errors import Mode, TrainingError, UsageError, did_you_mean, emit, is_users, printable, printing
 
 _KNOWN = {**VERBS, **TOOLS}
 _VERB_LINES = "\n".join(f"  {verb:<12}{line}" for verb, line in _KNOWN.items())
@@ -88,7 +88,7 @@ def _call(verb: str, args: list[str]) -> int:
         # All processes of a run get the same TrainingError, and one prints it.
         if isinstance(error, UsageError) or os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
             # One write, because several processes may write at the same time.
-            sys.stderr.write(f"firstlight: {error}\n")
+            sys.stderr.write(f"firstlight: {printable(str(error))}\n")
             is_usage = isinstance(error, UsageError)
             emit("error", kind="usage" if is_usage else "training", message=str(error), exit_code=2 if is_usage else 1)
         return 2 if isinstance(error, UsageError) else 1
@@ -97,7 +97,7 @@ def _call(verb: str, args: list[str]) -> int:
             emit("error", kind="bug", message=f"OSError: {error}", exit_code=1)
             raise
         message = f"{error.strerror}: {str(error.filename)[:80]}..."
-        sys.stderr.write(f"firstlight: {message}\n")
+        sys.stderr.write(f"firstlight: {printable(message)}\n")
         emit("error", kind="usage", message=message, exit_code=2)
         return 2
     except Exception as error:

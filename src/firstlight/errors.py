@@ -249,10 +249,19 @@ def current_mode() -> Mode:
     return _Printing.mode
 
 
+def printable(text: str) -> str:
+    r"""Return a text without control characters, which a file may hold to change what a terminal shows.
+
+    >>> print(printable("loss" + chr(27) + "[2J"))
+    loss\x1b[2J
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def say(line: str, always: bool = False) -> None:
     """Print a line for people. With `always`, `--quiet` prints it too: it is what went wrong, or the result."""
     if _Printing.mode == "lines" or (always and _Printing.mode == "quiet"):
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
 
 def emit(event: str, **values: Any) -> None:

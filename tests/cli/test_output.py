@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from firstlight.__main__ import main
 from tests.helpers import CONFIG, DDP, Ranks, called, logged, newest, results
@@ -217,3 +218,16 @@ def test_the_saved_configuration_does_not_hold_the_output(tmp_path):
 def test_two_processes_print_each_object_once(tmp_path):
     done = Ranks(main, ["fit", *QUICK, "--config", DDP, "--json"], cwd=tmp_path, ranks=2).succeed()
     assert names(events(done.stdout)) == ["start", *["epoch"] * 3, "end"]
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal(tmp_path):
+    escape = "\x1b]0;owned\x07\x1b[2J\x9b1m"
+    (tmp_path / "loud.yaml").write_text(yaml.safe_dump({"data": {f"x{escape}": 1}}))
+    refused = called("fit", *QUICK, "--config", "loud.yaml", cwd=tmp_path, code=2).stderr
+    called("fit", *QUICK, cwd=tmp_path)
+    config = newest(tmp_path) / "config.yaml"
+    saved = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump({**saved, "experiment": f"digits{escape}"}))
+    changed = called("fit", "--run", str(config.parent), "--experiment=digits_mlp", cwd=tmp_path).stdout
+    for text in (refused, changed):
+        assert "\\x1b" in text and not [each for each in text if each < " " and each != "\n"]

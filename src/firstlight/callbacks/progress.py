@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from firstlight.callbacks.measured import Measured
 from firstlight.callbacks.time_limit import TimeLimit
-from firstlight.errors import current_mode, emit
+from firstlight.errors import current_mode, emit, printable
 from firstlight.loggers import split_of, steps_done
 
 _MAX_SHOWN = 4  # Metrics of a line.
@@ -187,7 +187,7 @@ class Progress(ProgressBar):
         )
         if current_mode() == "lines":
             text = progress_line(trainer.current_epoch + 1, epochs, self._step, metrics, best, left)
-            print(f"{event[:5]:<6} {text}", file=sys.stderr, flush=True)
+            print(printable(f"{event[:5]:<6} {text}"), file=sys.stderr, flush=True)
 
     def _seconds_left(self, trainer: Trainer, batches: int) -> float | None:
         """Return how many seconds the fit still takes at most, or None if nobody can know."""

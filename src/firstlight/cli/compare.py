@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from firstlight.cli.tools import ToolParser
-from firstlight.errors import aligned
+from firstlight.errors import aligned, printable
 from firstlight.insight.compare import Difference, Interval
 from firstlight.run.comparison import LETTERS, Comparison, compare_runs
 
@@ -25,7 +25,7 @@ Table = list[list[str]]
 def compare(args: list[str]) -> None:
     """Print what differs between runs, their metrics, the differences, and a verdict."""
     found = compare_parser().options(args, "runs", "runs")
-    print(FORMATS[found.format](compare_runs(found.runs, found.metric, found.split)))
+    print(printable(FORMATS[found.format](compare_runs(found.runs, found.metric, found.split))))
 
 
 def compare_parser() -> ToolParser:

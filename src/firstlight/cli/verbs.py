@@ -11,7 +11,7 @@ from firstlight.checkpoints.io import read_checkpoint_metrics
 from firstlight.cli.parser import CLI
 from firstlight.cli.side_effects import isolated, without_side_effects
 from firstlight.data import DataModule
-from firstlight.errors import TrainingError, UsageError, check_range, emit, say
+from firstlight.errors import TrainingError, UsageError, check_range, emit, printable, say
 from firstlight.preflight.draw import refuse_plot
 from firstlight.preflight.report import CHECKS, told
 from firstlight.preflight.rules import refuse_no_step
@@ -94,7 +94,7 @@ def repeat(args: list[str]) -> None:
                 _run(cli, options)
             except TrainingError as error:
                 failed.append(repetitions.label(index))
-                sys.stderr.write(f"firstlight: {error}\n")
+                sys.stderr.write(f"firstlight: {printable(str(error))}\n")
                 emit("error", kind="training", message=str(error), exit_code=1)
             except (KeyboardInterrupt, SystemExit):
                 say("repeat interrupted; continue with the same command and --resume", always=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from firstlight.cli.new.look import look_at
 from firstlight.cli.new.write import find_in, package_files, write_files
 from firstlight.cli.tools import ToolParser
+from firstlight.errors import printable
 
 _MAX_FINDINGS = 4
 _HELP = """firstlight new DIR --data PATH --target NAME    a table: predict the column NAME
@@ -39,6 +40,6 @@ def new(args: list[str]) -> None:
     suspicious = [str(finding) for finding in findings[:_MAX_FINDINGS]]
     for heading, lines in (("saw", look.seen), ("look", suspicious), ("chose", look.chosen)):
         for index, line in enumerate(lines):
-            print(f"{'' if index else heading:<6} {line}")
+            print(printable(f"{'' if index else heading:<6} {line}"))
     print(f"wrote  {folder}: {', '.join(name for name in contents if '/' not in name)}, and parts of your own")
     print(f"next   cd {folder} && firstlight run --config config.yaml")
