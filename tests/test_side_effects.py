@@ -1,6 +1,7 @@
 """Nothing that a part or a command changes in the process outlives the call."""
 
 import logging
+import multiprocessing
 import os
 import random
 import shutil
@@ -35,6 +36,7 @@ def state():
         "log levels": {name: logging.getLogger(name).level for name in names},
         "environment": dict(os.environ),
         "path": list(sys.path),
+        "start method": multiprocessing.get_start_method(allow_none=True),
         "flags": (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark),
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
     }
@@ -58,6 +60,7 @@ def test_a_command_leaves_the_process_as_it_was(args, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     # Lightning 2.6.6 sets this variable when it is imported.
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    multiprocessing.set_start_method(None, force=True)
     before = state()
     random.seed(1)
     np.random.seed(2)

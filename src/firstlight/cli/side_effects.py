@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import multiprocessing
 import os
 import random
 import sys
@@ -31,14 +32,15 @@ def without_side_effects() -> Iterator[None]:
     """Ignore the known warnings in this context, and restore what it changes in the process.
 
     These are the warning filters, the levels of Lightning's loggers, the random states on the CPU, torch's flags for
-    deterministic algorithms and cuDNN benchmarks, its default dtype and its precision of float32 products, and the
-    environment. Lightning 2.6.6 sets `PL_GLOBAL_SEED`, and for several processes `LOCAL_RANK` and others, which the
-    next run would obey.
+    deterministic algorithms and cuDNN benchmarks, its default dtype and its precision of float32 products, the start
+    method of multiprocessing, which asking for it would fix, and the environment. Lightning 2.6.6 sets
+    `PL_GLOBAL_SEED`, and for several processes `LOCAL_RANK` and others, which the next run would obey.
     """
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels, environment = [logger.level for logger in loggers], dict(os.environ)
     is_deterministic, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    start_method = multiprocessing.get_start_method(allow_none=True)
     dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     with warnings.catch_warnings():
@@ -50,6 +52,8 @@ def without_side_effects() -> Iterator[None]:
             random.setstate(states[0])
             np.random.set_state(states[1])
             torch.set_rng_state(states[2])
+            # None is allowed with `force`, and means that nobody has chosen.
+            multiprocessing.set_start_method(start_method, force=True)
             torch.use_deterministic_algorithms(is_deterministic, warn_only=warns_only)
             torch.backends.cudnn.benchmark = benchmark
             torch.set_default_dtype(dtype)
