@@ -193,6 +193,7 @@ def _check_best(state: dict[str, Any]) -> None:
     score, scores = Tensor | None, dict[str, Tensor]
     check_saved("BestCheckpoint", state, best_model_score=score, current_score=score, best_k_models=scores)
     check_saved("BestCheckpoint", state, kth_value=Tensor, **dict.fromkeys(_PATHS, str))
+    check_saved("BestCheckpoint", {"known": [], **state}, known=list[str])
 
 
 class LastCheckpoint(FiniteCheckpoint):

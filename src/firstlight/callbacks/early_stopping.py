@@ -75,5 +75,6 @@ class EarlyStopping(callbacks.EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score and the number of validations since, and keep the present `patience`."""
         check_saved("EarlyStopping", state_dict, wait_count=int, stopped_epoch=int, best_score=Tensor)
+        check_saved("EarlyStopping", {"known": [], **state_dict}, known=list[str])
         super().load_state_dict({**state_dict, "patience": self.patience})
         self._measured = Measured(state_dict.get("known", ()))
