@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from firstlight.callbacks.measured import Measured
 from firstlight.callbacks.time_limit import TimeLimit
-from firstlight.errors import current_mode, emit, printable
+from firstlight.errors import check_saved, current_mode, emit, printable
 from firstlight.loggers import split_of, steps_done
 
 _MAX_SHOWN = 4  # Metrics of a line.
@@ -64,6 +64,7 @@ class Progress(ProgressBar):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from there."""
+        check_saved("Progress", state_dict, known=list[str])
         self._measured = Measured(state_dict["known"])
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
