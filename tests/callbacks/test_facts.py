@@ -21,6 +21,15 @@ INPUTS = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
 SGD = partial(torch.optim.SGD, lr=0.1)
 
 
+class DropsAlways(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, inputs):
+        return F.dropout(self.last(inputs), 0.5)
+
+
 class Ends(nn.Module):
     def __init__(self, function, outputs=3):
         super().__init__()
@@ -211,6 +220,16 @@ def test_outputs_of_a_shared_layer_rise_and_fall_together(name, tmp_path):
     assert insight.facts(trainer)["outputs_follow_one"] is expected
     insight.evaluate(trainer)
     assert ("equal_outputs" in [each.name for each in insight.findings]) is (expected is True)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize("network", [DropsAlways(), nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))])
+def test_a_network_that_draws_in_evaluation_mode_is_named(network, tmp_path):
+    insight, trainer = fit(Foreign(network), tmp_path, loader_of_three())
+    draws = isinstance(network, DropsAlways)
+    assert insight.facts(trainer)["evaluation_draws"] is draws
+    insight.evaluate(trainer)
+    assert ("train_eval_mismatch" in [each.name for each in insight.findings]) is draws
 
 
 def loader_of_three():

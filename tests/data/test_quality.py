@@ -174,6 +174,31 @@ def test_column_that_is_mostly_missing_is_told():
     assert finding.text == f"column d ({finding.evidence['d']:.0%}) has no value in at least half of the rows"
 
 
+@pytest.mark.parametrize("code", [-999.0, 9999.0])
+def test_frequent_value_far_from_all_others_may_mean_a_missing_one(code):
+    values = np.where(np.arange(ROWS) % 20 == 0, code, draw(1).normal(50, 10, ROWS))
+    finding = found(table({"d": values}))["missing_code"]
+    assert finding.severity == "warning" and finding.text.startswith(f"column d ({code:g} in ")
+
+
+def test_usual_columns_hold_no_code_for_a_missing_value():
+    generator = draw(1)
+    amounts = np.where(np.arange(ROWS) % 2 == 0, 0.0, generator.lognormal(3, 1, ROWS))
+    columns = {"d": amounts, "e": generator.standard_cauchy(ROWS), "f": generator.integers(0, 2, ROWS) * 1000.0}
+    assert "missing_code" not in found(table(columns))
+
+
+def test_codes_that_predict_the_target_without_an_order_are_told_and_numbers_are_not():
+    generator = draw(2)
+    codes = generator.integers(0, 40, 4 * ROWS)
+    targets = generator.normal(size=40)[codes] + generator.normal(size=4 * ROWS)
+    finding = found(table({"d": codes * 1.0}, classes=False, rows=4 * ROWS, targets=targets))["codes"]
+    assert finding.severity == "warning" and finding.text.startswith("column d (40 values explain ")
+    for numbers in (codes / 5.0, np.sin(codes / 6.0), (codes - 20.0) ** 2 / 100):
+        targets = numbers + generator.normal(size=4 * ROWS)
+        assert "codes" not in found(table({"d": codes * 1.0}, classes=False, rows=4 * ROWS, targets=targets))
+
+
 def test_many_dropped_rows_are_told():
     values = np.where(np.arange(ROWS) % 5 == 0, np.nan, draw().normal(size=ROWS))
     finding = found(table({"a": values}, options={"missing": "drop"}))["dropped"]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from firstlight.data.quality.finding import SEVERITIES, Finding, Severity, listed
+from firstlight.insight.rules.setup import DRAW_IN_TRAINING, RANDOM_EVALUATION
 
 CAUSES_FIRST = (
     "frozen_parameters",
@@ -239,9 +240,7 @@ def judge_modes(train: float, evaluated: float, neutral: float | None, is_random
         is_random: Whether two passes in evaluation mode give different outputs.
     """
     if is_random:
-        text = "two passes in evaluation mode give different outputs"
-        advice = "give dropout training=self.training, and draw random numbers in training mode only"
-        return [Finding("train_eval_mismatch", "warning", text, {}, advice)]
+        return [Finding("train_eval_mismatch", "warning", RANDOM_EVALUATION, {}, DRAW_IN_TRAINING)]
     scale = max(abs(train), 0.3 * abs(neutral or 0))
     if math.isfinite(train) and scale and not evaluated - train < 2 * scale:  # "not", so that NaN is found.
         text = f"the loss of one batch is {train:.4g} in training mode, but {evaluated:.4g} in evaluation mode"

@@ -90,6 +90,7 @@ def synchronises(module: nn.Module) -> bool:
 def is_compiled(module: nn.Module) -> bool:
     """Return whether a part of a module is compiled, so that a hook or another batch would compile it again.
 
+    >>> import torch
     >>> network = nn.Sequential(nn.Linear(1, 1))
     >>> is_compiled(network), is_compiled(nn.Sequential(torch.compile(network)))
     (False, True)

@@ -37,6 +37,7 @@ def of_first_outputs(trainer: Trainer, module: LightningModule, inputs: Any) -> 
         members = isinstance(module, Task) and module.members and isinstance(outputs, Tensor) and network.training
         found = of_outputs(outputs.mean(1) if members else outputs)
         module.eval()
+        found["evaluation_draws"] = draws(network, inputs)
         error = affine_error(network, inputs)
         found |= of_head(network, inputs)
         found |= {"mixes_samples": None, "depends_on_order": None, "sees_future": None}
@@ -47,6 +48,19 @@ def of_first_outputs(trainer: Trainer, module: LightningModule, inputs: Any) -> 
                 shares = mixed_samples(called, inputs[:_FEW], reorders=True)
                 found["mixes_samples"], found["depends_on_order"] = shares
     return {**found, "affine_error": error}
+
+
+@torch.no_grad()
+def draws(network: nn.Module, inputs: Any) -> bool | None:
+    """Return whether two passes of inputs `(B, ...)` give different outputs; None if these are no tensors.
+
+    >>> draws(nn.Dropout(), torch.ones(64)), draws(nn.Dropout().eval(), torch.ones(64))
+    (True, False)
+    """
+    first, again = network(inputs), network(inputs)
+    if not isinstance(first, Tensor) or not first.is_floating_point() or first.shape != again.shape:
+        return None
+    return float((first - again).abs().max()) > _LINEAR * float(first.abs().max())
 
 
 def of_outputs(outputs: Any) -> dict[str, Any]:
@@ -209,9 +223,9 @@ def seen_future(network: Callable[[Tensor], Any], tokens: Tensor) -> float | Non
         None if the network has other inputs or outputs, or draws random numbers.
 
     >>> tokens = torch.arange(8).view(2, 4)
-    >>> seen_future(lambda tokens: functional.one_hot(tokens, 8).float().cumsum(1), tokens)
+    >>> seen_future(lambda tokens: nn.functional.one_hot(tokens, 8).float().cumsum(1), tokens)
     0.0
-    >>> seen_future(lambda tokens: functional.one_hot(tokens, 8).float().flip(1).cumsum(1), tokens)
+    >>> seen_future(lambda tokens: nn.functional.one_hot(tokens, 8).float().flip(1).cumsum(1), tokens)
     1.0
     """
     if tokens.is_floating_point() or tokens.ndim != 2 or len(tokens) < 2:

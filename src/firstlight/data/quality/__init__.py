@@ -50,9 +50,11 @@ def find(
         of = "all rows" if read == len(parts["train"]) else f"{read:,} sampled rows"
         found += [*checks.constant(columns, leave_out, of), *checks.duplicates(columns, leave_out, of)]
         found += checks.dates_as_numbers(columns, "dates" in options)
-        found += [*checks.missing(columns), *checks.out_of_range(columns)]
+        found += [*checks.missing(columns), *checks.missing_codes(columns), *checks.out_of_range(columns)]
         found += checks.identifiers(columns, leave_out, rows[parts["train"]])
     of_targets = target_columns(samples, targets)
+    if is_table:
+        found += checks.codes_as_numbers(columns, of_targets, "categorical" in options)
     found += checks.leaks(columns, of_targets, leave_out if is_table else checks.collect_alike)
     found += checks.drift([*columns, *of_targets])
     return most_severe_first(found)

@@ -11,7 +11,7 @@ import numpy as np
 
 from firstlight.data.columns import IDENTIFIER
 from firstlight.data.quality.finding import Finding, Severity, listed
-from firstlight.data.quality.statistics import bins_score, category_distance, number_distance, tree_score
+from firstlight.data.quality.statistics import bins_score, category_distance, group_scores, number_distance, tree_score
 from firstlight.data.quality.values import Column, few, some
 from firstlight.data.samples import Samples, Split
 from firstlight.data.stored import Indices, Stored
@@ -42,6 +42,12 @@ _MIN_SCORED = 5
 """Samples of a class from which its scores in another split say something."""
 _MAJORITY = 0.8
 _MISSING = 0.5
+_MIN_CODES, _CODES = 5, 0.005
+"""How often, and in which share of the rows, a value that stands for a missing one is found at least."""
+_MIN_KINDS, _ROWS_OF_KIND = 12, 10
+"""Different values of a column of codes at least, and rows for each of them."""
+_EXPLAINS, _IN_ORDER = 0.2, 0.5
+"""Share of the target that codes explain at least, and the part of it that few ranges of codes explain at most."""
 _DROPPED = 0.1
 _DRIFT = 0.1
 """Smallest distance of two distributions that is told, in [0, 1]."""
@@ -242,6 +248,58 @@ def missing(columns: Sequence[Column]) -> list[Finding]:
     text = f"{_have('column', listed, len(most))} no value in at least half of the rows"
     advice = "check that new rows have it as often, or leave it out"
     return [Finding("missing", "info", text, dict([*most.items()][:_LISTED]), advice)]
+
+
+def missing_codes(columns: Sequence[Column]) -> list[Finding]:
+    """Return the columns of numbers in which one value is so frequent and so far off that it may mean a missing one."""
+    names = {}
+    for column in columns:
+        values = column.train[~np.isnan(column.train)]
+        if column.kind != "number" or len(values) < _MIN_ROWS:
+            continue
+        for code in (values.min(), values.max()):
+            others = values[values != code]
+            count = len(values) - len(others)
+            if count < max(_MIN_CODES, _CODES * len(values)) or len(np.unique(others)) < _MIN_ROWS:
+                continue
+            if np.abs(others - code).min() > others.max() - others.min():
+                names[column.name] = f"{column.name} ({code:g} in {count / len(values):.1%})"
+    if not names:
+        return []
+    text = f"{_have('column', _listed([*names.values()]), len(names))} a frequent value that is far from all others"
+    advice = "if it means a missing value, leave these cells empty: it hides the differences of the others"
+    return [Finding("missing_code", "warning", text, {"columns": len(names)}, advice)]
+
+
+def codes_as_numbers(columns: Sequence[Column], targets: Sequence[Column], can_name: bool) -> list[Finding]:
+    """Return the columns of whole numbers whose values predict the target, but whose order does not: codes of things.
+
+    Args:
+        columns: Of the inputs.
+        targets: Numbers, or indices of classes.
+        can_name: Whether the data module takes `categorical`.
+    """
+    names: dict[str, str] = {}
+    for column in columns:
+        values = column.train
+        if column.kind != "number" or np.isnan(values).any() or not (values % 1 == 0).all():
+            continue
+        known, code = np.unique(values, return_inverse=True)
+        if not _MIN_KINDS <= len(known) <= len(values) / _ROWS_OF_KIND:
+            continue
+        for target in targets:
+            wanted = target.train
+            if target.kind == "category":
+                wanted = (wanted == np.bincount(wanted.astype(np.int64)).argmax()) * 1.0
+            of_values, of_order = group_scores(code, wanted)
+            if of_values > _EXPLAINS and of_order < _IN_ORDER:
+                names[column.name] = f"{column.name} ({len(known)} values explain {of_values:.0%} of the target)"
+    if not names:
+        return []
+    text = f"{_have('column', _listed([*names.values()]), len(names))} numbers whose order says little"
+    advice = f"if they are codes, name {_verb(len(names), 'it', 'them')} in categorical=[{','.join(names)}]"
+    advice = advice if can_name else "if they are codes, give each value a column of 0 and 1, or an embedding"
+    return [Finding("codes", "warning", text, {"columns": len(names)}, advice)]
 
 
 def dropped_rows(dropped: int, kept: int) -> list[Finding]:

@@ -256,7 +256,7 @@ def plateau(record: Record) -> Finding | None:
     if not (_NOTHING <= known < _LITTLE and last > 0.98 * middle):
         return None
     text = f"the loss stays near {plain(last)} in the second half"
-    advice = " or ".join(filter(None, [try_schedule(record), "try a larger network"]))
+    advice = " or ".join(filter(None, [try_schedule(record), "try a larger network, or other inputs"]))
     return finding(record, "plateau", "info", text, advice, {"loss_middle": middle, "loss_end": last})
 
 

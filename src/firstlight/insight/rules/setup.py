@@ -41,7 +41,9 @@ _SHIFTED, _STRETCHED = 0.5, 1.5
 # Rounding of float32 changes outputs by 1e-6 of the largest one.
 MIXED = 1e-3
 FIND_MIXING = "look for what acts over the first axis: a reshape, an index, a softmax, batch_first of a recurrent layer"
-HIDE_FUTURE = "mask later tokens: is_causal=True, or a boolean mask (one of floats is added to the scores of attention)"
+HIDE_FUTURE = "give attention a mask of later tokens, as nn.Transformer.generate_square_subsequent_mask makes it"
+RANDOM_EVALUATION = "two passes in evaluation mode give different outputs"
+DRAW_IN_TRAINING = "give dropout training=self.training, and draw random numbers in training mode only"
 # After so many steps, running averages with a momentum of 0.1 have followed.
 _FOLLOWED = 100
 
@@ -99,6 +101,8 @@ def train_eval_mismatch(record: Record) -> Finding | None:
         text = f"{len(asleep)} modules train in evaluation mode: {', '.join(map(short, asleep[:3]))}"
         advice = "call train() on them, unless their statistics are from an earlier training"
         return finding(record, name, "warning", text, advice, {"modules": len(asleep)})
+    if fact(record, "evaluation_draws"):
+        return finding(record, name, "warning", RANDOM_EVALUATION, DRAW_IN_TRAINING, {}, 0)
     mean, std = number(record, "inputs", "mean"), number(record, "inputs", "std")
     other_mean, other_std = (number(record, "inputs_in_evaluation", each) for each in ("mean", "std"))
     is_stretched = max(std, other_std) > _STRETCHED * min(std, other_std) > 0
