@@ -168,7 +168,7 @@ def test_rates_of_a_configuration_are_compared_with_the_best_of_the_grid(monkeyp
 
     runs = {f"{rate:.3g} 0": {"loss": 2.0} for rate in lr.GRID}
     runs[f"{lr.GRID[3]:.3g} 0"], runs["0.002 0"] = {"loss": 1.0}, {"loss": 1.02}
-    found = {"rate": 0.002, "low": 0.001, "high": 0.003}
+    found = {"rate": 0.002, "tested": lr.GRID[0], "low": 0.001, "high": 0.003, "tries": 5}
     chosen, other = (
         lr.Configuration(name, {"runs": runs, "epochs": 3, "suggestion": found}) for name in ("bicycles", "x")
     )
@@ -177,5 +177,5 @@ def test_rates_of_a_configuration_are_compared_with_the_best_of_the_grid(monkeyp
     assert "within 3 % of the best of 12 rates: 1 of 2; of those with \\*," in lr.table([chosen, other], 1).lower()
     runs |= {"0.002 1": {"loss": 0.9}, f"{lr.GRID[3]:.3g} 1": {"loss": 1.2}}
     assert chosen.difference(1) == pytest.approx(-0.25)
-    row = "| bicycles | 3 | 0.002 | 0.001 to 0.003 | 1.02 | 0.00023 | 1 | +2.0 % | -25.0 % |"
+    row = "| bicycles | 3 | 0.002 | 5 | 1.02 | 0.00023 | 1 | +2.0 % | -25.0 % | +100.0 % |"
     assert row in lr.table([chosen], 1).splitlines()

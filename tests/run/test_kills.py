@@ -73,7 +73,8 @@ def differences(whole, killed):
         files = {run: torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for run in (whole, killed)}
         ends = [dict(leaves(file, str(run))) for run, file in files.items()]
         paths = dict.fromkeys([*ends[0], *ends[1]])
-        found += [f"{name}{path}" for path in paths if not same(ends[0].get(path), ends[1].get(path))]
+        differing = [path for path in paths if not same(ends[0].get(path), ends[1].get(path))]
+        found += [f"{name}{path}" for path in differing if "callback mine." not in path]  # Of the killed run only.
     curves = [points(run) for run in (whole, killed)]
     assert {"train/loss", "val/loss", "grad_norm/total", "lr", "epoch"} <= {name for name, _ in curves[0]}
     keys = {**curves[0], **curves[1]}

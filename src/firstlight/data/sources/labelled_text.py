@@ -72,7 +72,7 @@ class Texts(DataModule):
         super().check_fitted(state)
         check_saved(type(self).__name__, state, max_length=int)
         with about("the checkpoint is damaged"):
-            check_range(type(self).__name__, "[1, inf)", max_length=state["max_length"])
+            check_range(type(self).__name__, "[0, inf)", max_length=state["max_length"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the fitted state of a checkpoint, and cut texts as it did."""
