@@ -62,6 +62,7 @@ class Loss(nn.Module):
         (F.gelu, "at least -1"),
         (F.logsigmoid, "at most 1"),
         (lambda outputs: outputs**3, "logits"),
+        (lambda outputs: 0.5 * outputs.tanh() - 1, "logits"),
     ],
 )
 def test_the_range_of_a_function_after_the_last_layer_is_seen_whatever_its_code(function, head):

@@ -153,9 +153,10 @@ def of_head(network: nn.Module, inputs: Any) -> dict[str, Any]:
         return {"head": "linear"}
     every = torch.cat([*found.values()])
     seen = look(every)
-    if seen == "logits" and every.min() >= -1:
+    # One side hardly moves, and the other one goes as far as its input.
+    if seen == "logits" and every.min() >= -1 and every.max() > _LARGE / 3:
         seen = "at least -1"  # As those of GELU, SiLU and ELU.
-    elif seen == "logits" and every.max() <= 1:
+    elif seen == "logits" and every.max() <= 1 and every.min() < -_LARGE / 3:
         seen = "at most 1"  # As those of LogSigmoid.
     return {"head": seen}
 
