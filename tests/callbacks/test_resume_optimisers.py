@@ -1,4 +1,4 @@
-"""Pending gradients of any module are restored, and what optimisers and schedules keep or cannot load is said."""
+"""A resume restores pending gradients, and says what optimisers and schedules keep or cannot load."""
 
 import pytest
 import torch

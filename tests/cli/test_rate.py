@@ -76,6 +76,12 @@ def test_where_runs_cannot_decide_one_line_says_why(tmp_path):
     assert re.search(SENTENCE, printed, re.MULTILINE)
 
 
+def test_without_a_validation_loss_the_range_test_decides_after_one_run(tmp_path):
+    printed = called("lr", *SMALL, "--trainer.max_epochs=1", "--trainer.limit_val_batches=0", cwd=tmp_path).stdout
+    assert "try      no more runs: " in printed and "try      lr" not in printed
+    assert re.search(SENTENCE, printed, re.MULTILINE)
+
+
 def test_second_test_replaces_its_own_files_and_no_others(tmp_path):
     own = [*OWN, "--apply"]
     called("lr", *own, cwd=tmp_path)

@@ -68,7 +68,7 @@ def options_of(trainer: Trainer) -> dict[str, str]:
 
 
 def kept_options(trainer: Trainer, initial: Mapping[str, str], configured: Mapping[str, str]) -> list[str]:
-    """Return what is configured otherwise than when the run started, and is as the checkpoint has it nevertheless.
+    """Return the options that the user changed since the run started, and that the checkpoint has set back.
 
     Args:
         trainer: The trainer, after it has loaded the checkpoint.

@@ -74,10 +74,12 @@ class _LowestLoss(Callback):
     """Keep the lowest validation loss of a fit."""
 
     lowest = math.inf
+    is_logged = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare with the loss of this validation."""
         if not trainer.sanity_checking:
+            self.is_logged = "val/loss" in trainer.callback_metrics
             loss = float(trainer.callback_metrics.get("val/loss", math.nan))
             self.lowest = min(self.lowest, loss) if math.isfinite(loss) else self.lowest
 
@@ -148,7 +150,15 @@ def find_rate(cli: CLI, tries: int) -> Found:
     own = test.own if test.own > 0 else None
     while not reason and rate is not None and len(tried) < tries:
         started = time.monotonic()
-        tried[rate] = _train(cli, {option: rate, "trainer.max_epochs": epochs})
+        try:
+            run = _train(cli, {option: rate, "trainer.max_epochs": epochs})
+        except UsageError as error:
+            say(f"try      no more runs: {error}")
+            break
+        if not run.is_logged:
+            say("try      no more runs: validation logs no val/loss")
+            break
+        tried[rate] = run.lowest
         shown = f"val/loss {tried[rate]:.4g}" if math.isfinite(tried[rate]) else "no finite val/loss"
         say(f"try      lr {rate:.2g}: {shown}, {time.monotonic() - started:.2g} s")
         if own is not None and all(abs(math.log(own / each)) > 0.1 for each in tried):
@@ -170,8 +180,8 @@ def _epochs(test: RangeTest, planned: int | None) -> int:
     return epochs if planned is None or planned <= 0 else min(epochs, planned)
 
 
-def _train(cli: CLI, values: Mapping[str, Any]) -> float:
-    """Return the lowest validation loss of a run in a folder of its own, infinite if it fails."""
+def _train(cli: CLI, values: Mapping[str, Any]) -> _LowestLoss:
+    """Return what was seen of a run in a folder of its own; its loss is infinite if it fails."""
     recorder, given = _LowestLoss(), cli.experiment
     with tempfile.TemporaryDirectory() as folder, isolated(), printing("silent"):
         try:
@@ -182,11 +192,11 @@ def _train(cli: CLI, values: Mapping[str, Any]) -> float:
             if isinstance(experiment.datamodule, DataModule) and isinstance(given.datamodule, DataModule):
                 experiment.datamodule.share(given.datamodule)
             experiment.fit()
-        except (TrainingError, UsageError, torch.OutOfMemoryError):
-            return math.inf
+        except (TrainingError, torch.OutOfMemoryError):
+            recorder.lowest, recorder.is_logged = math.inf, True
         finally:
             cli.experiment = given
-    return recorder.lowest
+    return recorder
 
 
 def rate_option(options: Mapping[str, Any], rate: float) -> str:
